@@ -1,0 +1,58 @@
+# make demo | test | test-slow | lint | bench.  Each first builds or renews .venv, which costs nothing
+# when pyproject.toml, constraints.txt and the version have not changed.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+# Two stamps, so that the demo does not wait for the developers' tools.
+DEMO_READY := $(VENV)/.demo-ready
+DEV_READY  := $(VENV)/.dev-ready
+INPUTS     := pyproject.toml constraints.txt src/inward/__init__.py
+
+# -qq leaves errors only. torch goes first and by itself: pip then takes the exact build that
+# constraints.txt names before any range of another package can choose a larger one.
+# hatchling is installed too, because an isolated build would not see the constraints.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install -c constraints.txt
+
+# One thread a process: two test workers share two cores. No test may reach a model hub.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+PYTEST   := $(TEST_ENV) $(BIN)/python -m pytest -n 2
+
+.PHONY: help demo test test-slow lint bench
+.NOTPARALLEL:
+
+help:
+	@sed -n '1,2s/^# //p' Makefile
+
+demo: $(DEMO_READY)
+	$(BIN)/inward demo
+
+test: $(DEV_READY)
+	$(PYTEST) -m 'not slow' --durations=10
+
+test-slow: $(DEV_READY)
+	$(PYTEST) -m slow --durations=10
+
+lint: $(DEV_READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+bench: $(DEMO_READY)
+	$(BIN)/inward bench
+
+define install
+	@echo "Installing inward[$(1)] into $(VENV) (a minute or two the first time)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) torch hatchling
+	@$(PIP) --no-build-isolation -e '.[$(1)]'
+endef
+
+$(DEMO_READY): $(INPUTS)
+	$(call install,viz)
+	@touch $@
+
+$(DEV_READY): $(INPUTS)
+	$(call install,dev)
+	@touch $(DEMO_READY) $@

@@ -1,0 +1,1 @@
+"""Puzzle sets, text records, their generators, symmetries and training sources."""

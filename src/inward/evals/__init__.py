@@ -1,0 +1,1 @@
+"""Scoring of models: accuracy with its interval, votes over variants, compute, benchmarks."""

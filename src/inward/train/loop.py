@@ -1,0 +1,548 @@
+"""The one training loop: any model with a `loss`, any source that is a function of the step.
+
+    run = Run(model=TRM(config), source=puzzles, evaluate=accuracy, config=recipe_as_dict)
+    summary = train(run, TrainSettings(steps=2000), "runs/sudoku6")
+
+What is unusual:
+- A step does not depend on how its batch is cut. `loss` returns sums, the loop divides by the
+  weight of the whole global batch, and random draws belong to rows (`Draws`). So 1 x B, 2 x B/2 by
+  accumulation and two processes do the same step up to rounding.
+- A method may carry state from step to step (TRM's slots). Every micro-batch of every process owns
+  a fixed range of rows of the global batch and with it its own state.
+- Calling `train` again with the same folder goes on, with the same bits: see state.py. A state is
+  saved before the evaluation of its step, and the evaluation is done again on resuming; therefore
+  Ctrl-C need not wait for it and the log is the same as without the break.
+
+Steps done are counted from 0 (the number of the next batch), rows of the log from 1. Devices,
+autocast, DistributedDataParallel and trackers are accelerate's; the loop itself only sums one short
+vector of statistics over the processes. Resume state is our own, because accelerate's is pickled.
+
+Output folder: config.json, log.jsonl, states/, best/ (on request), model/ (averaged weights, as
+`save_pretrained` writes them), summary.json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, set_seed
+from torch import Tensor, nn
+
+from inward.train.draws import Batch, Draws, Loss
+from inward.train.ema import EMA
+from inward.train.log import Log, Window, progress_bar, say, start_trackers
+from inward.train.optim import build_optimizers, dense_parameters, sparse_parameters
+from inward.train.process import (
+    Signals,
+    evaluation_mode,
+    peak_memory,
+    prepare_model,
+    started_accelerator,
+    widest_float,
+)
+from inward.train.schedule import lr_factor
+from inward.train.settings import TrainSettings
+from inward.train.state import (
+    Generators,
+    StateFolder,
+    TrainState,
+    kept_generators,
+    new_folder,
+    write_json,
+    write_tensors,
+)
+
+if TYPE_CHECKING:
+    from inward.data.source import Source
+
+HARMLESS = (
+    "best_metric",
+    "eval_every",
+    "keep",
+    "log_every",
+    "progress",
+    "save_every",
+    "trackers",
+)
+"""Settings that may change between a run and its continuation: they do not touch the weights."""
+
+
+@runtime_checkable
+class SavesItself(Protocol):
+    """A model of transformers, or one that has the same method."""
+
+    def save_pretrained(self, folder: str | Path) -> Any:
+        """Write weights and configuration into a folder."""
+        ...
+
+
+@dataclass
+class Run:
+    """What is trained. `config` is the resolved recipe (JSON values), saved as config.json."""
+
+    model: nn.Module
+    source: Source
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    """Called on every process with the averaged weights in place; all get the same result."""
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+class NonFiniteError(FloatingPointError):
+    """Loss or gradient is NaN or infinite; `step` counts from 1, `tensor` is the first culprit."""
+
+    def __init__(self, step: int, tensor: str, kept: Path) -> None:
+        self.step = step
+        self.tensor = tensor
+        super().__init__(
+            f"step {step} stopped before its update: {tensor} is not finite. The state before it "
+            f"is kept in {kept}; lower the rate or set clip, or look at the data of this step"
+        )
+
+
+def train(run: Run, settings: TrainSettings, out: str | Path) -> dict[str, Any]:
+    """Train `run.model` in place; start in the empty folder `out`, or go on where it stopped.
+
+    Returns:
+        The summary that is also saved as summary.json: steps, loss, evaluation, best, seconds,
+        cpu_seconds, peak_memory_bytes (of the main process, over all parts of the run), ...
+
+    Raises:
+        ValueError: settings that cannot be met, or a state in `out` that belongs to another run.
+        NonFiniteError: loss or gradient of a step is not finite; the state before it is saved.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the step was finished and the state saved.
+            (A command should exit with 130.)
+    """
+    with started_accelerator(settings, Path(out)) as accelerator, Signals() as signals:
+        loop = _Loop(run, settings, Path(out), accelerator, signals)
+        try:
+            return loop.run_to_end()
+        finally:
+            loop.close()
+
+
+class _Loop:
+    """One call of `train`: the live objects and the steps of the loop."""
+
+    def __init__(
+        self,
+        run: Run,
+        settings: TrainSettings,
+        out: Path,
+        accelerator: Accelerator,
+        signals: Signals,
+    ) -> None:
+        _check(run, settings, accelerator)
+        self.run = run
+        self.settings = settings
+        self.out = out
+        self.accelerator = accelerator
+        self.signals = signals
+        self.device = accelerator.device
+        self.began = time.perf_counter()
+        self.cpu_began = time.process_time()
+        self.module = prepare_model(accelerator, run.model)
+        self.dense = dense_parameters(run.model)
+        self.sparse = sparse_parameters(run.model)
+        ema = None
+        if settings.ema_decay:
+            ema = EMA(self.dense, decay=settings.ema_decay, ramp=settings.ema_ramp)
+        self.state = TrainState(
+            model=run.model,
+            optimizers=build_optimizers(run.model, settings.optim),
+            ema=ema,
+            carries=[None] * settings.accumulation,
+        )
+        self.store = StateFolder(
+            out / "states",
+            _identity(settings, run.config),
+            keep=settings.keep,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            barrier=accelerator.wait_for_everyone,
+        )
+        self.resumed = self._start_or_resume()
+        self.saved_step = self.state.step if self.resumed else None
+        self.earlier = dict(self.state.record)
+        self.window = Window(**self.state.record.get("window", {}))
+        step = self.state.step
+        eval_step = step - 1 if self._evaluation_due() else step
+        self.log = Log(out / "log.jsonl", accelerator, step=step, eval_step=eval_step)
+        start_trackers(accelerator, run.config or asdict(settings))
+        self.bar = progress_bar(
+            settings.steps, step, mode=settings.progress, main=accelerator.is_main_process
+        )
+
+    # --- beginning and end ----------------------------------------------------------------------
+
+    def _start_or_resume(self) -> bool:
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.store.clean()
+        steps = self.store.steps()
+        if steps and steps[-1] > self.settings.steps:
+            raise ValueError(
+                f"{self.out} is at step {steps[-1]}, beyond steps = {self.settings.steps}; "
+                "ask for more steps or train into another folder"
+            )
+        if steps:
+            self.store.load(self.state, steps[-1], self.device).restore(self.device)
+        else:
+            words = np.random.SeedSequence([self.settings.seed, self.store.rank])
+            set_seed(int(words.generate_state(1)[0]))
+        if self.accelerator.is_main_process:
+            write_json(self.out / "config.json", self.run.config)
+        return bool(steps)
+
+    def run_to_end(self) -> dict[str, Any]:
+        summary = self._finished_summary()
+        if summary is not None:
+            self._say(f"{self.out} is finished at step {self.state.step}; nothing to do")
+            return summary
+        if self.resumed:
+            self._say(f"resuming {self.out} after step {self.state.step}")
+            if self._evaluation_due():
+                self.evaluate()
+        while self.state.step < self.settings.steps:
+            stop = self.advance()
+            last = self.state.step == self.settings.steps
+            if stop or last or _due(self.state.step, self.settings.save_every):
+                self.save()
+            if stop and not last:
+                self._stop()
+            if self._evaluation_due():
+                self.evaluate()
+        return self.finish()
+
+    def _finished_summary(self) -> dict[str, Any] | None:
+        path = self.out / "summary.json"
+        if not self.resumed or self.state.step < self.settings.steps or not path.exists():
+            return None
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        return summary if summary["steps"] == self.state.step else None
+
+    def _stop(self) -> None:
+        told = f"stopped after step {self.state.step}; the same command goes on from {self.out}"
+        self._say(told)
+        raise KeyboardInterrupt(told)
+
+    def finish(self) -> dict[str, Any]:
+        self._save_model(self.out / "model")
+        self._update_record()
+        summary = {
+            "steps": self.state.step,
+            "rows": self.state.step * self.settings.batch_rows,
+            "parameters": sum(p.numel() for p in self.dense.values()),
+            "sparse_parameters": sum(p.numel() for p in self.sparse.values()),
+            "processes": self.accelerator.num_processes,
+            "device": self.device.type,
+            **{k: v for k, v in self.state.record.items() if k != "window"},
+        }
+        if self.accelerator.is_main_process:
+            write_json(self.out / "summary.json", summary)
+        self.accelerator.wait_for_everyone()
+        return summary
+
+    def close(self) -> None:
+        self.bar.close()
+        self.log.close()
+
+    def _say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            say(text)
+
+    # --- one step -------------------------------------------------------------------------------
+
+    def advance(self) -> bool:
+        """Do one optimizer step; true if somebody asked to stop."""
+        began = time.perf_counter()
+        before = Generators.capture(self.device)
+        slices = self._slices()
+        batches = [self._batch(rows) for rows in slices]
+        weight = self._global_weight(batches)
+        losses = self._backward(slices, batches, weight)
+        stats = self._reduce(losses, weight)
+        if not stats.finite:
+            self._stop_non_finite(batches, losses, before)
+        lr = self._update(stats.grad_norm)
+        # Contiguous as they would be after a resume, so that kernels add in the same order.
+        self.state.carries = [
+            loss.state and {name: value.contiguous() for name, value in loss.state.items()}
+            for loss in losses
+        ]
+        self.state.step += 1
+        seconds = time.perf_counter() - began
+        self.window.add(stats.loss, stats.metrics, self.settings.batch_rows, seconds)
+        self._log_step(stats, lr)
+        return stats.stop
+
+    def _slices(self) -> list[range]:
+        """Rows of the global batch that each micro-batch of this process owns."""
+        parts = self.settings.accumulation
+        size = self.settings.batch_rows // (parts * self.accelerator.num_processes)
+        first = self.accelerator.process_index * parts
+        return [range(n * size, (n + 1) * size) for n in range(first, first + parts)]
+
+    def _batch(self, rows: range) -> Batch:
+        batch = self.run.source.batch(self.state.step, rows, self.settings.batch_rows)
+        return {name: value.to(self.device) for name, value in batch.items()}
+
+    def _global_weight(self, batches: list[Batch]) -> float:
+        """Number of loss items in the whole global batch; rows if the source does not say."""
+        if "weight" not in batches[0]:
+            return float(self.settings.batch_rows)
+        own = torch.stack(
+            [batch["weight"].to(widest_float(self.device)) for batch in batches]
+        ).sum()
+        total = float(cast(Tensor, self.accelerator.reduce(own, reduction="sum")))
+        if not total > 0:
+            raise ValueError(f"batch {self.state.step} has a weight of {total}: nothing to learn")
+        return total
+
+    def _backward(self, slices: list[range], batches: list[Batch], weight: float) -> list[Loss]:
+        scale = self.accelerator.num_processes / weight  # DDP takes the mean over processes
+        losses: list[Loss] = []
+        for rows, batch, carry in zip(slices, batches, self.state.carries, strict=True):
+            draws = Draws(
+                self.settings.seed,
+                self.state.step,
+                rows,
+                self.settings.batch_rows,
+                device=self.device,
+            )
+            last = len(losses) + 1 == len(batches)
+            # Gradients travel between processes once per step, with the last micro-batch.
+            with nullcontext() if last else self.accelerator.no_sync(self.module):
+                loss = self.module(batch, carry, draws)
+                self.accelerator.backward(loss.total * scale)
+            attached = [n for n, t in (loss.state or {}).items() if t.requires_grad]
+            assert not attached, f"method state {attached} must be detached"
+            loss.total = loss.total.detach()
+            losses.append(loss)
+        return losses
+
+    def _reduce(self, losses: list[Loss], weight: float) -> _Stats:
+        """Sum loss, metrics and flags over micro-batches and processes; one wait per step."""
+        names = sorted(losses[0].metrics)
+        assert all(sorted(x.metrics) == names for x in losses), "metrics must keep their names"
+        wide = widest_float(self.device)
+
+        def total(values: list[Tensor]) -> Tensor:
+            return torch.stack([v.detach().to(self.device, wide) for v in values]).sum()
+
+        sums = [total([loss.total for loss in losses])]
+        sums += [total([x.metrics[name][i] for x in losses]) for name in names for i in (0, 1)]
+        bad = [~g.isfinite().all() for g in self._sparse_grads().values()]
+        sums += [total(bad)] if bad else [torch.zeros((), device=self.device, dtype=wide)]
+        sums += [torch.tensor(float(self.signals.asked), device=self.device, dtype=wide)]
+        summed = cast(Tensor, self.accelerator.reduce(torch.stack(sums), reduction="sum"))
+        grads = [p.grad for p in self.dense.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads).to(self.device)
+        loss, *values, num_bad, stop, grad_norm = [*summed.tolist(), float(norm)]
+        metrics = dict(zip(names, zip(values[0::2], values[1::2], strict=True), strict=True))
+        finite = math.isfinite(loss) and math.isfinite(grad_norm) and num_bad == 0
+        return _Stats(loss / weight, grad_norm, metrics, finite, stop > 0)
+
+    def _sparse_grads(self) -> dict[str, Tensor]:
+        grads = {name: p.grad for name, p in self.sparse.items() if p.grad is not None}
+        return {n: g._values() if g.is_sparse else g for n, g in grads.items()}
+
+    def _update(self, grad_norm: float) -> float:
+        """Clip, move the weights and the average; returns the rate of the first group."""
+        clip = self.settings.clip
+        if clip:
+            norm = torch.tensor(grad_norm, device=self.device)
+            torch.nn.utils.clip_grads_with_norm_(self.dense.values(), clip, norm)
+        factor = lr_factor(self.settings, self.state.step + 1)
+        for optimizer in self.state.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+            optimizer.step()
+        for param in [*self.dense.values(), *self.sparse.values()]:
+            param.grad = None
+        if self.state.ema is not None:
+            self.state.ema.update()
+        return self.state.optimizers[0].param_groups[0]["lr"]
+
+    def _log_step(self, stats: _Stats, lr: float) -> None:
+        self.bar.set_postfix_str(f"loss {stats.loss:.4g}", refresh=False)
+        self.bar.update()
+        step = self.state.step
+        if not (_due(step, self.settings.log_every) or step == self.settings.steps):
+            return
+        times = {"lr": lr, "grad_norm": stats.grad_norm, "seconds": self._seconds()}
+        self.log.row("train", step, {**self.window.means(), **times})
+        self.state.record["loss"] = self.window.loss / self.window.steps
+        self.window = Window()
+
+    def _stop_non_finite(
+        self, batches: list[Batch], losses: list[Loss], before: Generators
+    ) -> None:
+        """Nothing was updated yet: save the state before the step, then say what went wrong."""
+        culprit = self._first_non_finite(batches, losses)
+        raise NonFiniteError(self.state.step + 1, culprit, self.save(before))
+
+    def _first_non_finite(self, batches: list[Batch], losses: list[Loss]) -> str:
+        for name, tensor in self._suspects(batches, losses):
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                return name
+        return "a tensor of another process"
+
+    def _suspects(self, batches: list[Batch], losses: list[Loss]) -> Iterator[tuple[str, Tensor]]:
+        """Tensors in the order in which a bad value travels through a step."""
+        yield from ((f"parameter {n}", p.detach()) for n, p in self.run.model.named_parameters())
+        # Infinity in a buffer is usually meant (masks), NaN never.
+        buffers = self.run.model.named_buffers()
+        yield from ((f"buffer {n}", b.masked_fill(b.isinf(), 0)) for n, b in buffers)
+        for batch, carry in zip(batches, self.state.carries, strict=True):
+            yield from ((f"batch entry {n}", v) for n, v in batch.items())
+            yield from ((f"method state {n}", v) for n, v in (carry or {}).items())
+        yield from (("the loss", loss.total) for loss in losses)
+        dense = {n: p.grad for n, p in self.dense.items() if p.grad is not None}
+        grads = {**dense, **self._sparse_grads()}
+        yield from ((f"the gradient of {n}", g) for n, g in grads.items())
+        yield "the gradient norm", torch.tensor(math.nan)  # finite gradients, infinite norm
+
+    # --- evaluation and saving ------------------------------------------------------------------
+
+    def _evaluation_due(self) -> bool:
+        if self.run.evaluate is None or self.state.step == 0:
+            return False
+        last = self.state.step == self.settings.steps
+        return last or _due(self.state.step, self.settings.eval_every)
+
+    def evaluate(self) -> None:
+        """Evaluate the averaged weights; training goes on as if it had not happened."""
+        assert self.run.evaluate is not None, "nothing to evaluate with"
+        began = time.perf_counter()
+        with (
+            self._averaged(),
+            kept_generators(self.device),
+            evaluation_mode(self.run.model),
+            torch.no_grad(),
+            self.accelerator.autocast(),
+        ):
+            found = self.run.evaluate(self.run.model)
+        metrics = {name: float(value) for name, value in found.items()}
+        self.state.record["evaluation"] = metrics
+        seconds = time.perf_counter() - began
+        self.log.row("eval", self.state.step, {"metrics": metrics, "seconds": seconds})
+        self._keep_best(metrics)
+
+    def _keep_best(self, metrics: dict[str, float]) -> None:
+        name = self.settings.best_metric
+        if not name:
+            return
+        if name not in metrics:
+            raise ValueError(f"best_metric is {name!r}, evaluation gives {sorted(metrics)}")
+        best = self.state.record.get("best")
+        if best is None or metrics[name] > best["value"]:
+            self.state.record["best"] = {"value": metrics[name], "step": self.state.step}
+            self._save_model(self.out / "best")
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        with nullcontext() if self.state.ema is None else self.state.ema.swapped():
+            yield
+
+    def save(self, generators: Generators | None = None) -> Path:
+        """Save the resume state of this step, once."""
+        if self.saved_step == self.state.step:
+            return self.store.path(self.state.step)
+        self._update_record()
+        path = self.store.save(self.state, generators or Generators.capture(self.device))
+        self.saved_step = self.state.step
+        return path
+
+    def _update_record(self) -> None:
+        cpu = time.process_time() - self.cpu_began
+        self.state.record |= {
+            "window": self.window.to_json(),
+            "seconds": self._seconds(),
+            "cpu_seconds": self.earlier.get("cpu_seconds", 0.0) + cpu,
+            "peak_memory_bytes": max(self.earlier.get("peak_memory_bytes", 0), peak_memory()),
+        }
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+            self.state.record["peak_device_memory_bytes"] = peak
+
+    def _seconds(self) -> float:
+        return self.earlier.get("seconds", 0.0) + time.perf_counter() - self.began
+
+    def _save_model(self, folder: Path) -> None:
+        if self.accelerator.is_main_process:
+            with self._averaged(), new_folder(folder) as hidden:
+                if isinstance(self.run.model, SavesItself):
+                    self.run.model.save_pretrained(hidden)
+                else:
+                    write_tensors(hidden / "model.safetensors", self.run.model.state_dict())
+        self.accelerator.wait_for_everyone()
+
+
+@dataclass(frozen=True)
+class _Stats:
+    """Global numbers of one step."""
+
+    loss: float
+    grad_norm: float
+    metrics: dict[str, tuple[float, float]]
+    finite: bool
+    stop: bool
+
+
+def _check(run: Run, settings: TrainSettings, accelerator: Accelerator) -> None:
+    """User errors that would otherwise show up late or never."""
+    parts = settings.accumulation * accelerator.num_processes
+    if settings.batch_rows % parts:
+        raise ValueError(
+            f"batch_rows is {settings.batch_rows}, but must be a multiple of {parts} "
+            f"(accumulation {settings.accumulation} x {accelerator.num_processes} processes)"
+        )
+    kinds = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if accelerator.distributed_type not in kinds:
+        raise ValueError(
+            f"the launcher asks for {accelerator.distributed_type}; resume states are written for "
+            "one process or DDP. Launch with accelerate's --multi_gpu or --cpu, or torchrun"
+        )
+    if settings.best_metric and run.evaluate is None:
+        raise ValueError(f"best_metric is {settings.best_metric!r}, but the run has no evaluate")
+    if settings.eval_every and run.evaluate is None:
+        warnings.warn("eval_every is ignored: the run has no evaluate", stacklevel=4)
+    try:
+        json.dumps(run.config)
+    except TypeError as error:
+        raise ValueError(f"run.config must hold JSON values only: {error}") from error
+
+
+def _identity(settings: TrainSettings, config: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal for a state to fit: recipe and settings, without what is harmless."""
+    plain = json.loads(json.dumps(asdict(settings)))
+    decisive = {name: value for name, value in plain.items() if name not in HARMLESS}
+    if settings.schedule == "constant":
+        del decisive["steps"]  # then a run may be made longer
+    return {
+        "settings": decisive,
+        # The recipe usually contains the settings; there they are judged once, above.
+        "config": _without(json.loads(json.dumps(config)), plain),
+    }
+
+
+def _without(config: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without(value, part) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if value != part
+    }
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,448 @@
+"""Resume state: everything that decides the next step, as safetensors and JSON, never pickle.
+
+    <run>/states/step-000000120/
+        state.safetensors       raw weights, average, optimizer states
+        state.json              step, identity of the run, optimizer scalars, the loop's record
+        rank-00000.safetensors  what differs between processes: method state, torch generators
+        rank-00000.json         generators of numpy and Python
+
+A killed run goes on with the same bits, so nothing may be left out: the data position is the step
+(sources are pure functions of it), and `dropout` draws from global generators, which are here too.
+A state is written to a hidden folder, flushed, and renamed; what a kill leaves half-written or
+half-deleted is a hidden folder, which the next start removes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from inward.hub import complain
+from inward.train.ema import EMA
+
+FORMAT = 1
+_SLICE_BYTES = 1 << 26
+"""Tensors larger than this are read in slices: a table of identifiers has gigabytes."""
+
+
+# --- folders and files --------------------------------------------------------------------------
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give a hidden folder to write into; it takes the place of `target` if nothing fails."""
+    hidden = target.with_name(f".new-{target.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir(parents=True)
+    yield hidden
+    publish(hidden, target)
+
+
+def publish(hidden: Path, target: Path) -> None:
+    """Flush a finished folder to the disk and give it its name; an older one there goes away."""
+    for path in [*hidden.rglob("*"), hidden]:
+        _flush(path)
+    remove_folder(target)
+    os.replace(hidden, target)
+    _flush(target.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder so that a kill on the way leaves no half of it under its name."""
+    hidden = folder.with_name(f".old-{folder.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, hidden)
+        shutil.rmtree(hidden)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON to a temporary name, then rename."""
+    hidden = path.with_name(f".new-{path.name}")
+    hidden.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _flush(hidden)
+    os.replace(hidden, path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Save tensors of any layout; safetensors itself refuses strided and shared memory."""
+    seen: set[int] = set()
+    ready: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().contiguous()
+        memory = plain.untyped_storage().data_ptr()
+        ready[name] = plain.clone() if memory in seen and plain.numel() else plain
+        seen.add(memory)
+    save_file(ready, path)
+
+
+def _flush(path: Path) -> None:
+    """Ask the disk to keep what was written, so that a rename never outlives its content."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --- random generators --------------------------------------------------------------------------
+
+
+@dataclass
+class Generators:
+    """The global generators at one moment: torch (CPU and device), numpy, Python."""
+
+    tensors: dict[str, Tensor]
+    scalars: dict[str, Any]
+
+    @classmethod
+    def capture(cls, device: torch.device) -> Generators:
+        """Read them all; costs microseconds."""
+        tensors = {"cpu": torch.get_rng_state()}
+        if device.type != "cpu":
+            tensors[device.type] = torch.get_device_module(device).get_rng_state()
+        numbers: Any = np.random.get_state(legacy=False)
+        version, words, gauss = random.getstate()
+        tensors["numpy"] = torch.from_numpy(numbers["state"]["key"].astype(np.int64))
+        tensors["python"] = torch.tensor(words)
+        scalars = {
+            "numpy": [numbers["state"]["pos"], numbers["has_gauss"], numbers["gauss"]],
+            "python": [version, gauss],
+        }
+        return cls(tensors, scalars)
+
+    def restore(self, device: torch.device) -> None:
+        """Put them back; warns if the state comes from a machine with another kind of device."""
+        torch.set_rng_state(self.tensors["cpu"])
+        if device.type != "cpu" and device.type in self.tensors:
+            torch.get_device_module(device).set_rng_state(self.tensors[device.type])
+        elif device.type != "cpu":
+            warnings.warn(f"no {device.type} generator in the state: dropout differs", stacklevel=2)
+        key = self.tensors["numpy"].numpy().astype(np.uint32)
+        np.random.set_state(("MT19937", key, *self.scalars["numpy"]))
+        version, gauss = self.scalars["python"]
+        random.setstate((version, tuple(self.tensors["python"].tolist()), gauss))
+
+
+@contextmanager
+def kept_generators(device: torch.device) -> Iterator[None]:
+    """Whatever is drawn inside the block leaves no trace outside it."""
+    before = Generators.capture(device)
+    try:
+        yield
+    finally:
+        before.restore(device)
+
+
+# --- the state ----------------------------------------------------------------------------------
+
+
+@dataclass
+class TrainState:
+    """Live objects of a run. `carries` holds the method state of each micro-batch."""
+
+    model: nn.Module
+    optimizers: list[Optimizer]
+    ema: EMA | None
+    carries: list[dict[str, Tensor] | None]
+    step: int = 0
+    """Steps done, which is also the number of the next batch."""
+    record: dict[str, Any] = field(default_factory=dict)
+    """JSON values that the loop keeps: best metric, open log window, seconds so far."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that are the same on every process, under their names in the file."""
+        found = self.weights()
+        for name, state in self._optimizer_states():
+            found.update({f"{name}{k}": v for k, v in state.items() if isinstance(v, Tensor)})
+        return found
+
+    def weights(self) -> dict[str, Tensor]:
+        """Raw weights and persistent buffers (a tied weight once), and the average."""
+        found: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if id(tensor) not in seen:
+                found[f"model.{name}"] = tensor.detach()
+                seen.add(id(tensor))
+        if self.ema is not None:
+            found.update({f"ema.{name}": value for name, value in self.ema.shadow.items()})
+        return found
+
+    def scalars(self) -> dict[str, Any]:
+        """Optimizer values that are no tensors."""
+        return {
+            f"{name}{key}": value
+            for name, state in self._optimizer_states()
+            for key, value in state.items()
+            if value is not None and not isinstance(value, Tensor)
+        }
+
+    def _optimizer_states(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name, (optimizer, param) in self.optimized().items():
+            yield name, optimizer.state.get(param, {})
+
+    def optimized(self) -> dict[str, tuple[Optimizer, Tensor]]:
+        """Prefix of the state in the file -> optimizer and parameter."""
+        return {
+            f"optim.{number}.{name}/": (optimizer, param)
+            for number, optimizer in enumerate(self.optimizers)
+            for group in optimizer.param_groups
+            for name, param in zip(group["param_names"], group["params"], strict=True)
+        }
+
+
+@dataclass
+class StateFolder:
+    """The states of one run on disk.
+
+    identity: JSON values that must be equal for a state to fit (nested dicts); `compare` in the
+        loop decides what goes in. barrier: waits for all processes.
+    """
+
+    root: Path
+    identity: dict[str, Any]
+    keep: int = 2
+    rank: int = 0
+    world_size: int = 1
+    barrier: Callable[[], None] = lambda: None
+
+    def clean(self) -> None:
+        """Remove what a killed process left half-written or half-deleted."""
+        if self.rank == 0 and self.root.exists():
+            for folder in self.root.glob(".*-step-*"):
+                shutil.rmtree(folder)
+        self.barrier()
+
+    def steps(self) -> list[int]:
+        """Steps with a complete state, ascending."""
+        if not self.root.exists():
+            return []
+        names = [p.name.removeprefix("step-") for p in self.root.glob("step-*") if p.is_dir()]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def path(self, step: int) -> Path:
+        """Folder of the state at `step`."""
+        return self.root / f"step-{step:09d}"
+
+    def save(self, state: TrainState, generators: Generators) -> Path:
+        """Write the state of all processes; every process calls this at the same step."""
+        target = self.path(state.step)
+        hidden = target.with_name(f".new-{target.name}")
+        if self.rank == 0:
+            shutil.rmtree(hidden, ignore_errors=True)
+            hidden.mkdir(parents=True)
+        self.barrier()
+        self._write_rank(hidden, state, generators)
+        if self.rank == 0:
+            self._write_shared(hidden, state)
+        self.barrier()
+        if self.rank == 0:
+            publish(hidden, target)
+            for step in self.steps()[: -self.keep]:
+                remove_folder(self.path(step))
+        self.barrier()
+        return target
+
+    def _write_shared(self, folder: Path, state: TrainState) -> None:
+        write_tensors(folder / "state.safetensors", state.tensors())
+        content = {
+            "format": FORMAT,
+            "step": state.step,
+            "world_size": self.world_size,
+            "micro_batches": len(state.carries),
+            "ema_updates": state.ema.num_updates if state.ema else 0,
+            "identity": self.identity,
+            "record": state.record,
+            "optimizer_scalars": state.scalars(),
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+        }
+        write_json(folder / "state.json", content)
+
+    def _write_rank(self, folder: Path, state: TrainState, generators: Generators) -> None:
+        tensors = {f"rng.{name}": value for name, value in generators.tensors.items()}
+        for number, carry in enumerate(state.carries):
+            tensors |= {f"carry.{number}.{name}": value for name, value in (carry or {}).items()}
+        carried = [carry is not None for carry in state.carries]
+        stem = f"rank-{self.rank:05d}"
+        write_tensors(folder / f"{stem}.safetensors", tensors)
+        write_json(folder / f"{stem}.json", {"rng": generators.scalars, "carried": carried})
+
+    def load(self, state: TrainState, step: int, device: torch.device) -> Generators:
+        """Read the state of `step` into the live objects; returns the generators of that moment.
+
+        Everything is checked before anything is changed.
+
+        Raises:
+            ValueError: the state belongs to another run (each difference is listed), was made by
+                another number of processes or micro-batches, or its files are damaged.
+        """
+        folder = self.path(step)
+        content = _read_json(folder / "state.json")
+        self._check(content, state, folder)
+        own = _read_json(folder / f"rank-{self.rank:05d}.json")
+        with (
+            _open(folder / "state.safetensors") as shared,
+            _open(folder / f"rank-{self.rank:05d}.safetensors") as rank,
+        ):
+            self._check_names(shared, state, folder)
+            _place(shared, state, content)
+            state.carries = _carries(rank, own["carried"], device)
+            names = [n for n in rank.keys() if n.startswith("rng.")]  # noqa: SIM118 (no mapping)
+            generators = {n.removeprefix("rng."): rank.get_tensor(n).clone() for n in names}
+        return Generators(generators, own["rng"])
+
+    def _check(self, content: dict[str, Any], state: TrainState, folder: Path) -> None:
+        if content.get("format") != FORMAT:
+            raise ValueError(f"{folder} has format {content.get('format')}, this version: {FORMAT}")
+        told = differences(content["identity"], self.identity)
+        if told:
+            raise ValueError(
+                f"{folder} belongs to a run with other settings; restore them or train into "
+                f"another folder. {'; '.join(told)}"
+            )
+        for name, now in (("world_size", self.world_size), ("micro_batches", len(state.carries))):
+            if content[name] != now:
+                raise ValueError(
+                    f"{folder} was written with {name} {content[name]}, this run has {now}: method "
+                    "state and generators cannot be divided anew. Start it as it was started"
+                )
+        if content["threads"] != torch.get_num_threads():
+            warnings.warn(
+                f"the run had {content['threads']} threads, now {torch.get_num_threads()}: "
+                "losses will not agree to the last bit",
+                stacklevel=2,
+            )
+
+    def _check_names(self, file: Any, state: TrainState, folder: Path) -> None:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        expected = {name: tuple(value.shape) for name, value in state.weights().items()}
+        optimized = {name: tuple(p.shape) for name, (_, p) in state.optimized().items()}
+        unexpected, wrong = [], []
+        for name, shape in found.items():
+            # Optimizers make their state at the first step: any tensor of a known parameter fits
+            # if it is a scalar or shaped like the parameter.
+            prefix = name.rpartition("/")[0] + "/"
+            want = () if shape == () and prefix in optimized else optimized.get(prefix)
+            want = expected.get(name, want)
+            if want is None:
+                unexpected.append(name)
+            elif want != shape:
+                wrong.append(f"{name} (saved {shape}, needed {want})")
+        complain(folder, sorted(expected.keys() - found.keys()), unexpected, wrong)
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Dotted names of what two nested dicts do not share: missing, unexpected, different."""
+    old, new = flatten(saved), flatten(now)
+    both = sorted(old.keys() & new.keys())
+    parts = [
+        ("missing", sorted(new.keys() - old.keys())),
+        ("unexpected", sorted(old.keys() - new.keys())),
+        ("different", [f"{n} (saved {old[n]}, now {new[n]})" for n in both if old[n] != new[n]]),
+    ]
+    return [f"{title}: {', '.join(names)}" for title, names in parts if names]
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(_damaged(path, error)) from error
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise ValueError(_damaged(path, error)) from error
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"cannot read {path} ({error}); delete {path.parent} to go on from the state before it"
+
+
+@torch.no_grad()
+def _place(file: Any, state: TrainState, content: dict[str, Any]) -> None:
+    for name, tensor in state.weights().items():
+        _copy(file, name, tensor)
+    for prefix, (optimizer, param) in state.optimized().items():
+        values: dict[str, Any] = {}
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            if name.startswith(prefix):
+                values[name.removeprefix(prefix)] = _load_beside(file, name, param)
+        for name, value in content["optimizer_scalars"].items():
+            if name.startswith(prefix):
+                values[name.removeprefix(prefix)] = value
+        optimizer.state.pop(param, None)
+        if values:
+            optimizer.state[param] = values
+    if state.ema is not None:
+        state.ema.num_updates = content["ema_updates"]
+    state.step = content["step"]
+    state.record = content["record"]
+
+
+def _load_beside(file: Any, name: str, param: Tensor) -> Tensor:
+    """A new tensor for optimizer state: on the parameter's device, scalars (counts) on CPU."""
+    saved = file.get_slice(name)
+    if not saved.get_shape():
+        return file.get_tensor(name).clone()
+    dtype = file.get_slice(name)[:0].dtype
+    into = torch.empty_like(param, dtype=dtype)
+    _copy(file, name, into)
+    return into
+
+
+def _copy(file: Any, name: str, into: Tensor) -> None:
+    if into.ndim == 0 or into.numel() * into.element_size() <= _SLICE_BYTES:
+        into.copy_(file.get_tensor(name))
+        return
+    saved = file.get_slice(name)
+    rows = max(1, _SLICE_BYTES * into.shape[0] // (into.numel() * into.element_size()))
+    for first in range(0, into.shape[0], rows):
+        into[first : first + rows].copy_(saved[first : first + rows])
+
+
+def _carries(
+    file: Any, carried: list[bool], device: torch.device
+) -> list[dict[str, Tensor] | None]:
+    carries: list[dict[str, Tensor] | None] = []
+    for number, present in enumerate(carried):
+        prefix = f"carry.{number}."
+        names = [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118 (no mapping)
+        # Cloned, because kernels may add in another order on memory that torch did not align.
+        read = {n.removeprefix(prefix): file.get_tensor(n).clone().to(device) for n in names}
+        carries.append(read if present else None)
+    return carries
