@@ -1,11 +1,13 @@
 """When to stop thinking.
 
-A rule looks at what a step produced and says, row by row, whether that row is done. Rules hold no state: what they
-need from earlier steps is in the view they are given, so rows may leave a batch and others take their place.
+A rule looks at what a step produced and says, row by row, whether that row is done. Rules hold no
+state: what they
+need from earlier steps is in the view they are given, so rows may leave a batch and others take
+their place.
 
     QHalt(0.0)            the model's own halting head says "right" (TRM paper, section 4.6)
     ArgmaxStable(3)       the answer has not changed for 3 steps
-    LatentChange(1e-3)    the latent moved by less than this share of its length (FPRM, arXiv 2606.18206)
+    LatentChange(1e-3)    the latent moved by less than this share (FPRM, arXiv 2606.18206)
     Never()               the step budget alone ends it
     AllOf(QHalt(), ArgmaxStable(2))
 
@@ -29,7 +31,8 @@ class View:
     step: (B,) how many steps each row has had, this one included.
     q: (B,) halting logits.
     tokens: (B, L) the answer now.
-    stable_for: (B,) how many steps in a row left the answer as it was (0 after a change, and after step 1).
+    stable_for: (B,) how many steps in a row left the answer as it was (0 after a change, and after
+        step 1).
     change: (B,) |new - old| / |old| of the latent.
     """
 
@@ -52,7 +55,8 @@ class QHalt:
     def __post_init__(self) -> None:
         if not math.isfinite(self.threshold):
             raise ValueError(
-                f"QHalt: threshold {self.threshold} would never fire or always; use a finite logit, or Never()"
+                f"QHalt: threshold {self.threshold} would never fire or always; use a finite "
+                "logit, or Never()"
             )
 
     def __call__(self, view: View) -> Tensor:
@@ -82,7 +86,8 @@ class LatentChange:
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold < math.inf:
             raise ValueError(
-                f"LatentChange: threshold {self.threshold} can never fire, or always fires; use a small positive share"
+                f"LatentChange: threshold {self.threshold} can never fire, or always fires; "
+                "use a small positive share"
             )
 
     def __call__(self, view: View) -> Tensor:

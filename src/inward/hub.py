@@ -1,4 +1,5 @@
-"""Load, save, and translate checkpoints. Weights are safetensors; a file that does not fit says how.
+"""Load, save, and translate checkpoints. Weights are safetensors; a file that does not fit says
+how.
 
     load("maze11")                      a model that ships with the package
     load("runs/mine/model")             a folder written by save_pretrained (any method)
@@ -63,7 +64,8 @@ def load(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
 
     Raises:
         FileNotFoundError: there is no such folder or shipped model.
-        ValueError: an unknown model type, or weights that do not fit (missing, unexpected, wrong shape, NaN).
+        ValueError: an unknown model type, or weights that do not fit (missing, unexpected, wrong
+            shape, NaN).
     """
     path = resolve(name_or_path)
     model_type = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
@@ -85,25 +87,38 @@ def complain(source: object, missing: list[str], unexpected: list[str], wrong: l
         raise ValueError(f"{source} does not fit the model; " + "; ".join(told))
 
 
-def check_fit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: object) -> None:
+def check_fit(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: object
+) -> None:
     """Compare names and shapes, and look for values that are not numbers.
 
     Raises:
-        ValueError: names are missing, unexpected or of wrong shape; or a tensor holds NaN or infinity.
+        ValueError: names are missing, unexpected or of wrong shape; or a tensor holds NaN or
+            infinity.
     """
     wrong = [
         f"{name} {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
         for name in expected.keys() & tensors.keys()
         if tensors[name].shape != expected[name].shape
     ]
-    complain(source, list(expected.keys() - tensors.keys()), list(tensors.keys() - expected.keys()), wrong)
+    complain(
+        source,
+        list(expected.keys() - tensors.keys()),
+        list(tensors.keys() - expected.keys()),
+        wrong,
+    )
     check_finite(tensors, source)
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
-    bad = [name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    """Raise a ValueError that names every tensor with NaN or infinity in it."""
+    bad = [
+        name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()
+    ]
     if bad:
-        raise ValueError(f"{source} holds NaN or infinity in {', '.join(sorted(bad))}; the checkpoint is damaged")
+        raise ValueError(
+            f"{source} holds NaN or infinity in {', '.join(sorted(bad))}; the checkpoint is damaged"
+        )
 
 
 def strict(from_pretrained: Callable[..., Any], source: object, *args: Any, **kwargs: Any) -> Any:
@@ -114,8 +129,13 @@ def strict(from_pretrained: Callable[..., Any], source: object, *args: Any, **kw
             source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
     except SafetensorError as error:
-        raise ValueError(f"{source}: the weights cannot be read ({error}); the file is cut or damaged") from error
-    wrong = [f"{name} {tuple(found)} instead of {tuple(want)}" for name, found, want in info["mismatched_keys"]]
+        raise ValueError(
+            f"{source}: the weights cannot be read ({error}); the file is cut or damaged"
+        ) from error
+    wrong = [
+        f"{name} {tuple(found)} instead of {tuple(want)}"
+        for name, found, want in info["mismatched_keys"]
+    ]
     complain(source, list(info["missing_keys"]), list(info["unexpected_keys"]), wrong)
     check_finite(model.state_dict(), source)
     return (model, info) if wanted else model
@@ -157,7 +177,8 @@ def _reference(name: str, mixer: str) -> str:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, or of a torch file read with weights_only=True (no code of the file runs).
+    """Tensors of a safetensors file, or of a torch file read with weights_only=True (no code of
+    the file runs).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -175,9 +196,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def reference_settings(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TRMSettings:
-    """`TRMSettings` from the reference's configuration (the flat one, or the `arch` part of all_config.yaml).
+    """`TRMSettings` from the reference's configuration (the flat one, or the `arch` part of
+    all_config.yaml).
 
-    Vocabulary, table size and, for the token MLP, the length are read off the tensors (our names), because
+    Vocabulary, table size and, for the token MLP, the length are read off the tensors (our names),
+    because
     all_config.yaml lacks them.
 
     Raises:
@@ -199,12 +222,15 @@ def reference_settings(config: Mapping[str, Any], tensors: Mapping[str, Tensor])
             "pass config= (all_config.yaml) and, for attention, seq_len="
         )
     positions = config.get("pos_encodings", "rope")
-    loss = str(config.get("loss_type", config.get("loss", {}).get("loss_type", "stablemax_cross_entropy")))
+    loss = str(
+        config.get("loss_type", config.get("loss", {}).get("loss_type", "stablemax_cross_entropy"))
+    )
     return TRMSettings(
         vocab_size=tensors["embed_tokens.weight"].shape[0],
         seq_len=int(seq_len),
         hidden_size=D,
-        num_layers=1 + max(int(m[1]) for m in map(re.compile(r"network\.blocks\.(\d+)").match, tensors) if m),
+        num_layers=1
+        + max(int(m[1]) for m in map(re.compile(r"network\.blocks\.(\d+)").match, tensors) if m),
         num_heads=int(config.get("num_heads", 8)),
         expansion=float(config.get("expansion", 4)),
         mixer="attention" if mixing is None else "mlp",
@@ -243,16 +269,19 @@ def load_reference(
     num_identifiers: int | None = None,
     **overrides: Any,
 ) -> TRM:
-    """Load a checkpoint of the TRM paper's code: prefixes `_orig_mod.model.inner.` or `model.inner.` or none, initial
+    """Load a checkpoint of the TRM paper's code: prefixes `_orig_mod.model.inner.` or
+    `model.inner.` or none, initial
     states in any dtype, any size of identifier table.
 
     Args:
         path: safetensors, or the file that its trainer saved (read with weights_only=True).
         config: its configuration as a mapping or the path of all_config.yaml / config.json.
-        num_identifiers: the table size wanted; further rows start at the mean row (see TRM.resize_identifiers).
+        num_identifiers: the table size wanted; further rows start at the mean row (see
+            TRM.resize_identifiers).
         overrides: TRMSettings fields, or the reference's own names (seq_len=900).
     Raises:
-        FileNotFoundError, ValueError: no such file; unreadable; names or shapes that do not fit; NaN.
+        FileNotFoundError, ValueError: no such file; unreadable; names or shapes that do not fit;
+            NaN.
     """
     from dataclasses import fields, replace
 
@@ -260,10 +289,14 @@ def load_reference(
 
     tensors = {_ours(name): tensor.float() for name, tensor in read_tensors(path).items()}
     if "embed_tokens.weight" not in tensors:
-        raise ValueError(f"{path} is no TRM checkpoint: it has no embed_tokens; it has {sorted(tensors)[:4]} ...")
+        raise ValueError(
+            f"{path} is no TRM checkpoint: it has no embed_tokens; it has {sorted(tensors)[:4]} ..."
+        )
     own = {field.name for field in fields(TRMSettings)}
     settings = reference_settings({**_read_config(config), **overrides}, tensors)
-    settings = replace(settings, **{name: value for name, value in overrides.items() if name in own})
+    settings = replace(
+        settings, **{name: value for name, value in overrides.items() if name in own}
+    )
     model = TRM(settings)
     check_fit(tensors, model.state_dict(), path)
     model.load_state_dict(tensors)
@@ -273,22 +306,29 @@ def load_reference(
 
 
 def save_reference(model: TRM, path: str | Path, *, prefix: str = "_orig_mod.model.inner.") -> None:
-    """Write the reference's names and dtypes: safetensors, or what its own loader reads if the suffix is another.
+    """Write the reference's names and dtypes: safetensors, or what its own loader reads if the
+    suffix is another.
 
     Raises:
-        ValueError: the reference has no place for this model (convolution mixer, 2-D rotary, masked padding).
+        ValueError: the reference has no place for this model (convolution mixer, 2-D rotary,
+            masked padding).
     """
     settings = model.settings
     if settings.mixer == "conv" or settings.positions == "rope2d" or settings.mask_padding:
         raise ValueError(
-            "the reference code has no convolution mixer, 2-D rotary positions or padding mask, so this model cannot "
+            "the reference code has no convolution mixer, 2-D rotary positions or padding "
+            "mask, so this model cannot "
             "be written for it; use save_pretrained"
         )
     tensors = {}
     for name, tensor in model.state_dict().items():
-        tensor = tensor.to(getattr(torch, settings.compute_dtype)) if name.endswith("_init") else tensor
+        tensor = (
+            tensor.to(getattr(torch, settings.compute_dtype)) if name.endswith("_init") else tensor
+        )
         tensors[prefix + _reference(name, settings.mixer)] = tensor.contiguous().cpu()
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary) if path.suffix == ".safetensors" else torch.save(tensors, temporary)
+    save_file(tensors, temporary) if path.suffix == ".safetensors" else torch.save(
+        tensors, temporary
+    )
     os.replace(temporary, path)

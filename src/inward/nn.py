@@ -1,7 +1,9 @@
 """Operations that more than one paper uses: RMS norm, rotary positions, SwiGLU, one attention call.
 
-Weights stay in their own dtype (float32 masters) and are cast to the dtype of the activations at use, so that one
-setting, the dtype of the embedded input, decides the precision of a whole forward; norms and rotary angles are
+Weights stay in their own dtype (float32 masters) and are cast to the dtype of the activations at
+use, so that one
+setting, the dtype of the embedded input, decides the precision of a whole forward; norms and
+rotary angles are
 computed in float32 whatever it is.
 
 Shape letters: B batch, S sequence, D width, N heads, H width of a head.
@@ -15,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Standard deviation of a unit normal cut at +-2. JAX-style truncated initialisers divide by it, so that the result
+# Standard deviation of a unit normal cut at +-2. JAX-style truncated initialisers divide by it, so
+# that the result
 # has the deviation asked for; torch's trunc_normal_ does not.
 _TRUNCATED_STD = 0.87962566103423978
 
@@ -29,7 +32,8 @@ def truncated_normal_(tensor: Tensor, std: float) -> Tensor:
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last axis, in float32, without a gain.
 
-    Written out instead of `F.rms_norm`, whose other order of rounding grows along a recursion (to 1e-3 after a
+    Written out instead of `F.rms_norm`, whose other order of rounding grows along a recursion (to
+    1e-3 after a
     hundred evaluations of TRM's f); in this order the papers' modules are met to the last bit.
     """
     wide = x.float()
@@ -45,7 +49,8 @@ class Linear(nn.Linear):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate) * up), d -> m -> d without biases; m = 2/3 * expansion * d, rounded up to `multiple`."""
+    """down(silu(gate) * up), d -> m -> d without biases; m = 2/3 * expansion * d, rounded up to
+    `multiple`."""
 
     def __init__(self, d: int, *, expansion: float, multiple: int = 256):
         super().__init__()
@@ -63,7 +68,8 @@ def _frequencies(width: int, theta: float, device: torch.device) -> Tensor:
 
 
 def rotary_table(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, (S, width) float32, for 1-D positions (S,): the `width / 2` frequencies stand twice in a row,
+    """cos and sin, (S, width) float32, for 1-D positions (S,): the `width / 2` frequencies stand
+    twice in a row,
     because the two halves of a head are rotated against each other ("rotate half")."""
     frequencies = _frequencies(width, theta, positions.device)
     angles = positions.float()[:, None] * frequencies
@@ -74,9 +80,12 @@ def rotary_table(positions: Tensor, width: int, theta: float) -> tuple[Tensor, T
 def rotary_table_2d(
     rows: Tensor, columns: Tensor, width: int, theta: float
 ) -> tuple[Tensor, Tensor]:
-    """As `rotary_table`, with the first half of the frequency pairs driven by the row and the other by the column."""
+    """As `rotary_table`, with the first half of the frequency pairs driven by the row and the
+    other by the column."""
     frequencies = _frequencies(width // 2, theta, rows.device)
-    angles = torch.cat([rows.float()[:, None] * frequencies, columns.float()[:, None] * frequencies], -1)
+    angles = torch.cat(
+        [rows.float()[:, None] * frequencies, columns.float()[:, None] * frequencies], -1
+    )
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
@@ -90,6 +99,7 @@ def rotate(x_BSNH: Tensor, cos_SH: Tensor, sin_SH: Tensor) -> Tensor:
 
 
 def attend(q_BSNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Full attention scaled by 1/sqrt(H). `mask` is boolean, True = may look, broadcastable to (B, N, S, S)."""
+    """Full attention scaled by 1/sqrt(H). `mask` is boolean, True = may look, broadcastable to (B,
+    N, S, S)."""
     q, k, v = (t.transpose(1, 2) for t in (q_BSNH, k_BSNH, v_BSNH))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)

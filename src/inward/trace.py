@@ -1,7 +1,9 @@
 """The record of thinking: what a model held at each step, what it cost, and why it stopped.
 
-Every method produces traces and nothing else about its inside; `viz`, `evals` and `serve` read traces and know
-no method. A trace belongs to one sample. A step is whatever the method repeats: a supervision step of TRM, a
+Every method produces traces and nothing else about its inside; `viz`, `evals` and `serve` read
+traces and know
+no method. A trace belongs to one sample. A step is whatever the method repeats: a supervision step
+of TRM, a
 recurrence of Huginn, a thought of Coconut, a forward of TiDAR.
 
     trace.steps[3].tokens        the answer, or the tokens, as they stood after step 4
@@ -9,7 +11,8 @@ recurrence of Huginn, a thought of Coconut, a forward of TiDAR.
     trace.steps[3].scores        named numbers: TRM writes "halt" (the halting logit)
     trace.cost                   network evaluations and FLOPs of the whole sample
 
-Traces are plain data: `to_dict` / `from_dict` round-trip through JSON, `write_traces` / `read_traces` through
+Traces are plain data: `to_dict` / `from_dict` round-trip through JSON, `write_traces` /
+`read_traces` through
 JSON lines. No torch here: what shows or serves a trace must not need it.
 """
 
@@ -42,7 +45,8 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One step. `tokens` and `confidence` have one entry per cell or token; `position` and `text` serve the
+    """One step. `tokens` and `confidence` have one entry per cell or token; `position` and `text`
+    serve the
     language models, where a step belongs to a place in a text."""
 
     index: int
@@ -85,7 +89,8 @@ class Step:
 
 @dataclass(eq=False)
 class Trace:
-    """One sample's thinking: the `question` it was given (tokens), its `steps`, and why it `stopped`."""
+    """One sample's thinking: the `question` it was given (tokens), its `steps`, and why it
+    `stopped`."""
 
     method: str
     question: np.ndarray
@@ -123,7 +128,9 @@ class Trace:
     def from_dict(row: dict[str, Any]) -> Trace:
         missing = {"method", "question", "steps"} - set(row)
         if missing:
-            raise ValueError(f"not a trace: it lacks {sorted(missing)}; write traces with write_traces")
+            raise ValueError(
+                f"not a trace: it lacks {sorted(missing)}; write traces with write_traces"
+            )
         return Trace(
             method=row["method"],
             question=np.asarray(row["question"], dtype=np.int64),

@@ -57,7 +57,7 @@ variants = st.builds(
 # -- The canvas
 
 
-def test_canvas_layout_is_that_of_the_notes():
+def test_canvas_layout():
     canvas = encode(np.array([[0, 9], [3, 4], [5, 6]], np.uint8), (1, 2)).reshape(30, 30)
     expected = np.zeros((30, 30), np.uint8)
     expected[1:4, 2:4] = [[2, 11], [5, 6], [7, 8]]

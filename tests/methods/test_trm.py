@@ -99,9 +99,12 @@ def test_deep_recursion_is_the_papers_pseudo_code(model):
         torch.testing.assert_close(got["y"], y, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("gradient, k", [("last_cycle", 3), ("last_k", 1), ("last_k", 2), ("all", 6)])
+@pytest.mark.parametrize(
+    "gradient, k", [("last_cycle", 3), ("last_k", 1), ("last_k", 2), ("all", 6)]
+)
 def test_gradient_window(gradient, k):
-    """Only the last k evaluations of f keep a graph: the same gradient as when earlier states are constants."""
+    """Only the last k evaluations of f keep a graph: the same gradient as when earlier states are
+    constants."""
     settings = replace(SMALL, gradient=gradient, gradient_k=k)
     model = build(settings)
     batch = batch_of(settings)
@@ -111,7 +114,7 @@ def test_gradient_window(gradient, k):
         calls.append(out.requires_grad)
 
     hook = model.network.register_forward_hook(seen)
-    state, logits, _ = model.supervision_step(
+    _state, logits, _ = model.supervision_step(
         batch["inputs"], model.initial_state(4, 12), identifiers=batch["identifiers"]
     )
     hook.remove()
@@ -156,7 +159,7 @@ def test_token_loss_is_a_mean_per_row_and_zero_without_labels():
 def test_initial_deviation_is_what_is_asked():
     torch.manual_seed(0)
     model = TRM(replace(SMALL, hidden_size=256, num_heads=4, vocab_size=200))
-    weight = model.network.blocks[0].mlp.down_proj.weight
+    weight = dict(model.named_parameters())["network.blocks.0.mlp.down_proj.weight"]
     assert math.isclose(float(weight.detach().std()) * weight.shape[1] ** 0.5, 1.0, rel_tol=0.02)
     assert math.isclose(float(model.embed_tokens.weight.detach().std()) * 16, 1.0, rel_tol=0.02)
     assert float(model.identifiers.weight.detach().abs().sum()) == 0.0
@@ -422,7 +425,8 @@ print(peak, int((model.identifiers.weight != 0).any(1).sum()))
 
 
 def test_a_table_of_876406_rows_costs_memory_for_the_touched_rows_only():
-    """Beside the table itself (224 MB here), training ARC-1's table takes what a small table takes."""
+    """Beside the table itself (224 MB here), training ARC-1's table takes what a small table
+    takes."""
 
     def peak(rows: int) -> tuple[int, int]:
         command = [sys.executable, "-c", PEAK_WITH_TABLE, str(rows)]

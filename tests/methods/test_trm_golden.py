@@ -1,10 +1,12 @@
-"""The same numbers as the paper's own module, on every golden folder `trm-*` (see tests/golden/README.md).
+"""The same numbers as the paper's own module, on every golden folder `trm-*` (see
+tests/golden/README.md).
 
 Shapes, identifier widths, cycle counts and mixers come from the folder's config.json.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from inward.train.draws import Draws
 from tests.golden_folders import golden_folders, golden_ids
 
 FOLDERS = golden_folders("trm-")
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 LR, DIVISOR = 0.02, 4  # the golden README: SGD, lr 0.02, on loss / 4
 
 
@@ -68,7 +70,8 @@ def test_eval_outputs_and_states(golden):
 
 
 def train_step(model: TRM, batch: dict[str, Tensor], carry: dict[str, Tensor] | None, step: int):
-    """One of the golden training steps; returns the loss, and has the gradients of loss / 4 in place."""
+    """One of the golden training steps; returns the loss, and has the gradients of loss / 4 in
+    place."""
     rows = len(batch["inputs"])
     model.zero_grad()
     loss = model.loss(batch, carry, Draws(0, step, range(rows), rows))
@@ -86,7 +89,7 @@ def grad_norm(model: TRM) -> Tensor:
 
 def check_step(model: TRM, loss, values, key: str, *, tight: bool) -> None:
     def near(got, want, loose):
-        close = CLOSE if tight else {"rtol": loose, "atol": loose}
+        close: dict[str, Any] = CLOSE if tight else {"rtol": loose, "atol": loose}
         torch.testing.assert_close(got.double(), want.reshape(got.shape).double(), **close)
 
     near(loss.total.detach(), values[f"{key}.loss"], 2e-3)
@@ -141,8 +144,9 @@ def test_training_with_slot_refill(golden):
 
 
 def test_training_from_the_recorded_state(golden):
-    """Steps 4 on from the reference's own weights and carry: compared tightly at the first step taken."""
-    folder, values, model = golden
+    """Steps 4 on from the reference's own weights and carry: compared tightly at the first step
+    taken."""
+    _folder, values, model = golden
     weights = {
         name.removeprefix("resume.step4.weights."): tensor
         for name, tensor in values.items()
@@ -193,7 +197,7 @@ def test_bfloat16_initial_states_load(golden, tmp_path):
     save_file(tensors, tmp_path / "m.safetensors")
     config = json.loads((folder / "config.json").read_text())
     model = load_reference(tmp_path / "m.safetensors", config)
-    assert torch.equal(model.y_init, tensors["model.inner.H_init"].float())
+    assert torch.equal(model.state_dict()["y_init"], tensors["model.inner.H_init"].float())
 
 
 def test_other_table_sizes_start_at_the_mean_row(golden):

@@ -228,7 +228,7 @@ def test_evaluation_uses_the_average_and_copies_nothing(tmp_path):
     assert size > 1.4e6
     (memory, average), (memory_after, raw) = seen["evaluation"], seen["next step"]
     assert memory_after > 3.9 * size, "weights, average and two moments (the table has none)"
-    assert abs(memory - memory_after) < 0.01 * size
+    assert abs(memory - memory_after) < 0.05 * size
     assert average != raw
 
 

@@ -140,7 +140,9 @@ def toy_train(
     **changes: Any,
 ) -> dict[str, Any]:
     """Train a fresh toy model into `out` (or go on there); the summary."""
-    run = Run(Toy(dropout=dropout, width=width), ToySource(**(source or {})), evaluate)
+    # Processes other than the first begin with other weights, which must not show.
+    model = Toy(dropout=dropout, width=width, seed=int(os.environ.get("RANK", "0")))
+    run = Run(model, ToySource(**(source or {})), evaluate)
     return train(run, toy_settings(**changes), out)
 
 

@@ -1,6 +1,6 @@
 """The reference's dataset folder, so that people can bring what they have, and a source over it.
 
-Layout (notes: TinyRecursiveModels `puzzle_dataset.py`, also HRM). L cells, N examples:
+Layout (TinyRecursiveModels and HRM, `puzzle_dataset.py`). L cells, N examples:
 
     <dir>/identifiers.json                list: identifier -> name (0 is "<blank>")
     <dir>/test_puzzles.json               ARC only: name -> {"train": pairs, "test": pairs}

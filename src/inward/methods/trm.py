@@ -2,36 +2,38 @@
 
 "Less is More: Recursive Reasoning with Tiny Networks", Jolicoeur-Martineau 2025, arXiv 2510.04871.
 
-    x   the embedded question                                   (paper: x; released code: input embeddings)
-    y   the current answer, embedded                            (paper: y; released code: z_H)
-    z   the latent, a scratch-pad                               (paper: z; released code: z_L)
-    f   one two-layer network that does both jobs               (released code: L_level)
+    x   the embedded question                    (paper: x; released code: input embeddings)
+    y   the current answer, embedded             (paper: y; released code: z_H)
+    z   the latent, a scratch-pad                (paper: z; released code: z_L)
+    f   one two-layer network that does both     (released code: L_level)
 
-    latent recursion     n times  z <- f(z, y + x);   then  y <- f(y, z)            (section 4.1, figure 3)
-    deep recursion       T times the latent recursion, the last of them with gradient        (section 4.1)
-    deep supervision     after each deep recursion: a loss on y, the states detached, at most N_sup times (2.4)
-    halting              q = head(y) says "this answer is right": trained by binary cross-entropy     (4.6)
+    latent recursion    n times  z <- f(z, y + x);  then  y <- f(y, z)       (section 4.1, figure 3)
+    deep recursion      T latent recursions, the last of them with gradient  (section 4.1)
+    deep supervision    after each deep recursion a loss on y; the states are detached; N_sup times
+    halting             q = head(y) says "this answer is right": binary cross-entropy (section 4.6)
 
-What is unusual: the same f updates z and y, and only the presence of x tells it which job it does; the initial
-states are fixed random buffers, not parameters; there is no norm before the first block and no residual around f;
-and the token MLP mixes over the *sequence*, so its first norm runs over the sequence too.
+What is unusual: the same f updates z and y, and only the presence of x tells it which job it does;
+the initial states are fixed random buffers, not parameters; there is no norm before the first block
+and no residual around f; and the token MLP mixes over the *sequence*, so its first norm runs over
+the sequence too.
 
 Where the paper and the released code (SamsungSAILMontreal/TinyRecursiveModels, e7b6871) differ:
 
-    topic                paper                      released code               here
-    loss                 softmax cross-entropy      stable-max, float64         loss="stablemax" (code), "softmax" (paper)
-    halting weight       1                          0.5                         halt_weight=0.5 (code)
-    optimiser            AdamW                      AdamATan2                   train.optim, both
-    deep supervision     a loop over one batch      slots with a carry, each    supervision="carry" (code), "loop" (paper,
-                                                    refilled when it halts      without its early break, see `refill`)
-    cycles               T=3, n=6 everywhere        n=4 on mazes and ARC        T, n
-    prefix               one row                    16 rows, 15 of them zero    prefix_len
-    halting head         one output                 two, the second untrained   two (so that checkpoints fit)
-    gradient             last latent recursion      the same                    gradient="last_cycle", "all", "last_k"
-    early halt at test   yes, by q                  never                       `solve(halt=...)`, see trm_solve.py
+    topic             paper                   released code              here
+    loss              softmax cross-entropy   stable-max, float64        loss="stablemax" (code)
+    halting weight    1                       0.5                        halt_weight=0.5 (code)
+    optimiser         AdamW                   AdamATan2                  both, see train.optim
+    deep supervision  a loop over one batch   slots with a carry, each   supervision="carry" (code)
+                                              refilled when it halts     or "loop" (see `refill`)
+    cycles            T=3, n=6 everywhere     n=4 on mazes and ARC       T, n
+    prefix            one row                 16 rows, 15 of them zero   prefix_len
+    halting head      one output              two, one never trained     two, so checkpoints fit
+    gradient          last latent recursion   the same                   gradient="last_cycle"
+    halt at test      yes, by q               never                      solve(halt=...)
 
-Not in the paper: the depthwise convolution mixer (no weight is tied to the length, so one model serves grids of
-several sizes), 2-D rotary positions, the padding mask, and the cycle schedule (CGAR, arXiv 2511.08653).
+Not in the paper: the depthwise convolution mixer (no weight is tied to the length, so one model
+serves grids of several sizes), 2-D rotary positions, the padding mask, and the cycle schedule
+(CGAR, arXiv 2511.08653).
 
 Shape letters: B rows, L cells, P prefix rows, S = P + L, D width, V vocabulary.
 """
@@ -41,14 +43,16 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from inward.hub import strict
+from inward.methods.trm_settings import TRMSettings
 from inward.nn import (
     Linear,
     SwiGLU,
@@ -59,7 +63,6 @@ from inward.nn import (
     rotate,
     truncated_normal_,
 )
-from inward.methods.trm_settings import TRMSettings
 from inward.train.draws import Draws, Loss
 
 if TYPE_CHECKING:
@@ -70,7 +73,8 @@ IGNORE = -100
 
 
 class TRMConfig(PreTrainedConfig):
-    """`TRMSettings` in the container that transformers saves and loads; the fields lie at the top of config.json."""
+    """`TRMSettings` in the container that transformers saves and loads; the fields lie at the top
+    of config.json."""
 
     model_type = "inward_trm"
 
@@ -85,7 +89,9 @@ class TRMConfig(PreTrainedConfig):
     @property
     def settings(self) -> TRMSettings:
         """The frozen, checked settings."""
-        return TRMSettings(**{field.name: getattr(self, field.name) for field in fields(TRMSettings)})
+        return TRMSettings(
+            **{field.name: getattr(self, field.name) for field in fields(TRMSettings)}
+        )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -104,7 +110,8 @@ class Where:
 
 
 class Attention(nn.Module):
-    """Bidirectional attention over prefix and cells; the fused projection holds all q heads, then k, then v."""
+    """Bidirectional attention over prefix and cells; the fused projection holds all q heads, then
+    k, then v."""
 
     def __init__(self, settings: TRMSettings):
         super().__init__()
@@ -121,9 +128,11 @@ class Attention(nn.Module):
 
 
 class Convolution(nn.Module):
-    """Depthwise convolution over the grid, then a linear map; the prefix rows read mean and maximum of the grid.
+    """Depthwise convolution over the grid, then a linear map; the prefix rows read mean and
+    maximum of the grid.
 
-    Nothing flows from the prefix back into the cells: a cell's next value depends on its neighbourhood alone, which
+    Nothing flows from the prefix back into the cells: a cell's next value depends on its
+    neighbourhood alone, which
     is what lets one model run on grids of other sizes.
     """
 
@@ -143,11 +152,15 @@ class Convolution(nn.Module):
             cells = cells * real
         # (B, L, D) seen as (B, D, rows, columns) is already in channels-last order: no copy
         image = cells.unflatten(1, where.grid).permute(0, 3, 1, 2)
-        image = F.conv2d(image, self.depthwise.weight.to(h.dtype), padding="same", groups=h.shape[-1])
+        image = F.conv2d(
+            image, self.depthwise.weight.to(h.dtype), padding="same", groups=h.shape[-1]
+        )
         mixed = self.cell_proj(image.permute(0, 2, 3, 1).flatten(1, 2))
         num_real = h.shape[1] - where.prefix if where.real is None else real.sum(1)
         pooled = torch.cat([cells.sum(1) / num_real, lowest.amax(1)], dim=-1)
-        return torch.cat([self.pool_proj(pooled)[:, None].expand(-1, where.prefix, -1), mixed], dim=1)
+        return torch.cat(
+            [self.pool_proj(pooled)[:, None].expand(-1, where.prefix, -1), mixed], dim=1
+        )
 
 
 class Block(nn.Module):
@@ -195,7 +208,8 @@ class Network(nn.Module):
 
 
 def log_stablemax(logits: Tensor) -> Tensor:
-    """log( s(v) / sum s ), s(v) = v + 1 for v >= 0 and 1 / (1 - v) below, in float64 where the device has it."""
+    """log( s(v) / sum s ), s(v) = v + 1 for v >= 0 and 1 / (1 - v) below, in float64 where the
+    device has it."""
     v = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
     s = torch.where(v < 0, 1 / (1 - v + 1e-30), v + 1)
     return torch.log(s / s.sum(dim=-1, keepdim=True))
@@ -231,23 +245,28 @@ class TRM(PreTrainedModel):
             self.embed_positions = nn.Embedding(settings.prefix_len + settings.seq_len, D)
         if settings.num_identifiers:
             # sparse: a step costs memory for the rows of its batch, not for the table
-            self.identifiers = nn.Embedding(settings.num_identifiers, settings.identifier_width, sparse=True)
+            self.identifiers = nn.Embedding(
+                settings.num_identifiers, settings.identifier_width, sparse=True
+            )
         self.network = Network(settings)
         self.lm_head = Linear(D, V, bias=False)
         self.q_head = Linear(D, 2)
-        # fixed random states, saved with the model; rounded so that they are the same in either compute dtype
+        # fixed random states, saved with the model; rounded so that they are the same in either
+        # compute dtype
         for name in ("y_init", "z_init")[2 - settings.latents :]:
             self.register_buffer(name, torch.empty(D))
         self.post_init()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but names that are missing, unexpected or of wrong shape, and NaN, are errors."""
+        """As in transformers, but names that are missing, unexpected or of wrong shape, and NaN,
+        are errors."""
         return strict(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Truncated normals of deviation 1/sqrt(fan in); identifiers zero; q starts at -5: "not right yet"."""
+        """Truncated normals of deviation 1/sqrt(fan in); identifiers zero; q starts at -5: "not
+        right yet"."""
         if module is self:
             for name in ("y_init", "z_init")[2 - self.settings.latents :]:
                 truncated_normal_(getattr(self, name), 1.0)
@@ -264,10 +283,16 @@ class TRM(PreTrainedModel):
             truncated_normal_(module.weight, module.in_features**-0.5)
 
     def muon_parameters(self) -> list[str]:
-        """Names of the matrices inside f, the ones Muon may orthogonalise; heads and embeddings are not among them."""
-        return [name for name, p in self.named_parameters() if name.startswith("network.") and p.ndim == 2]
+        """Names of the matrices inside f, the ones Muon may orthogonalise; heads and embeddings
+        are not among them."""
+        return [
+            name
+            for name, p in self.named_parameters()
+            if name.startswith("network.") and p.ndim == 2
+        ]
 
-    # -- x -------------------------------------------------------------------------------------------
+    # -- x
+    # -------------------------------------------------------------------------------------------
 
     def embed(self, inputs: Tensor, identifiers: Tensor | None = None) -> Tensor:
         """x, (B, S, D): prefix rows, then the cells, times sqrt(D)."""
@@ -295,27 +320,36 @@ class TRM(PreTrainedModel):
             places = torch.arange(P + inputs.shape[1], device=inputs.device)
             rotary = rotary_table(places, width, settings.rope_theta)
         elif settings.positions == "rope2d":
-            # the prefix lies on the diagonal above and left of the grid, each row in a place of its own
+            # the prefix lies on the diagonal above and left of the grid, each row in a place of
+            # its own
             cells = torch.arange(inputs.shape[1], device=inputs.device)
             before = torch.arange(-P, 0, device=inputs.device)
-            rows, columns = torch.cat([before, cells // grid[1]]), torch.cat([before, cells % grid[1]])
+            rows, columns = (
+                torch.cat([before, cells // grid[1]]),
+                torch.cat([before, cells % grid[1]]),
+            )
             rotary = rotary_table_2d(rows, columns, width, settings.rope_theta)
         if settings.mask_padding:
             real = F.pad(inputs != 0, (P, 0), value=True)
         return Where(P, grid, rotary, real)
 
-    # -- recursion -----------------------------------------------------------------------------------
+    # -- recursion
+    # -----------------------------------------------------------------------------------
 
     def initial_state(self, num_rows: int, num_cells: int) -> dict[str, Tensor]:
-        """The states every sample starts from: {"y": (B, S, D), "z": (B, S, D)}, or z alone for one latent."""
+        """The states every sample starts from: {"y": (B, S, D), "z": (B, S, D)}, or z alone for
+        one latent."""
         names = ("y", "z")[2 - self.settings.latents :]
         shape = (num_rows, self.settings.prefix_len + num_cells, -1)
-        return {name: getattr(self, f"{name}_init").to(self.state_dtype).expand(shape) for name in names}
+        return {
+            name: getattr(self, f"{name}_init").to(self.state_dtype).expand(shape) for name in names
+        }
 
     def deep_recursion(
         self, x: Tensor, state: dict[str, Tensor], where: Where, T: int, n: int, *, first: int = 0
     ) -> dict[str, Tensor]:
-        """T latent recursions of n updates of z and one of y; evaluations of f before number `first` keep no graph.
+        """T latent recursions of n updates of z and one of y; evaluations of f before number
+        `first` keep no graph.
 
         One latent: z <- f(z, x) n times, then z <- f(z, 0).
         """
@@ -357,7 +391,8 @@ class TRM(PreTrainedModel):
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """One deep recursion and its read-out: (state, logits (B, L, V), halting logits (B,)).
 
-        The state keeps its graph here; `loss` detaches it. `step` is the training step, for the cycle schedule.
+        The state keeps its graph here; `loss` detaches it. `step` is the training step, for the
+        cycle schedule.
         """
         T, n = self.settings.cycles(step)
         first = self.first_with_gradient(T, n)
@@ -373,7 +408,8 @@ class TRM(PreTrainedModel):
         num_steps: int | None = None,
         grid: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The plain way to use the model: `num_steps` supervision steps (default N_sup) for every row, no halting.
+        """The plain way to use the model: `num_steps` supervision steps (default N_sup) for every
+        row, no halting.
 
         Args:
             inputs: (B, L) token ids.
@@ -383,30 +419,43 @@ class TRM(PreTrainedModel):
         """
         num_steps = self.settings.n_sup if num_steps is None else num_steps
         if num_steps < 1:
-            raise ValueError(f"TRM: num_steps is {num_steps}, at least one supervision step is needed")
+            raise ValueError(
+                f"TRM: num_steps is {num_steps}, at least one supervision step is needed"
+            )
         state = self.initial_state(*inputs.shape)
         for _ in range(num_steps):
             state = {name: tensor.detach() for name, tensor in state.items()}
-            state, logits, q = self.supervision_step(inputs, state, identifiers=identifiers, grid=grid)
+            state, logits, q = self.supervision_step(
+                inputs, state, identifiers=identifiers, grid=grid
+            )
         return logits, q
 
-    # -- deep supervision ----------------------------------------------------------------------------
+    # -- deep supervision
+    # ----------------------------------------------------------------------------
 
-    def refill(self, carry: dict[str, Tensor] | None, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Slots that halted start anew on the rows that the batch offers them; what the other slots are offered is
-        thrown away (released code). With supervision="loop" all slots halt at step N_sup together, so a batch is
-        worked on as a whole; the paper's early break (all rows right) is left out, because it would make a row's
+    def refill(
+        self, carry: dict[str, Tensor] | None, batch: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Slots that halted start anew on the rows that the batch offers them; what the other
+        slots are offered is
+        thrown away (released code). With supervision="loop" all slots halt at step N_sup together,
+        so a batch is
+        worked on as a whole; the paper's early break (all rows right) is left out, because it
+        would make a row's
         training depend on which rows share its process.
         """
         offered = {name: batch[name] for name in ("inputs", "labels")}
-        offered["identifiers"] = batch.get("identifiers", batch["inputs"].new_zeros(batch["inputs"].shape[0]))
+        offered["identifiers"] = batch.get(
+            "identifiers", batch["inputs"].new_zeros(batch["inputs"].shape[0])
+        )
         fresh = self.initial_state(*batch["inputs"].shape) | offered
         fresh["steps"] = torch.zeros_like(offered["identifiers"])
         if carry is None:
             return fresh
         halted = carry["halted"]
         return {
-            name: torch.where(halted.view(-1, *[1] * (new.ndim - 1)), new, carry[name]) for name, new in fresh.items()
+            name: torch.where(halted.view(-1, *[1] * (new.ndim - 1)), new, carry[name])
+            for name, new in fresh.items()
         }
 
     def halts(self, q: Tensor, steps: Tensor, draws: Draws | None) -> Tensor:
@@ -420,11 +469,15 @@ class TRM(PreTrainedModel):
             held = draws.integers(2, self.settings.n_sup + 1).to(q.device) * explores
         return spent | ((q > 0) & (steps >= held))
 
-    def loss(self, batch: dict[str, Tensor], state: dict[str, Tensor] | None, draws: Draws | None) -> Loss:
-        """One supervision step of the slots: token loss + halt_weight * halting loss, summed over the rows.
+    def loss(
+        self, batch: dict[str, Tensor], state: dict[str, Tensor] | None, draws: Draws | None
+    ) -> Loss:
+        """One supervision step of the slots: token loss + halt_weight * halting loss, summed over
+        the rows.
 
         Args:
-            batch: inputs (B, L), labels (B, L) with -100 = does not count, optionally identifiers (B,).
+            batch: inputs (B, L), labels (B, L) with -100 = does not count, optionally identifiers
+                (B,).
             state: the carry, `Loss.state` of the step before; None at the start.
             draws: exploration; None: no exploration and no halt before N_sup (as in evaluation).
         """
@@ -453,7 +506,8 @@ class TRM(PreTrainedModel):
     def metrics(
         right: Tensor, valid: Tensor, exact: Tensor, q: Tensor, carry: dict[str, Tensor]
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """(sum, count) over the slots that halt at this step and have a label: a sample counts once, at its end."""
+        """(sum, count) over the slots that halt at this step and have a label: a sample counts
+        once, at its end."""
         counted = carry["halted"] & valid.any(-1)
         count = counted.sum().float()
         values = {
@@ -464,23 +518,26 @@ class TRM(PreTrainedModel):
         }
         return {name: ((value * counted).sum().float(), count) for name, value in values.items()}
 
-    # -- use -----------------------------------------------------------------------------------------
+    # -- use
+    # -----------------------------------------------------------------------------------------
 
-    def solve(self, inputs: Tensor, **options: Any) -> Solution:
-        """Answer puzzles with halting, rollouts, symmetries, selection: see `trm_solve.solve` for the options."""
+    def solve(self, inputs: Tensor | np.ndarray, **options: Any) -> Solution:
+        """Answer puzzles with halting, rollouts, symmetries, selection: see `trm_solve.solve` for
+        the options."""
         from inward.methods.trm_solve import solve  # it imports this module
 
         return solve(self, inputs, **options)
 
     def flops(self, num_cells: int | None = None) -> tuple[float, float]:
-        """FLOPs for one row of (one evaluation of f, one read-out); a multiply-add is two, norms are left out."""
+        """FLOPs for one row of (one evaluation of f, one read-out); a multiply-add is two, norms
+        are left out."""
         settings = self.settings
         D, P = settings.hidden_size, settings.prefix_len
         L = settings.seq_len if num_cells is None else num_cells
         S = P + L
-        block = self.network.blocks[0]
+        block = cast(Block, self.network.blocks[0])
         if settings.mixer == "mlp":
-            mixing = 2 * D * 3 * S * block.mixer.width
+            mixing = 2 * D * 3 * S * cast(SwiGLU, block.mixer).width
         elif settings.mixer == "attention":
             mixing = 2 * S * 4 * D * D + 4 * S * S * D
         else:
@@ -490,8 +547,10 @@ class TRM(PreTrainedModel):
 
     @torch.no_grad()
     def resize_identifiers(self, num: int) -> None:
-        """Give the identifier table `num` rows. Rows that exist keep their value, new ones start at the mean row
-        (for a model that shall learn new puzzles); shrinking leaves nothing to tell which rows to keep, so all rows
+        """Give the identifier table `num` rows. Rows that exist keep their value, new ones start
+        at the mean row
+        (for a model that shall learn new puzzles); shrinking leaves nothing to tell which rows to
+        keep, so all rows
         become the mean (as in the released code for any other size).
 
         Raises:
@@ -499,7 +558,8 @@ class TRM(PreTrainedModel):
         """
         if not self.settings.num_identifiers or num < 1:
             raise ValueError(
-                f"cannot resize a table of {self.settings.num_identifiers} identifiers to {num}: both must be positive"
+                f"cannot resize a table of {self.settings.num_identifiers} identifiers to "
+                f"{num}: both must be positive"
             )
         old = self.identifiers.weight
         new = old.mean(0, keepdim=True).repeat(num, 1)
@@ -510,7 +570,8 @@ class TRM(PreTrainedModel):
         self.settings = self.config.settings
 
     def num_parameters_by_part(self) -> dict[str, int]:
-        """Parameters of the network and of the identifier table apart: the table can be far the larger."""
+        """Parameters of the network and of the identifier table apart: the table can be far the
+        larger."""
         table = self.identifiers.weight.numel() if self.settings.num_identifiers else 0
         return {"network": sum(p.numel() for p in self.parameters()) - table, "identifiers": table}
 

@@ -1,4 +1,5 @@
-"""Every choice of TRM in one frozen record; no torch here, so that recipes and the command line stay light.
+"""Every choice of TRM in one frozen record; no torch here, so that recipes and the command line
+stay light.
 
 The table in `trm.py` says which value follows the paper and which the released code.
 """
@@ -38,7 +39,8 @@ class TRMSettings:
     kernel_size: int = 3
     """of the convolution mixer"""
     mask_padding: bool = False
-    """cells with token 0 are hidden from attention and convolution (the released code attends to them)"""
+    """cells with token 0 are hidden from attention and convolution (the released code attends to
+    them)"""
     T: int = 3
     """latent recursions per deep recursion (released code: H_cycles)"""
     n: int = 6
@@ -46,7 +48,8 @@ class TRMSettings:
     cycle_schedule: tuple[tuple[int, int, int], ...] = ()
     """training only: (from step, T, n) rows, ascending, that replace T and n from that step on"""
     gradient: Literal["last_cycle", "last_k", "all"] = "last_cycle"
-    """which evaluations of f are back-propagated: the last latent recursion, the last `gradient_k`, or all"""
+    """which evaluations of f are back-propagated: the last latent recursion, the last
+    `gradient_k`, or all"""
     gradient_k: int = 2
     latents: Literal[1, 2] = 2
     """2: y and z; 1: the paper's single-z ablation (z carries the answer)"""
@@ -58,7 +61,8 @@ class TRMSettings:
     loss: Literal["stablemax", "softmax"] = "stablemax"
     halt_weight: float = 0.5
     prefix_len: int = 16
-    """P; row 0 carries the halting state. With a table, the identifier's vector fills the rows from the left"""
+    """P; row 0 carries the halting state. With a table, the identifier's vector fills the rows
+    from the left"""
     num_identifiers: int = 1
     """rows of the identifier table; 0: no table, the prefix starts at zero"""
     identifier_dim: int | None = None
@@ -76,8 +80,22 @@ class TRMSettings:
         self._check_pairs()
 
     def _check_ranges(self) -> None:
-        least = {"vocab_size": 2, "seq_len": 1, "hidden_size": 1, "num_layers": 1, "num_heads": 1, "T": 1, "n": 1}
-        least |= {"gradient_k": 1, "n_sup": 1, "prefix_len": 0, "num_identifiers": 0, "swiglu_multiple": 1}
+        least = {
+            "vocab_size": 2,
+            "seq_len": 1,
+            "hidden_size": 1,
+            "num_layers": 1,
+            "num_heads": 1,
+            "T": 1,
+            "n": 1,
+        }
+        least |= {
+            "gradient_k": 1,
+            "n_sup": 1,
+            "prefix_len": 0,
+            "num_identifiers": 0,
+            "swiglu_multiple": 1,
+        }
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"TRM: {name} is {getattr(self, name)}, must be at least {low}")
@@ -86,31 +104,49 @@ class TRMSettings:
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ValueError(f"TRM: kernel_size is {self.kernel_size}, must be odd and positive")
         starts = [row[0] for row in self.cycle_schedule]
-        if starts != sorted(set(starts)) or any(min(row[1:]) < 1 or len(row) != 3 for row in self.cycle_schedule):
+        if starts != sorted(set(starts)) or any(
+            min(row[1:]) < 1 or len(row) != 3 for row in self.cycle_schedule
+        ):
             raise ValueError(
-                f"TRM: cycle_schedule is {self.cycle_schedule}, must be (from step, T, n) rows with ascending "
+                f"TRM: cycle_schedule is {self.cycle_schedule}, must be (from step, T, n) rows "
+                "with ascending "
                 "steps and T, n of at least 1"
             )
 
     def _check_pairs(self) -> None:
         if self.grid is not None and self.grid[0] * self.grid[1] != self.seq_len:
-            raise ValueError(f"TRM: a grid of {self.grid} has not seq_len = {self.seq_len} cells; change one of them")
+            raise ValueError(
+                f"TRM: a grid of {self.grid} has not seq_len = {self.seq_len} cells; change "
+                "one of them"
+            )
         if self.mixer == "attention" and self.hidden_size % (2 * self.num_heads):
             raise ValueError(
-                f"TRM: hidden_size {self.hidden_size} does not split into {self.num_heads} heads of even width"
+                f"TRM: hidden_size {self.hidden_size} does not split into {self.num_heads} "
+                "heads of even width"
             )
         if self.positions in ("rope", "rope2d") and self.mixer != "attention":
-            raise ValueError(f"TRM: positions={self.positions!r} needs mixer='attention', not {self.mixer!r}")
+            raise ValueError(
+                f"TRM: positions={self.positions!r} needs mixer='attention', not {self.mixer!r}"
+            )
         if self.positions == "rope2d" and (self.hidden_size // self.num_heads) % 4:
-            raise ValueError(f"TRM: rope2d needs a head width divisible by 4, it is {self.hidden_size // self.num_heads}")
+            raise ValueError(
+                "TRM: rope2d needs a head width divisible by 4, it is "
+                f"{self.hidden_size // self.num_heads}"
+            )
         if self.mixer == "mlp" and self.mask_padding:
-            raise ValueError("TRM: the token MLP cannot mask padding; use mixer='attention' or 'conv'")
+            raise ValueError(
+                "TRM: the token MLP cannot mask padding; use mixer='attention' or 'conv'"
+            )
         if self.mixer == "conv" and self.prefix_len < 1:
-            raise ValueError("TRM: the convolution mixer needs prefix_len >= 1: its pooled row carries the halting state")
+            raise ValueError(
+                "TRM: the convolution mixer needs prefix_len >= 1: its pooled row carries the "
+                "halting state"
+            )
         room = self.prefix_len * self.hidden_size
         if self.num_identifiers and self.identifier_width > room:
             raise ValueError(
-                f"TRM: an identifier of {self.identifier_width} numbers does not fit {self.prefix_len} prefix rows of "
+                f"TRM: an identifier of {self.identifier_width} numbers does not fit "
+                f"{self.prefix_len} prefix rows of "
                 f"{self.hidden_size}; raise prefix_len, or set num_identifiers=0 for none"
             )
 
@@ -128,10 +164,12 @@ class TRMSettings:
         return T, n
 
     def layout(self, num_cells: int, grid: tuple[int, int] | None = None) -> tuple[int, int]:
-        """Rows and columns for `num_cells` cells: `grid` if given, else the configured one, else a square.
+        """Rows and columns for `num_cells` cells: `grid` if given, else the configured one, else a
+        square.
 
         Raises:
-            ValueError: the cells do not form the grid, or the token MLP is asked for another length.
+            ValueError: the cells do not form the grid, or the token MLP is asked for another
+                length.
         """
         if self.mixer == "mlp" and num_cells != self.seq_len:
             raise ValueError(
@@ -144,5 +182,8 @@ class TRMSettings:
             side = math.isqrt(num_cells)
             grid = (side, side) if side * side == num_cells else (1, num_cells)
         if grid[0] * grid[1] != num_cells:
-            raise ValueError(f"TRM: {num_cells} cells do not form a {grid[0]} x {grid[1]} grid; pass the right grid=")
+            raise ValueError(
+                f"TRM: {num_cells} cells do not form a {grid[0]} x {grid[1]} grid; pass the "
+                "right grid="
+            )
         return grid

@@ -1,17 +1,19 @@
 """Solving with TRM: how long to think about each puzzle, how often, and which answer to believe.
 
-The paper runs N_sup steps for everybody. Here a **chain** is one attempt at one puzzle, and chains differ by
+The paper runs N_sup steps for everybody. Here a **chain** is one attempt at one puzzle; chains
+differ by
 
-    rollout     noise N(0, sigma^2) on the latent before each step            (PTRM, arXiv 2605.19943)
-    symmetry    the puzzle seen through a transform, the answer seen back     (test-time augmentation)
+    rollout     noise N(0, sigma^2) on the latent before each step     (PTRM, arXiv 2605.19943)
+    symmetry    the puzzle seen through a transform, the answer seen back
 
-All chains of all puzzles wait in one queue. A working batch takes them in, does one supervision step at a time, lets
-chains that halt leave and others take their place, so that the batch stays full while work waits. With
-`first_to_halt` the first chain of a puzzle that halts ends its sisters (arXiv 2601.19085). What the chains of a
-puzzle answered is then selected by the halting logit, by majority, or by a verifier, and may be withheld (abstain).
+All chains of all puzzles wait in one queue. A working batch takes them in, does one supervision
+step at a time, lets chains that halt leave and others take their place, so that the batch stays
+full while work waits. With `first_to_halt` the first chain of a puzzle that halts ends its sisters
+(arXiv 2601.19085). What the chains of a puzzle answered is then selected by the halting logit, by
+majority, or by a verifier, and may be withheld (abstain).
 
-A chain's result does not depend on what shares its batch: its noise comes from its own generator. Costs count every
-chain, also those that were ended.
+A chain's result does not depend on what shares its batch: its noise comes from its own generator.
+Costs count every chain, also those that were ended.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from inward.data.puzzles import Symmetry
 from inward.methods.trm import TRM
 from inward.trace import Cost, Step, Trace
 
+_NOTHING = np.empty(0)  # what a chain holds before it has run
+
 Verify = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(inputs (B, L), answers (B, L)) -> (B,) bool"""
 
@@ -38,9 +42,11 @@ class Solution:
     """One answer a puzzle, in the order of the questions; B puzzles of L cells.
 
     answers: (B, L) int64 tokens.
-    q: (B,) halting logit of the chosen chain; sigmoid(q) is the model's belief that the answer is right.
+    q: (B,) halting logit of the chosen chain; sigmoid(q) is the model's belief that the answer is
+        right.
     confidence: (B, L) probability of each answered token.
-    steps: (B,) supervision steps of the chosen chain;  halted: (B,) it stopped by the rule, not by the budget.
+    steps: (B,) supervision steps of the chosen chain;  halted: (B,) it stopped by the rule, not by
+        the budget.
     answered: (B,) False where the model abstains (the answer is still there to look at).
     evaluations, flops: (B,) network evaluations and FLOPs of all chains of the puzzle.
     candidates: per puzzle the distinct answers of its chains with their votes, most votes first.
@@ -71,15 +77,30 @@ class _Chain:
     halted: bool = False
     ended: bool = False
     q: float = 0.0
-    tokens: np.ndarray | None = None
-    confidence: np.ndarray | None = None
+    tokens: np.ndarray = field(default_factory=lambda: _NOTHING)
+    confidence: np.ndarray = field(default_factory=lambda: _NOTHING)
     record: list[Step] = field(default_factory=list)
+    cells: np.ndarray | None = None
 
     def seen(self, tokens: np.ndarray) -> np.ndarray:
         return tokens if self.symmetry is None else self.symmetry.apply(tokens)
 
     def back(self, tokens: np.ndarray) -> np.ndarray:
         return tokens if self.symmetry is None else self.symmetry.invert(tokens)
+
+    def cells_back(self, values: np.ndarray) -> np.ndarray:
+        """Numbers that belong to cells, moved as the symmetry moves cells.
+
+        A symmetry may rename tokens too, so the numbers cannot go through it: L grids with one
+        marked cell each tell where every cell goes.
+        """
+        if self.symmetry is None:
+            return values
+        if self.cells is None:
+            marked = self.symmetry.invert(np.eye(len(values), dtype=np.int64))
+            blank = self.symmetry.invert(np.zeros(len(values), dtype=np.int64))
+            self.cells = np.argmax(marked != blank, axis=0)
+        return values[self.cells]
 
 
 @torch.inference_mode()
@@ -111,11 +132,15 @@ def solve(
         grid: rows and columns, for lengths the model was not built for and that are no squares.
         max_steps: the budget per chain, free of what training used (default N_sup).
         halt: "q", "stable", "q+stable", "never", or a rule (inward.halting).
-        rollouts: chains per puzzle and symmetry. The first is free of noise, so that 1 is the plain model.
+        rollouts: chains per puzzle and symmetry. The first is free of noise, so that 1 is the
+            plain model.
         noise: sigma, in units of the latent (whose entries have mean square 1).
-        noise_on: which latent gets the noise; summaries of PTRM disagree, "z" leaves the current answer alone.
-        symmetries: chains also see the puzzle through each of these; the untouched puzzle is always one.
-        select: "q": the chain that believes most in its answer; "majority": most votes, then belief; or a verifier:
+        noise_on: which latent gets the noise; summaries of PTRM disagree, "z" leaves the current
+            answer alone.
+        symmetries: chains also see the puzzle through each of these; the untouched puzzle is
+            always one.
+        select: "q": the chain that believes most in its answer; "majority": most votes, then
+            belief; or a verifier:
             an answer it accepts wins, then belief.
         first_to_halt: the first chain that halts decides, and ends the others.
         abstain_below: withhold answers believed less than this (or, with a verifier, not accepted).
@@ -180,17 +205,28 @@ def _check_options(
     abstain_below: float | None,
     batch_size: int,
 ) -> None:
-    for name, value in (("max_steps", max_steps), ("rollouts", rollouts), ("batch_size", batch_size)):
+    for name, value in (
+        ("max_steps", max_steps),
+        ("rollouts", rollouts),
+        ("batch_size", batch_size),
+    ):
         if value is not None and value < 1:
             raise ValueError(f"solve: {name} is {value}, must be at least 1")
     if not 0.0 <= noise < float("inf"):
-        raise ValueError(f"solve: noise is {noise}, must be finite and not negative (0.3 is the published one)")
+        raise ValueError(
+            f"solve: noise is {noise}, must be finite and not negative (0.3 is the published one)"
+        )
     if rollouts > 1 and noise == 0.0:
-        raise ValueError(f"solve: {rollouts} rollouts without noise are all the same; set noise=0.3, or rollouts=1")
+        raise ValueError(
+            f"solve: {rollouts} rollouts without noise are all the same; set noise=0.3, or "
+            "rollouts=1"
+        )
     if noise_on not in ("z", "y", "both"):
         raise ValueError(f"solve: noise_on is {noise_on!r}, must be 'z', 'y' or 'both'")
     if isinstance(select, str) and select not in ("q", "majority"):
-        raise ValueError(f"solve: select is {select!r}, must be 'q', 'majority' or a verifier function")
+        raise ValueError(
+            f"solve: select is {select!r}, must be 'q', 'majority' or a verifier function"
+        )
     if abstain_below is not None and not 0.0 <= abstain_below <= 1.0:
         raise ValueError(f"solve: abstain_below is {abstain_below}, a probability lies in 0..1")
 
@@ -202,8 +238,8 @@ def _check_identifiers(model: TRM, identifiers: Any, num: int) -> np.ndarray:
     table = model.settings.num_identifiers
     if names.shape != (num,) or names.min() < 0 or (table and names.max() >= table):
         raise ValueError(
-            f"solve: identifiers must be ({num},) numbers in 0..{table - 1}, got shape {names.shape}"
-            + (f" from {names.min()} to {names.max()}" if names.size else "")
+            f"solve: identifiers must be ({num},) numbers in 0..{table - 1}, got shape "
+            f"{names.shape}" + (f" from {names.min()} to {names.max()}" if names.size else "")
         )
     return names.astype(np.int64)
 
@@ -218,7 +254,9 @@ def _chains(
         for number, (rollout, view) in enumerate((r, v) for r in range(rollouts) for v in views):
             generator = None
             if rollout and sigma:
-                state = np.random.SeedSequence([seed, puzzle, number]).generate_state(1, np.uint64)[0]
+                state = np.random.SeedSequence([seed, puzzle, number]).generate_state(1, np.uint64)[
+                    0
+                ]
                 generator = torch.Generator().manual_seed(int(state >> 1))
             chains.append(_Chain(puzzle, number, view, generator))
     return chains
@@ -316,28 +354,35 @@ class _Work:
         if not isinstance(done, Tensor) or done.dtype != torch.bool or done.shape != view.q.shape:
             raise ValueError(
                 f"solve: the halting rule returned {type(done).__name__} "
-                f"{tuple(getattr(done, 'shape', ()))}, expected a boolean tensor of {tuple(view.q.shape)}"
+                f"{tuple(getattr(done, 'shape', ()))}, expected a boolean tensor of "
+                f"{tuple(view.q.shape)}"
             )
         return done
 
     def _add_noise(self, latent: dict[str, Tensor]) -> None:
-        """In place of the latents named: latent + sigma * N(0, 1), each row from its own generator."""
+        """In place of the latents named: latent + sigma * N(0, 1), each row from its own
+        generator."""
         targets = [name for name in latent if self.noise_on in (name, "both") or len(latent) == 1]
         for name in targets:
             shape = latent[name].shape[1:]
             drawn = [
-                torch.zeros(shape) if chain.noise is None else torch.randn(shape, generator=chain.noise)
+                torch.zeros(shape)
+                if chain.noise is None
+                else torch.randn(shape, generator=chain.noise)
                 for chain in self.rows
             ]
             drawn = torch.stack(drawn).to(latent[name])
             latent[name] = latent[name] + self.sigma * drawn
 
     def _let_go(self, settled: set[int]) -> int:
-        """Rows that are done leave the batch; the others are moved together. Returns how many left."""
+        """Rows that are done leave the batch; the others are moved together. Returns how many
+        left."""
         done = self.batch["done"].cpu().numpy()
         spent = (self.batch["step"] >= self.max_steps).cpu().numpy()
         if self.first_to_halt:
-            settled |= {chain.puzzle for chain, halted in zip(self.rows, done, strict=True) if halted}
+            settled |= {
+                chain.puzzle for chain, halted in zip(self.rows, done, strict=True) if halted
+            }
             ended = np.array([chain.puzzle in settled for chain in self.rows]) & ~done
         else:
             ended = np.zeros_like(done)
@@ -357,7 +402,7 @@ class _Work:
         chain.halted, chain.ended = halted, ended
         chain.q = float(self.batch["q"][i])
         chain.tokens = chain.back(self.batch["tokens"][i].cpu().numpy())
-        chain.confidence = chain.back(self.batch["confidence"][i].cpu().numpy())
+        chain.confidence = chain.cells_back(self.batch["confidence"][i].cpu().numpy())
 
     def _record(self, change: Tensor) -> None:
         evaluations, flops = self.step_cost()
@@ -367,7 +412,7 @@ class _Work:
                 index=len(chain.record) + 1,
                 kind="refine",
                 tokens=chain.back(tokens[i]),
-                confidence=chain.back(confidence[i]),
+                confidence=chain.cells_back(confidence[i]),
                 scores={"halt": float(self.batch["q"][i]), "change": float(change[i])},
                 cost=Cost(evaluations, flops),
             )
@@ -395,7 +440,7 @@ def _select(
     chosen, answered, candidates, spent = [], [], [], []
     for group in by_puzzle:
         # with first_to_halt only those that halted have a say, if any did
-        entitled = [c for c in group if c.tokens is not None and not c.ended]
+        entitled = [c for c in group if c.steps and not c.ended]
         best = max(entitled, key=_ranking(entitled, select, accepted))
         chosen.append(best)
         candidates.append([(c.tokens, votes) for c, votes in _votes(entitled)])
@@ -420,13 +465,14 @@ def _accepted(tokens: np.ndarray, chains: list[_Chain], select: str | Verify) ->
     """ids of the chains whose answer the verifier accepts; None when there is no verifier."""
     if isinstance(select, str):
         return None
-    judged = [c for c in chains if c.tokens is not None]
+    judged = [c for c in chains if c.steps]
     verdict = np.asarray(
         select(tokens[[c.puzzle for c in judged]], np.stack([c.tokens for c in judged]))
     )
     if verdict.shape != (len(judged),) or verdict.dtype != bool:
         raise ValueError(
-            f"solve: the verifier returned {verdict.dtype} {verdict.shape}, expected bool ({len(judged)},)"
+            f"solve: the verifier returned {verdict.dtype} {verdict.shape}, expected bool "
+            f"({len(judged)},)"
         )
     return {id(c) for c, ok in zip(judged, verdict, strict=True) if ok}
 
@@ -444,7 +490,8 @@ def _votes(group: list[_Chain]) -> list[tuple[_Chain, int]]:
 def _ranking(
     group: list[_Chain], select: str | Verify, accepted: set[int] | None
 ) -> Callable[[_Chain], tuple[float, ...]]:
-    """What makes one chain better than another; the earlier chain wins a tie (max keeps the first)."""
+    """What makes one chain better than another; the earlier chain wins a tie (max keeps the
+    first)."""
     if accepted is not None:
         return lambda c: (id(c) in accepted, c.q)
     if select == "majority":

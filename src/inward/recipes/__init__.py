@@ -1,4 +1,5 @@
-"""Complete runs as Python functions: one function returns one frozen config, every number with its source.
+"""Complete runs as Python functions: one function returns one frozen config, every number with its
+source.
 
     inward train                          lists them
     inward train sudoku6                  runs one

@@ -143,7 +143,7 @@ class ArcTask:
     def exact(self, labels: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """Return (B,) bool: every scored token (above PAD, so EOS too) is right.
 
-        This is what training logs as exact accuracy (notes, section 6). The two can differ: the
+        This is what TRM logs as all/exact_accuracy while it trains. The two can differ: the
         corner of the two EOS lines is not scored, and tokens beyond an EOS line are not read.
         """
         labels, answers = _batches(labels, answers)

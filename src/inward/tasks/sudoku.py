@@ -29,6 +29,11 @@ class SudokuTask:
         box_shape(self.n)
 
     @property
+    def blank(self) -> int:
+        """Token of a cell to be filled in."""
+        return BLANK
+
+    @property
     def name(self) -> str:
         """Name in tables and file names: sudoku4, sudoku6 or sudoku9."""
         return f"sudoku{self.n}"

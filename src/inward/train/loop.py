@@ -172,11 +172,13 @@ class _Loop:
             barrier=accelerator.wait_for_everyone,
         )
         self.resumed = self._start_or_resume()
+        self.finished = self._finished_summary()
         self.saved_step = self.state.step if self.resumed else None
         self.earlier = dict(self.state.record)
         self.window = Window(**self.state.record.get("window", {}))
         step = self.state.step
-        eval_step = step - 1 if self._evaluation_due() else step
+        redo = self._evaluation_due() and self.finished is None
+        eval_step = step - 1 if redo else step
         self.log = Log(out / "log.jsonl", accelerator, step=step, eval_step=eval_step)
         start_trackers(accelerator, run.config or asdict(settings))
         self.bar = progress_bar(
@@ -204,10 +206,9 @@ class _Loop:
         return bool(steps)
 
     def run_to_end(self) -> dict[str, Any]:
-        summary = self._finished_summary()
-        if summary is not None:
+        if self.finished is not None:
             self._say(f"{self.out} is finished at step {self.state.step}; nothing to do")
-            return summary
+            return self.finished
         if self.resumed:
             self._say(f"resuming {self.out} after step {self.state.step}")
             if self._evaluation_due():
@@ -511,7 +512,7 @@ def _check(run: Run, settings: TrainSettings, accelerator: Accelerator) -> None:
     if accelerator.distributed_type not in kinds:
         raise ValueError(
             f"the launcher asks for {accelerator.distributed_type}; resume states are written for "
-            "one process or DDP. Launch with accelerate's --multi_gpu or --cpu, or torchrun"
+            "one process or DDP. Use torchrun, or accelerate launch --multi_gpu"
         )
     if settings.best_metric and run.evaluate is None:
         raise ValueError(f"best_metric is {settings.best_metric!r}, but the run has no evaluate")

@@ -299,12 +299,10 @@ class StateFolder:
         content = _read_json(folder / "state.json")
         self._check(content, state, folder)
         own = _read_json(folder / f"rank-{self.rank:05d}.json")
-        with (
-            _open(folder / "state.safetensors") as shared,
-            _open(folder / f"rank-{self.rank:05d}.safetensors") as rank,
-        ):
+        with _open(folder / "state.safetensors") as shared:
             self._check_names(shared, state, folder)
-            _place(shared, state, content)
+        with _open(folder / f"rank-{self.rank:05d}.safetensors") as rank:
+            _place(folder / "state.safetensors", state, content)
             state.carries = _carries(rank, own["carried"], device)
             names = [n for n in rank.keys() if n.startswith("rng.")]  # noqa: SIM118 (no mapping)
             generators = {n.removeprefix("rng."): rank.get_tensor(n).clone() for n in names}
@@ -394,14 +392,16 @@ def _damaged(path: Path, error: Exception) -> str:
 
 
 @torch.no_grad()
-def _place(file: Any, state: TrainState, content: dict[str, Any]) -> None:
+def _place(path: Path, state: TrainState, content: dict[str, Any]) -> None:
+    with _open(path) as file:
+        names = list(file.keys())
     for name, tensor in state.weights().items():
-        _copy(file, name, tensor)
+        _copy(path, name, tensor)
     for prefix, (optimizer, param) in state.optimized().items():
         values: dict[str, Any] = {}
-        for name in file.keys():  # noqa: SIM118 (no mapping)
+        for name in names:
             if name.startswith(prefix):
-                values[name.removeprefix(prefix)] = _load_beside(file, name, param)
+                values[name.removeprefix(prefix)] = _load_beside(path, name, param)
         for name, value in content["optimizer_scalars"].items():
             if name.startswith(prefix):
                 values[name.removeprefix(prefix)] = value
@@ -414,25 +414,32 @@ def _place(file: Any, state: TrainState, content: dict[str, Any]) -> None:
     state.record = content["record"]
 
 
-def _load_beside(file: Any, name: str, param: Tensor) -> Tensor:
+def _load_beside(path: Path, name: str, param: Tensor) -> Tensor:
     """A new tensor for optimizer state: on the parameter's device, scalars (counts) on CPU."""
-    saved = file.get_slice(name)
-    if not saved.get_shape():
-        return file.get_tensor(name).clone()
-    dtype = file.get_slice(name)[:0].dtype
-    into = torch.empty_like(param, dtype=dtype)
-    _copy(file, name, into)
+    with _open(path) as file:
+        saved = file.get_slice(name)
+        if not saved.get_shape():
+            return file.get_tensor(name).clone()
+        into = torch.empty_like(param, dtype=saved[:0].dtype)
+    _copy(path, name, into)
     return into
 
 
-def _copy(file: Any, name: str, into: Tensor) -> None:
-    if into.ndim == 0 or into.numel() * into.element_size() <= _SLICE_BYTES:
-        into.copy_(file.get_tensor(name))
+def _copy(path: Path, name: str, into: Tensor) -> None:
+    """Fill `into` from the file, which is opened anew for every tensor and every large slice.
+
+    What was read of a mapped file counts as memory of the process until the file is closed; a
+    table of identifiers would be there twice.
+    """
+    size = into.numel() * into.element_size()
+    if into.ndim == 0 or size <= _SLICE_BYTES:
+        with _open(path) as file:
+            into.copy_(file.get_tensor(name))
         return
-    saved = file.get_slice(name)
-    rows = max(1, _SLICE_BYTES * into.shape[0] // (into.numel() * into.element_size()))
+    rows = max(1, _SLICE_BYTES * into.shape[0] // size)
     for first in range(0, into.shape[0], rows):
-        into[first : first + rows].copy_(saved[first : first + rows])
+        with _open(path) as file:
+            into[first : first + rows].copy_(file.get_slice(name)[first : first + rows])
 
 
 def _carries(
