@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError  # to catch what torch.load raises; nothing is unpickled
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -191,7 +192,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
 
 
