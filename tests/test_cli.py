@@ -224,7 +224,7 @@ def test_help_of_a_recipe_shows_its_own_values(capsys):
     assert main(["train", "maze11", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "--data.canvas" in shown and "--data.clues" not in shown  # its data, no choice of data
-    assert "--model.T" in shown and "--train.optim.lr" in shown and "0.002" in shown
+    assert "--model.T" in shown and "--train.optim.lr" in shown and "0.0015" in shown
     assert "--name" not in shown
 
 

@@ -103,7 +103,7 @@ def demo(
 
 def kinds(name: str, model: Any, *, seed: int, num: int | None) -> Iterator[Kind]:
     """The kinds of puzzles to show a shipped model on, made when asked for."""
-    from inward.data import maze, sudoku
+    from inward.data import maze
     from inward.evals.run import default_steps, recipe_of
     from inward.recipes.trm import MazeData, SudokuData
     from inward.tasks.maze import MazeTask
@@ -111,16 +111,7 @@ def kinds(name: str, model: Any, *, seed: int, num: int | None) -> Iterator[Kind
     data = recipe_of(name).data
     first = FIRST_SEED + seed
     if isinstance(data, SudokuData):
-        puzzles = sudoku.generate(
-            num or NUM_SUDOKU,
-            n=data.n,
-            seed=first,
-            clues=data.clues,
-            min_rating=data.min_rating,
-            exclude=data.puzzles("train"),
-            exclude_symmetric=True,
-            progress=False,
-        )
+        puzzles = data.fresh(num or NUM_SUDOKU, seed=first)
         title = f"Sudoku {data.n}x{data.n}"
         yield Kind(title, name, data.task(), puzzles, model.settings.n_sup)
     elif isinstance(data, MazeData):

@@ -14,6 +14,7 @@ dataset folder, and are marked *not run here* with their cost.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -23,6 +24,7 @@ import numpy as np
 from inward.data import maze, sudoku
 from inward.data.puzzles import Puzzles
 from inward.methods.trm_settings import TRMSettings
+from inward.recipes.arc import ArcData
 from inward.tasks.maze import MazeTask
 from inward.tasks.sudoku import SudokuTask
 from inward.train.settings import OptimSettings, TrainSettings
@@ -51,8 +53,8 @@ class SudokuData:
     num_train: int = 4000
     num_valid: int = 250
     num_test: int = 1000
-    clues: int | None = None
-    """None: irreducible (no clue can go)"""
+    clues: tuple[int, ...] = (0,)
+    """clue counts, an equal share of the puzzles each; 0: irreducible (no clue can go)"""
     min_rating: int = 0
     seed: int = 0
 
@@ -66,16 +68,28 @@ class SudokuData:
         for earlier in before:
             more = self.puzzles(earlier)
             exclude = more if exclude is None else _joined(exclude, more)
-        return sudoku.generate(
-            getattr(self, f"num_{split}"),
-            n=self.n,
-            seed=10 * self.seed + _SPLIT_SEEDS[split],
-            clues=self.clues,
-            min_rating=self.min_rating,
-            exclude=exclude,
-            exclude_symmetric=exclude is not None,
-            progress=split == "train",
-        )
+        num, seed = getattr(self, f"num_{split}"), 10 * self.seed + _SPLIT_SEEDS[split]
+        return self._generate(num, seed, exclude, progress=split == "train")
+
+    def fresh(self, num: int, seed: int) -> Puzzles:
+        """More puzzles of this kind, in no symmetric form among those of training."""
+        return self._generate(num, seed, self.puzzles("train"), progress=False)
+
+    def _generate(self, num: int, seed: int, exclude: Puzzles | None, *, progress: bool) -> Puzzles:
+        parts = [
+            sudoku.generate(
+                num // len(self.clues) + (i < num % len(self.clues)),
+                n=self.n,
+                seed=1000 * i + seed,
+                clues=clues or None,
+                min_rating=self.min_rating,
+                exclude=exclude,
+                exclude_symmetric=exclude is not None,
+                progress=progress,
+            )
+            for i, clues in enumerate(self.clues[:num])
+        ]
+        return functools.reduce(_joined, parts)
 
     def source(self) -> Source:
         from inward.data.source import PuzzleSource
@@ -169,12 +183,14 @@ class FolderData:
 
 
 def _joined(first: Puzzles, second: Puzzles) -> Puzzles:
-    """Both, without their ratings (they are only compared against)."""
+    """Both, one after the other; rated if both are."""
+    rated = first.rating is not None and second.rating is not None
     return Puzzles(
         np.concatenate([first.inputs, second.inputs]),
         np.concatenate([first.labels, second.labels]),
         first.grid,
         first.vocab_size,
+        rating=np.concatenate([first.rating, second.rating]) if rated else None,  # pyright: ignore
     )
 
 
@@ -189,7 +205,7 @@ class TRMRecipe:
     name: str
     about: str
     model: TRMSettings = field(default_factory=TRMSettings)
-    data: SudokuData | MazeData | FolderData = field(default_factory=SudokuData)
+    data: SudokuData | MazeData | FolderData | ArcData = field(default_factory=SudokuData)
     train: TrainSettings = field(default_factory=TrainSettings)
     also_valid: tuple[int, ...] = ()
     """mazes: further sizes looked at during training, never trained on"""
@@ -209,7 +225,7 @@ class TRMRecipe:
         """
         task = self.task()
         cells = task.grid[0] * task.grid[1]
-        if isinstance(self.data, FolderData):
+        if isinstance(self.data, FolderData | ArcData):
             return replace(self, model=self.data.fit(self.model))._run()
         if (self.model.vocab_size, self.model.seq_len) != (task.vocab_size, cells):
             raise ValueError(
@@ -317,13 +333,19 @@ def sudoku6() -> TRMRecipe:
 
 
 def sudoku9() -> TRMRecipe:
-    """Not finished: a probe of 800 s reached 51 %, still rising."""
+    """From easy to irreducible: the easy puzzles start the learning, the hard ones are the aim."""
     return TRMRecipe(
         name="sudoku9",
-        about="9x9 Sudoku with 30 clues; more than an hour on one core",
+        about="9x9 Sudoku, 34 clues down to irreducible; more than an hour on one core",
         model=replace(_SMALL, vocab_size=11, seq_len=81, T=1, n=3, n_sup=16),
-        data=SudokuData(n=9, clues=30, num_train=4000),
-        train=replace(_FAST, steps=6000, optim=replace(_FAST.optim, lr=2e-3)),
+        data=SudokuData(n=9, clues=(34, 30, 27, 0), num_train=12_000, num_test=2000),
+        train=replace(
+            _FAST,
+            steps=8000,
+            optim=OptimSettings(name="muon", lr=2e-3, muon_rest="adamw", weight_decay=0.1),
+            ema_decay=0.995,
+            eval_every=500,
+        ),
     )
 
 
@@ -347,6 +369,48 @@ def maze11() -> TRMRecipe:
         ),
         also_valid=(15,),
     )
+
+
+def _arc_small(name: str, about: str, data: ArcData) -> TRMRecipe:
+    """The published ARC recipe in miniature: the whole way from tasks to votes, not the
+    accuracy.
+
+    Attention over the 900 cells costs what it costs, so width, depth of recursion and batch are
+    as small as they can be. The rate is high because 40 steps are few.
+    """
+    return TRMRecipe(
+        name=name,
+        about=about,
+        model=replace(
+            _SMALL, vocab_size=12, seq_len=900, mixer="attention", num_heads=2, positions="rope2d",
+            T=1, n=2, n_sup=4,
+        ),
+        data=data,
+        train=replace(
+            _FAST,
+            steps=40,
+            batch_rows=8,
+            optim=replace(_FAST.optim, lr=2e-3, sparse_lr=1e-2, sparse_weight_decay=0.1),
+            warmup=5,
+            eval_every=0,
+            save_every=20,
+        ),
+    )  # fmt: skip
+
+
+_ARC_FEW = ArcData(num_tasks=8, num_variants=7, num_valid=4)
+
+
+def arc1_small() -> TRMRecipe:
+    """Not meant to solve a task: it shows that every part of the pipeline fits the next."""
+    about = "16 tasks of ARC-AGI-1, from data to submission; a minute on one core"
+    return _arc_small("arc1-small", about, _ARC_FEW)
+
+
+def arc2_small() -> TRMRecipe:
+    """The same for ARC-AGI-2."""
+    about = "16 tasks of ARC-AGI-2, from data to submission; a minute on one core"
+    return _arc_small("arc2-small", about, replace(_ARC_FEW, version="arc2"))
 
 
 # --------------------------------------------------------------------------------------------------
