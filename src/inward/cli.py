@@ -1,6 +1,6 @@
 """The command `inward`: which verbs there are, how their options are read, how errors are told.
 
-    inward demo | train | eval | solve | data | bench | env
+    inward demo | train | eval | arc | solve | data | bench | env
 
 The top-level help is written by hand and imports nothing, so it costs what Python costs to start.
 The verbs are in `commands.py`: dataclasses whose fields are the options, which tyro reads by type.
@@ -20,6 +20,7 @@ VERBS = {
     "demo": "shipped models solve fresh puzzles and show how",
     "train": "run a recipe; every field can be set from here",
     "eval": "accuracy and cost of a model on held-out puzzles or a file",
+    "arc": "score models on ARC-AGI by votes, write a submission",
     "solve": "solve what you type, show the draft being rewritten",
     "data": "make or look at puzzles: sudoku, maze, arc, show",
     "bench": "start-up, training and solving speed on this machine",

@@ -28,6 +28,13 @@ def eval(words: list[str]) -> int:
     return _go(Eval, "eval", words)
 
 
+def arc(words: list[str]) -> int:
+    """Score models on ARC-AGI."""
+    from inward.commands_arc import Arc
+
+    return _go(Arc, "arc", words)
+
+
 def solve(words: list[str]) -> int:
     """Solve what the user types."""
     return _go(Solve, "solve", words)
@@ -414,13 +421,20 @@ class Bench:
     """Measure start-up, training steps and solving; medians and quartiles over repeats."""
 
     subjects: tuple[str, ...]
-    """startup, recipes, models; none: startup and the small recipes"""
+    """startup, recipes, models, trm (the published Sudoku shape); none: startup and the small
+    recipes"""
     repeats: int = 7
     """counted runs of each measurement"""
     threads: int | None = None
     """threads of torch"""
     rows: int | None = None
-    """rows of a training batch; None: the recipe's"""
+    """rows of a training batch; None: the recipe's (trm: 16 and 64)"""
+    reference: Path | None = None
+    """trm: a clone of SamsungSAILMontreal/TinyRecursiveModels to run beside ours"""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """trm: None: both"""
+    compile: bool = False
+    """trm: also under torch.compile"""
     out: Path | None = None
     """file to which the rows are added as JSON lines"""
 
@@ -434,6 +448,9 @@ class Bench:
             repeats=self.repeats,
             threads=self.threads,
             num_rows=self.rows,
+            reference=self.reference,
+            dtype=self.dtype,
+            compile=self.compile,
             say=lambda text: print(text, file=sys.stderr),
         )
         where, command = machine(), command_line(["bench", *words])

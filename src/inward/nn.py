@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inward import nn_cpu
+
 # Standard deviation of a unit normal cut at +-2. JAX-style truncated initialisers divide by it, so
 # that the result
 # has the deviation asked for; torch's trunc_normal_ does not.
@@ -61,6 +63,36 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
+
+
+def residual_norm(h: Tensor, change: Tensor, eps: float) -> Tensor:
+    """rms_norm(h + change) over the last axis of (B, S, D)."""
+    if nn_cpu.suits(h):
+        return nn_cpu.residual_norm(h, change, eps)
+    return rms_norm(h + change, eps)
+
+
+def residual_swiglu(h: Tensor, mlp: SwiGLU, eps: float, *, axis: int) -> Tensor:
+    """rms_norm(h + mlp(h)), both along `axis` (1: sequence, 2: width) of h (B, S, D)."""
+    if nn_cpu.suits(h) and _bare(mlp):
+        up, down = mlp.gate_up_proj.weight, mlp.down_proj.weight
+        return nn_cpu.residual_swiglu(h, up, down, eps, axis=axis)
+    turned = h.transpose(1, 2) if axis == 1 else h
+    turned = rms_norm(turned + mlp(turned), eps)
+    return turned.transpose(1, 2) if axis == 1 else turned
+
+
+def _bare(mlp: SwiGLU) -> bool:
+    """True if nothing watches or replaces a part (hooks, adapters, parametrizations): then nobody
+    notices when the MLP is computed as one."""
+    return all(
+        type(part) in (SwiGLU, Linear)
+        and not part._forward_hooks
+        and not part._forward_pre_hooks
+        and not part._backward_hooks
+        and not part._backward_pre_hooks
+        for part in (mlp, mlp.gate_up_proj, mlp.down_proj)
+    )
 
 
 def _frequencies(width: int, theta: float, device: torch.device) -> Tensor:

@@ -37,6 +37,7 @@ KINDS = {
     "learned": replace(SMALL, positions="learned"),
     "conv": replace(SMALL, mixer="conv"),
     "one latent": replace(SMALL, latents=1),
+    "no recursion": replace(SMALL, latents=1, T=1, n=1, answer_update=False, num_layers=3),
     "masked attention": replace(SMALL, mixer="attention", positions="rope", mask_padding=True),
     "masked conv": replace(SMALL, mixer="conv", mask_padding=True),
     "no table": replace(SMALL, num_identifiers=0),
@@ -89,9 +90,9 @@ def test_deep_recursion_is_the_papers_pseudo_code(model):
     for _ in range(settings.T):
         for _ in range(settings.n):
             z = net(z, x) if y is None else net(z, y, x)
-        if y is None:
+        if y is None and settings.answer_update:
             z = net(z)
-        else:
+        elif y is not None:
             y = net(y, z)
     got = model.deep_recursion(x, start, where, settings.T, settings.n)
     torch.testing.assert_close(got["z"], z, rtol=1e-4, atol=1e-5)
@@ -177,7 +178,8 @@ def test_flops_agree_with_a_counter(model):
             batch["inputs"], model.initial_state(1, 12), identifiers=batch["identifiers"]
         )
     evaluation, read_out = model.flops()
-    want = model.settings.T * (model.settings.n + 1) * evaluation + read_out
+    settings = model.settings
+    want = settings.T * settings.evaluations(settings.n) * evaluation + read_out
     assert math.isclose(counter.get_total_flops(), want, rel_tol=1e-6)
 
 
@@ -466,6 +468,7 @@ def test_resize_identifiers():
         ({"positions": "rope"}, "needs mixer='attention'"),
         ({"mask_padding": True}, "cannot mask"),
         ({"mixer": "conv", "prefix_len": 0, "num_identifiers": 0}, "prefix_len >= 1"),
+        ({"answer_update": False}, "needs latents=1"),
         ({"exploration": 1.5}, "probability"),
         ({"kernel_size": 4}, "odd"),
         ({"identifier_dim": 100}, "does not fit"),

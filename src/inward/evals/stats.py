@@ -50,11 +50,13 @@ class Paired:
     p_value: float | None = None
 
 
-def wilson(num_right: int, num: int, *, level: float = 0.95) -> Interval:
+def wilson(num_right: float, num: int, *, level: float = 0.95) -> Interval:
     """Wilson's score interval for `num_right` successes in `num` trials.
 
     With p the share and z the normal quantile: centre (p + z^2 / 2n) / (1 + z^2 / n). It stays
-    within 0..1 and is honest at 100 %: 1000 of 1000 gives [0.9962, 1].
+    within 0..1 and is honest at 100 %: 1000 of 1000 gives [0.9962, 1]. A sum of
+    shares (ARC tasks with half of their tests right) will do: as nothing in 0..1 varies more than
+    0 or 1, the interval is then wide rather than narrow.
 
     Raises ValueError unless 0 <= num_right <= num, num >= 1 and 0 < level < 1.
     """

@@ -158,7 +158,13 @@ class Voting:
 
         Only tests whose answer is known count, and tasks that have one; NaN if there is none.
         """
-        tasks = []
+        tasks = list(self.task_scores(accumulated=accumulated).values())
+        means = np.mean(tasks, axis=0).tolist() if tasks else [math.nan] * len(self.ks)
+        return dict(zip(self.ks, means, strict=True))
+
+    def task_scores(self, *, accumulated: bool = False) -> dict[str, list[float]]:
+        """Return task -> share of its tests whose answer is known that pass, for each of `ks`."""
+        scores = {}
         for name, task in self.tasks.items():
             places = [
                 self._place(name, i, pair.output, accumulated)
@@ -166,9 +172,8 @@ class Voting:
                 if pair.output is not None
             ]
             if places:
-                tasks.append([sum(p < k for p in places) / len(places) for k in self.ks])
-        means = np.mean(tasks, axis=0).tolist() if tasks else [math.nan] * len(self.ks)
-        return dict(zip(self.ks, means, strict=True))
+                scores[name] = [sum(p < k for p in places) / len(places) for k in self.ks]
+        return scores
 
     def _place(self, task: str, test: int, answer: np.ndarray, accumulated: bool) -> float:
         """Return the rank of the right answer, from 0; infinity if nobody gave it."""

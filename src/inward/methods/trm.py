@@ -57,7 +57,8 @@ from inward.nn import (
     Linear,
     SwiGLU,
     attend,
-    rms_norm,
+    residual_norm,
+    residual_swiglu,
     rotary_table,
     rotary_table_2d,
     rotate,
@@ -181,12 +182,11 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, where: Where) -> Tensor:
         if self.over_sequence:
-            # the norm, too, sees (B, D, S): it runs over the S positions of each channel
-            h = h.transpose(1, 2)
-            h = rms_norm(h + self.mixer(h), self.eps).transpose(1, 2)
+            # the norm, too, runs over the S positions of each channel
+            h = residual_swiglu(h, cast(SwiGLU, self.mixer), self.eps, axis=1)
         else:
-            h = rms_norm(h + self.mixer(h, where), self.eps)
-        return rms_norm(h + self.mlp(h), self.eps)
+            h = residual_norm(h, self.mixer(h, where), self.eps)
+        return residual_swiglu(h, self.mlp, self.eps, axis=2)
 
 
 class Network(nn.Module):
@@ -357,7 +357,7 @@ class TRM(PreTrainedModel):
         y, z = state.get("y"), state["z"]
         evaluation = 0
         for _ in range(T):
-            for i in range(n + 1):
+            for i in range(self.settings.evaluations(n)):
                 with nullcontext() if evaluation >= first else torch.no_grad():
                     if y is None:
                         z = f(z, x if i < n else torch.zeros_like(x), where)
@@ -376,8 +376,9 @@ class TRM(PreTrainedModel):
 
     def first_with_gradient(self, T: int, n: int) -> int:
         """Number of the first evaluation of f that is back-propagated."""
-        total = T * (n + 1)
-        window = {"last_cycle": n + 1, "last_k": self.settings.gradient_k, "all": total}
+        cycle = self.settings.evaluations(n)
+        total = T * cycle
+        window = {"last_cycle": cycle, "last_k": self.settings.gradient_k, "all": total}
         return max(0, total - window[self.settings.gradient])
 
     def supervision_step(

@@ -53,6 +53,9 @@ class TRMSettings:
     gradient_k: int = 2
     latents: Literal[1, 2] = 2
     """2: y and z; 1: the paper's single-z ablation (z carries the answer)"""
+    answer_update: bool = True
+    """each latent recursion ends with an update that does not see x; False, for one latent only: it
+    does not, so that T=1, n=1 is a plain stack of layers (the control without recursion)"""
     supervision: Literal["carry", "loop"] = "carry"
     n_sup: int = 16
     """N_sup, the most supervision steps a sample gets in training"""
@@ -137,6 +140,8 @@ class TRMSettings:
             raise ValueError(
                 "TRM: the token MLP cannot mask padding; use mixer='attention' or 'conv'"
             )
+        if self.latents == 2 and not self.answer_update:
+            raise ValueError("TRM: answer_update=False leaves y as it was; it needs latents=1")
         if self.mixer == "conv" and self.prefix_len < 1:
             raise ValueError(
                 "TRM: the convolution mixer needs prefix_len >= 1: its pooled row carries the "
@@ -162,6 +167,10 @@ class TRMSettings:
                 if step >= start:
                     T, n = scheduled_T, scheduled_n
         return T, n
+
+    def evaluations(self, n: int) -> int:
+        """Evaluations of f in one latent recursion: n updates of z, and one of the answer."""
+        return n + self.answer_update
 
     def layout(self, num_cells: int, grid: tuple[int, int] | None = None) -> tuple[int, int]:
         """Rows and columns for `num_cells` cells: `grid` if given, else the configured one, else a

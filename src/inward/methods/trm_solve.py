@@ -422,7 +422,8 @@ class _Work:
         """Evaluations and FLOPs of one supervision step of one row."""
         T, n = self.model.settings.cycles()
         evaluation, read_out = self.model.flops(self.tokens.shape[1])
-        return T * (n + 1), T * (n + 1) * evaluation + read_out
+        num = T * self.model.settings.evaluations(n)
+        return num, num * evaluation + read_out
 
 
 # --------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ RECIPES = {
     "sudoku6": "inward.recipes.trm:sudoku6",
     "sudoku9": "inward.recipes.trm:sudoku9",
     "maze11": "inward.recipes.trm:maze11",
+    "arc1-small": "inward.recipes.arc:arc1_small",
+    "arc2-small": "inward.recipes.arc:arc2_small",
     "trm-sudoku-extreme": "inward.recipes.trm:published_sudoku_extreme",
     "trm-sudoku-extreme-attention": "inward.recipes.trm:published_sudoku_extreme_attention",
     "trm-maze-hard": "inward.recipes.trm:published_maze_hard",

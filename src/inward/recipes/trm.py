@@ -352,65 +352,25 @@ def sudoku9() -> TRMRecipe:
 def maze11() -> TRMRecipe:
     """One model for every size: nothing in it is tied to the length.
 
-    Sizes 9 and 11 with N_sup = 8 learn; sizes 5 to 11 with N_sup = 16 stayed under 16 % at 11x11
-    after 1,500 steps. Accuracy swings while the rate is high, hence the longer average.
+    halt_weight is a tenth of the released code's. With 0.5 the run solves 94 % at step 1,000 and
+    then unlearns it: while the model is sometimes right its halting loss is large, and the trunk
+    can lower the sum by failing predictably (0.35 -> 0.21 with the token loss going *up* from 0.12
+    to 0.18).
     """
     return TRMRecipe(
         name="maze11",
         about="mazes 9x9 and 11x11, convolution mixer, which then walks larger ones; half an hour",
-        model=replace(_SMALL, vocab_size=6, seq_len=121, mixer="conv", T=1, n=3),
+        model=replace(_SMALL, vocab_size=6, seq_len=121, mixer="conv", T=1, n=3, halt_weight=0.05),
         data=MazeData(sizes=(9, 11), canvas=11),
         train=replace(
             _FAST,
-            steps=4000,
+            steps=3000,
             optim=replace(_FAST.optim, lr=1.5e-3),
-            ema_decay=0.997,
-            eval_every=1000,
+            ema_decay=0.995,
+            best_metric="exact",
         ),
         also_valid=(15,),
     )
-
-
-def _arc_small(name: str, about: str, data: ArcData) -> TRMRecipe:
-    """The published ARC recipe in miniature: the whole way from tasks to votes, not the
-    accuracy.
-
-    Attention over the 900 cells costs what it costs, so width, depth of recursion and batch are
-    as small as they can be. The rate is high because 40 steps are few.
-    """
-    return TRMRecipe(
-        name=name,
-        about=about,
-        model=replace(
-            _SMALL, vocab_size=12, seq_len=900, mixer="attention", num_heads=2, positions="rope2d",
-            T=1, n=2, n_sup=4,
-        ),
-        data=data,
-        train=replace(
-            _FAST,
-            steps=40,
-            batch_rows=8,
-            optim=replace(_FAST.optim, lr=2e-3, sparse_lr=1e-2, sparse_weight_decay=0.1),
-            warmup=5,
-            eval_every=0,
-            save_every=20,
-        ),
-    )  # fmt: skip
-
-
-_ARC_FEW = ArcData(num_tasks=8, num_variants=7, num_valid=4)
-
-
-def arc1_small() -> TRMRecipe:
-    """Not meant to solve a task: it shows that every part of the pipeline fits the next."""
-    about = "16 tasks of ARC-AGI-1, from data to submission; a minute on one core"
-    return _arc_small("arc1-small", about, _ARC_FEW)
-
-
-def arc2_small() -> TRMRecipe:
-    """The same for ARC-AGI-2."""
-    about = "16 tasks of ARC-AGI-2, from data to submission; a minute on one core"
-    return _arc_small("arc2-small", about, replace(_ARC_FEW, version="arc2"))
 
 
 # --------------------------------------------------------------------------------------------------
