@@ -113,14 +113,16 @@ def kinds(name: str, model: Any, *, seed: int, num: int | None) -> Iterator[Kind
     if isinstance(data, SudokuData):
         puzzles = data.fresh(num or NUM_SUDOKU, seed=first)
         title = f"Sudoku {data.n}x{data.n}"
-        yield Kind(title, name, data.task(), puzzles, model.settings.n_sup)
+        yield Kind(title, name, data.task(), puzzles, 2 * model.settings.n_sup)
     elif isinstance(data, MazeData):
         larger = [side for side in LARGER_MAZES if side > data.canvas]
         for side in [data.canvas, *(larger if model.settings.mixer != "mlp" else [])]:
             count = num or NUM_MAZES.get(side, min(NUM_MAZES.values()))
             puzzles = maze.generate(count, size=side, seed=first, braid=data.braid)
             title = f"maze {side}x{side}" + ("" if side == data.canvas else " (never trained on)")
-            yield Kind(title, name, MazeTask(side), puzzles, default_steps(model, side * side))
+            # twice the steps in proportion: halting ends what is done, so the rest may go on
+            steps = 2 * default_steps(model, side * side)
+            yield Kind(title, name, MazeTask(side), puzzles, steps)
 
 
 def _run(kind: Kind, model: Any, out: Path, console: Console, seconds: float) -> Outcome:

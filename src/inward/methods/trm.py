@@ -129,12 +129,11 @@ class Attention(nn.Module):
 
 
 class Convolution(nn.Module):
-    """Depthwise convolution over the grid, then a linear map; the prefix rows read mean and
-    maximum of the grid.
+    """Depthwise convolution over the grid, then a linear map; the prefix rows read mean and maximum
+    of the grid.
 
     Nothing flows from the prefix back into the cells: a cell's next value depends on its
-    neighbourhood alone, which
-    is what lets one model run on grids of other sizes.
+    neighbourhood alone, which is what lets one model run on grids of other sizes.
     """
 
     def __init__(self, settings: TRMSettings):
