@@ -374,7 +374,7 @@ def test_demo_shows_every_kind_and_writes_pictures(capsys):
     shown = capsys.readouterr().out
     for kind in ("Sudoku 4x4", "maze 7x7 ", "maze 15x15 (never trained on)", "maze 21x21 (never"):
         assert kind in shown
-    assert shown.count("/2 ") >= 4 and "step 2 (answer)" in shown
+    assert shown.count("/2 ") >= 4 and "step 4 (answer)" in shown  # twice N_sup
     names = sorted(path.name for path in Path("pictures").iterdir())
     assert names == sorted(
         f"{name}.{ending}"
