@@ -201,8 +201,8 @@ class _Thinking:
     """sudoku4, sudoku6, sudoku9, maze, arc; empty: that of the model's recipe"""
     max_steps: int | None = None
     """supervision steps; None: as in training, in proportion for larger grids"""
-    halt: str = "q"
-    """when to stop: q, stable, q+stable, never"""
+    halt: str = "q+stable"
+    """when to stop: q (the paper's), stable, q+stable, never"""
     rollouts: int = 1
     """attempts per puzzle; more than one need --noise"""
     noise: float = 0.0

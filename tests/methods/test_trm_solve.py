@@ -65,11 +65,11 @@ def test_never_halting_is_the_plain_forward(kind):
 
 def test_halting_row_by_row_is_each_row_alone(model, inputs):
     """Compaction and refill change nothing: every batch size gives what each row gives alone."""
-    alone = [model.solve(row[None], max_steps=6) for row in inputs]
+    alone = [model.solve(row[None], max_steps=6, halt="q") for row in inputs]
     steps = torch.cat([s.steps for s in alone])
     assert len(set(steps.tolist())) > 2, "the fixture should make rows leave at different steps"
     for batch_size in (1, 3, 256):
-        got = model.solve(inputs, max_steps=6, batch_size=batch_size)
+        got = model.solve(inputs, max_steps=6, halt="q", batch_size=batch_size)
         assert torch.equal(got.steps, steps)
         assert torch.equal(got.answers, torch.cat([s.answers for s in alone]))
         torch.testing.assert_close(got.q, torch.cat([s.q for s in alone]), rtol=1e-3, atol=1e-4)
@@ -79,7 +79,13 @@ def test_halting_row_by_row_is_each_row_alone(model, inputs):
 def test_a_row_stops_at_the_first_step_its_rule_allows(model, inputs):
     spread = torch.stack([model(inputs, num_steps=k)[1] for k in range(1, 7)])
     first = [next((k for k in range(6) if column[k] > 0), 5) + 1 for column in spread.T]
-    assert model.solve(inputs, max_steps=6).steps.tolist() == first
+    assert model.solve(inputs, max_steps=6, halt="q").steps.tolist() == first
+
+
+def test_the_default_waits_for_a_stable_answer(model, inputs):
+    got, named = model.solve(inputs, max_steps=6), model.solve(inputs, max_steps=6, halt="q+stable")
+    assert torch.equal(got.steps, named.steps)
+    assert (got.steps >= model.solve(inputs, max_steps=6, halt="q").steps).all()
 
 
 def test_budget_is_free_of_training(model, inputs):
@@ -179,7 +185,7 @@ def test_symmetries_are_undone(model, inputs):
 
 
 def test_first_to_halt_ends_the_others(model, inputs):
-    options = {"max_steps": 6, "rollouts": 4, "noise": 0.5}
+    options = {"max_steps": 6, "halt": "q", "rollouts": 4, "noise": 0.5}
     every = model.solve(inputs, **options)
     first = model.solve(inputs, first_to_halt=True, **options)
     assert (first.evaluations <= every.evaluations).all()

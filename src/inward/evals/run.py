@@ -103,7 +103,7 @@ def evaluate(
     what: str = "",
     dataset: str = "",
     max_steps: int | None = None,
-    halt: Any = "q",
+    halt: Any = "q+stable",
     num_symmetries: int = 0,
     seed: int = 0,
     by_step: bool = True,

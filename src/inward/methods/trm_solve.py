@@ -111,7 +111,7 @@ def solve(
     identifiers: Tensor | np.ndarray | None = None,
     grid: tuple[int, int] | None = None,
     max_steps: int | None = None,
-    halt: str | halting.Rule = "q",
+    halt: str | halting.Rule = "q+stable",
     rollouts: int = 1,
     noise: float = 0.0,
     noise_on: Literal["z", "y", "both"] = "z",
@@ -131,7 +131,9 @@ def solve(
         identifiers: (B,) rows of the identifier table (default 0).
         grid: rows and columns, for lengths the model was not built for and that are no squares.
         max_steps: the budget per chain, free of what training used (default N_sup).
-        halt: "q", "stable", "q+stable", "never", or a rule (inward.halting).
+        halt: "q" (the paper's), "stable", "q+stable", "never", or a rule (inward.halting). The
+            default waits until the believed answer has stood still for one step: the head alone
+            fires early.
         rollouts: chains per puzzle and symmetry. The first is free of noise, so that 1 is the
             plain model.
         noise: sigma, in units of the latent (whose entries have mean square 1).
