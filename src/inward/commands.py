@@ -421,13 +421,20 @@ class Bench:
     """Measure start-up, training steps and solving; medians and quartiles over repeats."""
 
     subjects: tuple[str, ...]
-    """startup, recipes, models; none: startup and the small recipes"""
+    """startup, recipes, models, trm (the published Sudoku shape); none: startup and the small
+    recipes"""
     repeats: int = 7
     """counted runs of each measurement"""
     threads: int | None = None
     """threads of torch"""
     rows: int | None = None
-    """rows of a training batch; None: the recipe's"""
+    """rows of a training batch; None: the recipe's (trm: 16 and 64)"""
+    reference: Path | None = None
+    """trm: a clone of SamsungSAILMontreal/TinyRecursiveModels to run beside ours"""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """trm: None: both"""
+    compile: bool = False
+    """trm: also under torch.compile"""
     out: Path | None = None
     """file to which the rows are added as JSON lines"""
 
@@ -441,6 +448,9 @@ class Bench:
             repeats=self.repeats,
             threads=self.threads,
             num_rows=self.rows,
+            reference=self.reference,
+            dtype=self.dtype,
+            compile=self.compile,
             say=lambda text: print(text, file=sys.stderr),
         )
         where, command = machine(), command_line(["bench", *words])

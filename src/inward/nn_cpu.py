@@ -1,6 +1,6 @@
 """norm(h + swiglu(h)) on a CPU: the arithmetic of the plain modules without their memory traffic.
 
-On a CPU the plain path spends a third of a TRM step outside its matrix products: intermediates of
+On a CPU the plain path spends a fifth of a TRM step outside its matrix products: intermediates of
 tens of megabytes are fetched anew from the system each time (a page fault per 4 kB), have left the
 cache before they are read again, and the token MLP copies to turn its matrices. Here
 
@@ -23,19 +23,20 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-PART_BYTES = 8 << 20
-"""Size of gate|up in one part: small enough for the cache, large enough for the products."""
+PART_BYTES = 2 << 20
+"""Size of gate|up in one part, per thread: what the caches hold. Twice the size of the weight if
+that is more, because every product reads (and the BLAS rearranges) the weight anew."""
 
 
 def suits(h: Tensor) -> bool:
-    """Whether to come here: (B, S, D) on a CPU, with neither torch.compile nor autocast at work."""
+    """Whether to come here: (B, S, D) on a CPU, not empty, no torch.compile or autocast at work."""
     return (
         h.device.type == "cpu"
         and h.ndim == 3
+        and h.numel() > 0
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     )
@@ -129,7 +130,8 @@ Way = type[_Width] | type[_Sequence]
 def _parts(x: Tensor, up: Tensor) -> list[slice]:
     """The rows of x in equal parts (the last may be shorter)."""
     bytes_of_row = up.shape[0] * math.prod(x.shape[2:]) * x.element_size()
-    num = max(1, min(len(x), -(-len(x) * bytes_of_row // PART_BYTES)))
+    largest = max(PART_BYTES * torch.get_num_threads(), 2 * up.numel() * x.element_size())
+    num = max(1, min(len(x), -(-len(x) * bytes_of_row // largest)))
     size = -(-len(x) // num)
     return [slice(i, min(i + size, len(x))) for i in range(0, len(x), size)]
 
@@ -180,61 +182,62 @@ class _ResidualNorm(torch.autograd.Function):
 def _forward(
     x: Tensor, up: Tensor, down: Tensor, eps: float, way: Way, *, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, gate|up, factor of the norm); the latter two are whole only if they are kept."""
+    """(y, gate|up, factor of the norm); gate|up is whole only if it is kept."""
     parts = _parts(x, up)
     largest = parts[0].stop
     y = torch.empty_like(x)
     both = _buffer(x, len(x) if keep else largest, up.shape[0])
-    product = _buffer(x, largest, down.shape[1]) if keep else None
-    factors = []
+    product = _buffer(x, largest, down.shape[1])
     for part in parts:
         rows = part.stop - part.start
         gate_up = way.times(up, x[part], both[part] if keep else both[:rows])
         gate, value = gate_up.chunk(2, dim=way.axis)
-        if product is None:
-            inner = F.silu(gate, inplace=True)
-        else:
-            inner = torch.ops.aten.silu.out(gate, out=product[:rows])
-        mixed = way.times(down, inner.mul_(value), y[part])
-        factors.append(_normalise(mixed.add_(x[part]), eps, way.axis))
-    return y, both, torch.cat(factors) if keep else factors[0]
+        inner = torch.ops.aten.silu.out(gate, out=product[:rows]).mul_(value)
+        way.times(down, inner, y[part])
+    return y, both, _normalise(y.add_(x), eps, way.axis)
 
 
 class _ResidualSwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor, eps: float, way: Way) -> Tensor:
         ctx.way = way
-        ctx.dtypes = up.dtype, down.dtype
+        ctx.dtypes = x.dtype, up.dtype, down.dtype
         up, down = up.to(x.dtype), down.to(x.dtype)
-        y, both, factors = _forward(x, up, down, eps, way, keep=True)
-        ctx.save_for_backward(x, up, down, y, both, factors)
+        y, both, factor = _forward(x, up, down, eps, way, keep=True)
+        ctx.save_for_backward(x, up, down, y, both, factor)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         way = ctx.way
-        x, up, down, y, both, factors = ctx.saved_tensors
+        x, up, down, y, both, factor = ctx.saved_tensors
         parts = _parts(x, up)
         largest = parts[0].stop
-        dx = torch.empty_like(x)
-        d_up, d_down = (
-            torch.empty_like(weight, dtype=dtype)
-            for weight, dtype in zip((up, down), ctx.dtypes, strict=True)
+        dx, d_up, d_down = (
+            torch.empty_like(value, dtype=dtype) if needed else None
+            for value, dtype, needed in zip(
+                (x, up, down), ctx.dtypes, ctx.needs_input_grad, strict=False
+            )
         )
         silus, inners = (_buffer(x, largest, down.shape[1]) for _ in range(2))
         d_both = _buffer(x, largest, up.shape[0])
+        dh = _normalise_back(dy, y, factor, way.axis).to(x.dtype)
         for part in parts:
-            rows, keep = part.stop - part.start, int(part.start > 0)
-            d = _normalise_back(dy[part], y[part], factors[part], way.axis).to(x.dtype)
+            rows, keep, d = part.stop - part.start, int(part.start > 0), dh[part]
             gate, value = both[part].chunk(2, dim=way.axis)
             silu = torch.ops.aten.silu.out(gate, out=silus[:rows])
             inner = torch.mul(silu, value, out=inners[:rows])
-            way.collect(d_down, d, inner, keep)
+            if d_down is not None:
+                way.collect(d_down, d, inner, keep)
             d_inner = way.back(down, d, inner)
             d_gate, d_value = d_both[:rows].chunk(2, dim=way.axis)
             torch.mul(d_inner, silu, out=d_value)
             torch.ops.aten.silu_backward.grad_input(d_inner.mul_(value), gate, grad_input=d_gate)
-            way.collect(d_up, d_both[:rows], x[part], keep)
-            way.back(up, d_both[:rows], dx[part]).add_(d)
+            if d_up is not None:
+                way.collect(d_up, d_both[:rows], x[part], keep)
+            if dx is not None:
+                way.back(up, d_both[:rows], dx[part])
+        if dx is not None:
+            dx.add_(dh)
         return dx, d_up, d_down, None, None

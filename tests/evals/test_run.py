@@ -302,9 +302,10 @@ def test_bench_measures_a_recipe():
 
 def test_bench_refuses_nonsense_before_measuring():
     said: list[str] = []
-    for subjects, options in ((("nothing",), {}), (("sudoku4",), {"repeats": 0})):
-        with pytest.raises(ValueError, match=r"nothing|repeats is 0"):
-            bench(subjects, say=said.append, **options)
+    with pytest.raises(ValueError, match="nothing"):
+        bench(("nothing",), say=said.append)
+    with pytest.raises(ValueError, match="repeats is 0"):
+        bench(("sudoku4",), repeats=0, say=said.append)
     assert said == []
 
 

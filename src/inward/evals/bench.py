@@ -3,11 +3,11 @@
     inward bench                       start-up and two small recipes
     inward bench maze11 --threads 1    one recipe
     inward bench runs/mine/model       solving with a trained model, steps with its recipe
+    inward bench trm --reference DIR   TRM beside the official code (see bench_trm.py)
 
-A subject is a name of `SUBJECTS`, a recipe, a shipped model or a model folder. Comparisons against
-other code will be further subjects with their own options; every subject returns rows of the same
-form, so they end up in the same table. Random weights do for speed: nothing here depends on values,
-because solving runs a fixed number of steps (halt="never").
+A subject is a name of `SUBJECTS`, a recipe, a shipped model or a model folder, or trm. Every
+subject returns rows of the same form, so they end up in the same table. Random weights do for
+speed: nothing here depends on values, because solving runs a fixed number of steps (halt="never").
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from inward.evals import bench_trm
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,18 +63,31 @@ def bench(
     repeats: int = 7,
     threads: int | None = None,
     num_rows: int | None = None,
+    reference: Path | None = None,
+    dtype: str | None = None,
+    compile: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:
     """Measure every subject.
 
-    num_rows: rows of a training batch (default: the recipe's); say: told what is being measured.
+    num_rows: rows of a training batch (default: the recipe's); reference, dtype, compile: of the
+    subject trm, see `bench_trm.job`; say: told what is being measured.
 
-    Raises ValueError for an unknown subject or a number below 1, before anything is measured.
+    Raises ValueError for an unknown subject, a number below 1 or an option without its subject,
+    before anything is measured.
     """
     for name, value in (("repeats", repeats), ("threads", threads), ("num_rows", num_rows)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    jobs = [_job(subject, num_rows) for subject in subjects]
+    if "trm" not in subjects and (reference is not None or dtype is not None or compile):
+        raise ValueError("reference, dtype and compile belong to the subject trm; name it too")
+    jobs = []
+    for subject in subjects:
+        if subject == "trm":
+            options = {"num_rows": num_rows, "dtype": dtype, "compile": compile, "say": say}
+            jobs.append(bench_trm.job(reference, **options))
+        else:
+            jobs.append(_job(subject, num_rows))
     rows = []
     with _threads(threads) as used:
         for subject, job in zip(subjects, jobs, strict=True):
@@ -106,8 +121,8 @@ def _recipe(subject: str) -> Any:
         return recipe_of(subject)
     except FileNotFoundError as error:
         raise ValueError(
-            f"cannot bench {subject!r}: it is neither one of {', '.join(SUBJECTS)}, nor a recipe "
-            f"({', '.join(recipes.RECIPES)}), nor a model with a recipe"
+            f"cannot bench {subject!r}: it is neither {', '.join(SUBJECTS)}, trm, a recipe "
+            f"({', '.join(recipes.RECIPES)}) nor a model with a recipe"
         ) from error
 
 
@@ -182,7 +197,8 @@ def _method(recipe: Any, repeats: int, num_rows: int | None) -> Iterator[Measure
     rows = recipe.train.batch_rows if num_rows is None else num_rows
     small = _small(recipe, rows)
     torch.manual_seed(0)
-    model = TRM(small.model)
+    fitted = small.data.fit(small.model) if hasattr(small.data, "fit") else small.model
+    model = TRM(fitted)
     source = small.data.source()
     times = _timed(lambda: source.batch(0, range(rows), rows), repeats)
     yield "data for a batch", "ms", [1000 * t for t in times], f"{rows} rows"
@@ -204,9 +220,10 @@ def _training_step(model: Any, source: Any, recipe: Any, rows: int) -> Callable[
     import torch
 
     from inward.train.draws import Draws
-    from inward.train.optim import build_optimizers
+    from inward.train.optim import build_optimizers, dense_parameters
 
     optimizers = build_optimizers(model, recipe.train.optim)
+    dense = list(dense_parameters(model).values())
     batch = source.batch(0, range(rows), rows)
     state: dict[str, Any] = {"carry": None, "step": 0}
 
@@ -215,7 +232,7 @@ def _training_step(model: Any, source: Any, recipe: Any, rows: int) -> Callable[
         loss = model.loss(batch, state["carry"], draws)
         (loss.total / rows).backward()
         if recipe.train.clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.train.clip)
+            torch.nn.utils.clip_grad_norm_(dense, recipe.train.clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
