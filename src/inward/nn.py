@@ -1,10 +1,8 @@
 """Operations that more than one paper uses: RMS norm, rotary positions, SwiGLU, one attention call.
 
 Weights stay in their own dtype (float32 masters) and are cast to the dtype of the activations at
-use, so that one
-setting, the dtype of the embedded input, decides the precision of a whole forward; norms and
-rotary angles are
-computed in float32 whatever it is.
+use, so that one setting, the dtype of the embedded input, decides the precision of a whole forward;
+norms and rotary angles are computed in float32 whatever it is.
 
 Shape letters: B batch, S sequence, D width, N heads, H width of a head.
 """
@@ -20,8 +18,7 @@ from torch import Tensor, nn
 from inward import nn_cpu
 
 # Standard deviation of a unit normal cut at +-2. JAX-style truncated initialisers divide by it, so
-# that the result
-# has the deviation asked for; torch's trunc_normal_ does not.
+# that the result has the deviation asked for; torch's trunc_normal_ does not.
 _TRUNCATED_STD = 0.87962566103423978
 
 
@@ -35,8 +32,8 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last axis, in float32, without a gain.
 
     Written out instead of `F.rms_norm`, whose other order of rounding grows along a recursion (to
-    1e-3 after a
-    hundred evaluations of TRM's f); in this order the papers' modules are met to the last bit.
+    1e-3 after a hundred evaluations of TRM's f); in this order the papers' modules are met to the
+    last bit.
     """
     wide = x.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
@@ -101,8 +98,8 @@ def _frequencies(width: int, theta: float, device: torch.device) -> Tensor:
 
 def rotary_table(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
     """cos and sin, (S, width) float32, for 1-D positions (S,): the `width / 2` frequencies stand
-    twice in a row,
-    because the two halves of a head are rotated against each other ("rotate half")."""
+    twice in a row, because the two halves of a head are rotated against each other ("rotate
+    half")."""
     frequencies = _frequencies(width, theta, positions.device)
     angles = positions.float()[:, None] * frequencies
     angles = torch.cat([angles, angles], dim=-1)

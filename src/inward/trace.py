@@ -1,10 +1,8 @@
 """The record of thinking: what a model held at each step, what it cost, and why it stopped.
 
 Every method produces traces and nothing else about its inside; `viz`, `evals` and `serve` read
-traces and know
-no method. A trace belongs to one sample. A step is whatever the method repeats: a supervision step
-of TRM, a
-recurrence of Huginn, a thought of Coconut, a forward of TiDAR.
+traces and know no method. A trace belongs to one sample. A step is whatever the method repeats: a
+supervision step of TRM, a recurrence of Huginn, a thought of Coconut, a forward of TiDAR.
 
     trace.steps[3].tokens        the answer, or the tokens, as they stood after step 4
     trace.steps[3].confidence    probability of each of these tokens
@@ -12,8 +10,7 @@ recurrence of Huginn, a thought of Coconut, a forward of TiDAR.
     trace.cost                   network evaluations and FLOPs of the whole sample
 
 Traces are plain data: `to_dict` / `from_dict` round-trip through JSON, `write_traces` /
-`read_traces` through
-JSON lines. No torch here: what shows or serves a trace must not need it.
+`read_traces` through JSON lines. No torch here: what shows or serves a trace must not need it.
 """
 
 from __future__ import annotations
@@ -46,8 +43,7 @@ class Cost:
 @dataclass(frozen=True, eq=False)
 class Step:
     """One step. `tokens` and `confidence` have one entry per cell or token; `position` and `text`
-    serve the
-    language models, where a step belongs to a place in a text."""
+    serve the language models, where a step belongs to a place in a text."""
 
     index: int
     kind: str

@@ -11,9 +11,9 @@ prediction is cropped, turned back and counted:
 
 The reference (`evaluators/arc.py`) never clears its votes, so its last figure is an ensemble over
 all checkpoints evaluated in a run, and may hide that the last one got worse. We keep the two apart
-and report both. Other deviations: a tie is broken by the grid itself, so the
-order of the votes does not matter; a test input nobody voted for keeps its place in the submission;
-a vote for an unknown task or input is an error.
+and report both. Other deviations: a tie is broken by the grid itself, so the order of the votes
+does not matter; a test input nobody voted for keeps its place in the submission; a vote for an
+unknown task or input is an error.
 """
 
 import math

@@ -1,15 +1,12 @@
 """Runs of TRM: small ones that train here, and the published ones.
 
 The small recipes were found by probes on one CPU core; each shipped checkpoint's card says what
-came out. The
-published hyper-parameters (lr 1e-4, warm-up 2000, EMA 0.999, weight decay 1.0) are far too slow at
-this scale, so
-the small ones use a higher rate, a short average and AdamATan2's milder cousin settings named
-below.
+came out. The published hyper-parameters (lr 1e-4, warm-up 2000, EMA 0.999, weight decay 1.0) are
+far too slow at this scale, so the small ones use a higher rate, a short average and the milder
+settings named below.
 
 The published recipes carry the paper's and the released README's numbers; they need the data the
-authors used, as a
-dataset folder, and are marked *not run here* with their cost.
+authors used, as a dataset folder, and are marked *not run here* with their cost.
 """
 
 from __future__ import annotations
@@ -454,8 +451,7 @@ def published_arc1() -> TRMRecipe:
 
 def published_arc2() -> TRMRecipe:
     """7.8 % with two tries in the paper. Never train on ARC-1 and ARC-2 together: ARC-2's training
-    set contains ARC-1's
-    evaluation tasks."""
+    set contains ARC-1's evaluation tasks."""
     return TRMRecipe(
         name="trm-arc2",
         about="NOT RUN HERE: ARC-AGI-2, attention; 221 EFLOP, ~3 days on four H100",
