@@ -157,6 +157,32 @@ def test_token_loss_is_a_mean_per_row_and_zero_without_labels():
     assert got[2] == 0.0
 
 
+@pytest.mark.parametrize("kind", ["softmax", "stablemax"])
+def test_label_smoothing_spreads_the_target_over_the_alphabet(kind):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 4, 5), torch.tensor([[1, 2, 3, 4], [-100, 0, 2, 1], [4] * 4])
+    log_p = log_stablemax(logits) if kind == "stablemax" else logits.log_softmax(-1)
+    want = torch.nn.functional.nll_loss(log_p[1, 1:], labels[1, 1:])
+    want = 0.7 * want - 0.3 * log_p[1, 1:].mean()
+    torch.testing.assert_close(token_loss(logits, labels, kind, 0.3)[1], want)
+    smoothed = torch.nn.functional.cross_entropy(logits[0], labels[0], label_smoothing=0.3)
+    if kind == "softmax":
+        torch.testing.assert_close(token_loss(logits, labels, kind, 0.3)[0], smoothed)
+    assert torch.equal(token_loss(logits, labels, kind, 0.0), token_loss(logits, labels, kind))
+
+
+def test_the_loss_smooths_labels_when_its_settings_say_so():
+    batch, totals = batch_of(SMALL), {}
+    for share in (0.0, 0.2):
+        model = build(replace(SMALL, label_smoothing=share))
+        logits, _ = model(batch["inputs"], batch["identifiers"], num_steps=1)
+        loss = model.loss(batch, None, None)
+        totals[share] = loss.metrics["token_loss"][0]
+        want = token_loss(logits, batch["labels"], SMALL.loss, share).sum()
+        torch.testing.assert_close(totals[share], want.detach())
+    assert totals[0.0] != totals[0.2]
+
+
 def test_initial_deviation_is_what_is_asked():
     torch.manual_seed(0)
     model = TRM(replace(SMALL, hidden_size=256, num_heads=4, vocab_size=200))
@@ -470,6 +496,7 @@ def test_resize_identifiers():
         ({"mixer": "conv", "prefix_len": 0, "num_identifiers": 0}, "prefix_len >= 1"),
         ({"answer_update": False}, "needs latents=1"),
         ({"exploration": 1.5}, "probability"),
+        ({"label_smoothing": 1.0}, "below 1"),
         ({"kernel_size": 4}, "odd"),
         ({"identifier_dim": 100}, "does not fit"),
         ({"cycle_schedule": ((5, 1, 1), (5, 2, 2))}, "ascending"),

@@ -336,6 +336,27 @@ def test_accuracy_by_step_draws_every_row_that_has_it():
         accuracy_by_step(rows[2:])
 
 
+def test_curves_draw_estimates_with_their_intervals():
+    from inward.evals.stats import Interval
+    from inward.viz.plots import curves
+
+    points = [(1.0, Interval(0.5, 0.4, 0.6)), (4.0, Interval(0.8, 0.7, 0.9))]
+    figure = curves({"best-Q": points, "oracle": points[:1]}, x_label="rollouts", doubling=True)
+    (axes,) = figure.axes
+    assert [np.asarray(line.get_xdata()).tolist() for line in axes.lines] == [[1, 4], [1]]
+    corners = np.asarray(axes.collections[0].get_paths()[0].vertices).tolist()
+    assert {(1.0, 0.4), (1.0, 0.6), (4.0, 0.7), (4.0, 0.9)} <= set(map(tuple, corners))
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "4"]
+    heights = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    assert set(heights) == {"best-Q", "oracle"} and heights["best-Q"] > heights["oracle"]
+    (axes,) = curves(dict.fromkeys("abc", points), x_label="rollouts").axes
+    heights = sorted(text.get_position()[1] for text in axes.texts)
+    assert min(np.diff(heights)) > 0.05, "names of lines that end together must not overlap"
+    for lines in ({}, {"empty": []}):
+        with pytest.raises(ValueError, match="nothing to draw"):
+            curves(lines, x_label="steps")
+
+
 def test_without_matplotlib_the_remedy_is_named(monkeypatch):
     from inward.viz import plots
 

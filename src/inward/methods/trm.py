@@ -32,8 +32,8 @@ Where the paper and the released code (SamsungSAILMontreal/TinyRecursiveModels, 
     halt at test      yes, by q               never                      solve(halt=...)
 
 Not in the paper: the depthwise convolution mixer (no weight is tied to the length, so one model
-serves grids of several sizes), 2-D rotary positions, the padding mask, and the cycle schedule
-(CGAR, arXiv 2511.08653).
+serves grids of several sizes), 2-D rotary positions, the padding mask, the cycle schedule
+(CGAR, arXiv 2511.08653) and label smoothing (arXiv 2601.19085).
 
 Shape letters: B rows, L cells, P prefix rows, S = P + L, D width, V vocabulary.
 """
@@ -214,11 +214,16 @@ def log_stablemax(logits: Tensor) -> Tensor:
     return torch.log(s / s.sum(dim=-1, keepdim=True))
 
 
-def token_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
-    """(B,) cross-entropy, the mean over each row's labelled cells (0 for a row that has none)."""
+def token_loss(logits: Tensor, labels: Tensor, kind: str, smoothing: float = 0.0) -> Tensor:
+    """(B,) cross-entropy, the mean over each row's labelled cells (0 for a row that has none).
+
+    The target holds 1 - smoothing at the label, and smoothing / V at each of the V tokens besides.
+    """
     log_p = log_stablemax(logits) if kind == "stablemax" else F.log_softmax(logits.float(), dim=-1)
     valid = labels != IGNORE
     picked = log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    if smoothing:
+        picked = torch.lerp(picked, log_p.mean(-1), smoothing)
     return -(picked * valid).sum(-1) / valid.sum(-1).clamp(min=1)
 
 
@@ -491,7 +496,8 @@ class TRM(PreTrainedModel):
         valid = labels != IGNORE
         right = (logits.argmax(-1) == labels) & valid
         exact = right.sum(-1) == valid.sum(-1)
-        token = token_loss(logits, labels, self.settings.loss).sum()
+        settings = self.settings
+        token = token_loss(logits, labels, settings.loss, settings.label_smoothing).sum()
         halting = F.binary_cross_entropy_with_logits(q, exact.to(q.dtype), reduction="sum")
 
         carry |= {name: tensor.detach() for name, tensor in latent.items()}
@@ -500,7 +506,7 @@ class TRM(PreTrainedModel):
         metrics = self.metrics(right, valid, exact, q.detach(), carry)
         rows = torch.tensor(float(len(q)))
         metrics |= {"token_loss": (token.detach(), rows), "halt_loss": (halting.detach(), rows)}
-        return Loss(total=token + self.settings.halt_weight * halting, metrics=metrics, state=carry)
+        return Loss(total=token + settings.halt_weight * halting, metrics=metrics, state=carry)
 
     @staticmethod
     def metrics(

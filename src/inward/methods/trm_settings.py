@@ -62,6 +62,8 @@ class TRMSettings:
     exploration: float = 0.1
     """probability, per slot and step, of forbidding a halt before a random step"""
     loss: Literal["stablemax", "softmax"] = "stablemax"
+    label_smoothing: float = 0.0
+    """share of each target that is spread evenly over the alphabet; 0: none, as published"""
     halt_weight: float = 0.5
     prefix_len: int = 16
     """P; row 0 carries the halting state. With a table, the identifier's vector fills the rows
@@ -104,6 +106,10 @@ class TRMSettings:
                 raise ValueError(f"TRM: {name} is {getattr(self, name)}, must be at least {low}")
         if not 0.0 <= self.exploration <= 1.0:
             raise ValueError(f"TRM: exploration is {self.exploration}, a probability lies in 0..1")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(
+                f"TRM: label_smoothing is {self.label_smoothing}, must be at least 0 and below 1"
+            )
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ValueError(f"TRM: kernel_size is {self.kernel_size}, must be odd and positive")
         starts = [row[0] for row in self.cycle_schedule]

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.path import Path as MplPath
 
+    from inward.evals.stats import Interval
+
 INK = "#20242c"
 SOFT = "#6b7280"
 LINE = "#c3c8d0"
@@ -56,6 +58,7 @@ ARC = (
 _PANEL, _GAP, _HEAD, _FOOT, _TITLE = 1.75, 0.28, 0.24, 0.27, 0.32  # inches
 _LEGEND = 0.3
 _TINTS = 12
+_NAMES_APART = 0.06  # of the axes' height
 MISSING = "pictures need matplotlib, which is not installed; run: pip install 'inward[viz]'"
 
 
@@ -124,20 +127,46 @@ def accuracy_by_step(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> F
     figure = _figure((total, 3.4))
     axes = figure.add_axes((left / total, 0.15, width / total, 0.74 if title else 0.80))
     for index, row in enumerate(kept):
-        colour = SERIES[index % len(SERIES)]
         values = [float(value) for value in row["by_step"]]
         bounds = [wilson(round(value * row["num"]), row["num"]) for value in values]
-        steps = np.arange(1, len(values) + 1)
-        lows, highs = [b.low for b in bounds], [b.high for b in bounds]
-        axes.fill_between(steps, lows, highs, color=colour, alpha=0.18, linewidth=0)
-        axes.plot(steps, values, color=colour, marker="osD^v"[index % 5], markersize=4, lw=1.6)
-        axes.annotate(
-            f"{row.get('what', '')}\n{row.get('dataset', '')}",
-            (steps[-1], values[-1]), xytext=(8, 0), textcoords="offset points",
-            va="center", size=8, color=colour, annotation_clip=False,
-        )  # fmt: skip
+        points = list(enumerate(bounds, start=1))
+        _line(axes, index, points, f"{row.get('what', '')}\n{row.get('dataset', '')}")
     _dress(axes, "supervision step", "puzzles solved")
     axes.set_ylim(-0.02, 1.02)
+    if title:
+        axes.set_title(title, loc="left", size=11, weight="bold", color=INK)
+    return figure
+
+
+def curves(
+    lines: Mapping[str, Sequence[tuple[float, Interval]]],
+    *,
+    x_label: str,
+    y_label: str = "puzzles solved",
+    doubling: bool = False,
+    title: str = "",
+) -> Figure:
+    """Named lines through (x, estimate with its interval), such as accuracy against rollouts.
+
+    doubling: x in powers of two (steps, rollouts); otherwise linear (FLOPs, coverage).
+
+    Raises ValueError if there is no line, or one without points.
+    """
+    if not lines or not all(lines.values()):
+        raise ValueError("nothing to draw; give at least one line, each with at least one point")
+    left, width, right = 0.65, 4.0, 0.2 + 0.075 * max(map(len, lines))  # inches
+    total = left + width + right
+    figure = _figure((total, 3.4))
+    axes = figure.add_axes((left / total, 0.15, width / total, 0.74 if title else 0.80))
+    for index, points in enumerate(lines.values()):
+        _line(axes, index, points, "")
+    _label_ends(axes, {name: points[-1][1].value for name, points in lines.items()})
+    _dress(axes, x_label, y_label)
+    if doubling:
+        xs = sorted({x for points in lines.values() for x, _ in points})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(xs, [f"{x:g}" for x in xs])
+        axes.minorticks_off()
     if title:
         axes.set_title(title, loc="left", size=11, weight="bold", color=INK)
     return figure
@@ -173,6 +202,35 @@ def _figure(size: tuple[float, float]) -> Figure:
     except ImportError as error:
         raise ModuleNotFoundError(MISSING) from error
     return Figure(figsize=size, facecolor="white")
+
+
+def _line(axes: Axes, index: int, points: Sequence[tuple[float, Interval]], name: str) -> None:
+    """One line with its band and its name at the right end."""
+    colour = SERIES[index % len(SERIES)]
+    xs = [x for x, _ in points]
+    lows, highs = [y.low for _, y in points], [y.high for _, y in points]
+    values = [y.value for _, y in points]
+    axes.fill_between(xs, lows, highs, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(xs, values, color=colour, marker="osD^v"[index % 5], markersize=4, lw=1.6)
+    if name:
+        axes.annotate(
+            name, (xs[-1], values[-1]), xytext=(8, 0), textcoords="offset points",
+            va="center", size=8, color=colour, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _label_ends(axes: Axes, ends: Mapping[str, float]) -> None:
+    """Names right of the axes at the height of their lines' ends, moved apart where they meet."""
+    low, high = axes.get_ylim()
+    heights = np.array([(value - low) / (high - low) for value in ends.values()])
+    order = np.argsort(-heights, kind="stable")
+    places = np.minimum(heights[order], 1.0)
+    for i in range(1, len(places)):
+        places[i] = min(places[i], places[i - 1] - _NAMES_APART)
+    names, colours = list(ends), [SERIES[i % len(SERIES)] for i in range(len(ends))]
+    for i, y in zip(order, places, strict=True):
+        axes.text(1.03, y, names[i], transform=axes.transAxes, va="center", size=8,
+                  color=colours[i])  # fmt: skip
 
 
 def _dress(axes: Axes, x: str, y: str) -> None:
