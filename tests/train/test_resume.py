@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import time
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.train.toy import (
     evaluate,
     finish,
     rows_of,
+    saved_tensors,
     start,
     timeless,
     toy_settings,
@@ -216,3 +218,39 @@ def test_a_damaged_log_is_told(tmp_path):
     log.write_text("{broken\n" + log.read_text())
     with pytest.raises(ValueError, match=r"log.jsonl, line 1"):
         toy_train(tmp_path, dropout=0.2)
+
+
+# --- an optimizer that starts afresh --------------------------------------------------------------
+
+
+def run_with_resets(out, resets, *, steps: int = 6, **changes) -> dict[str, torch.Tensor]:
+    """The saved tensors after `steps` steps."""
+    run = Run(Toy(dropout=0.0, width=8, seed=0), ToySource(), evaluate, resets=resets)
+    train(run, toy_settings(steps=steps, save_every=1, keep=20, **changes), out)
+    return saved_tensors(out, steps)
+
+
+def test_a_reset_forgets_the_moments_and_keeps_the_weights(tmp_path):
+    plain, reset = (run_with_resets(tmp_path / str(r), r) for r in ((), (4,)))
+    before, same = (saved_tensors(tmp_path / str(r), 4) for r in ((), (4,)))
+    assert all(torch.equal(before[name], same[name]) for name in before)  # nothing happened yet
+    counts = [t for name, t in reset.items() if name.endswith("step") and t.numel() == 1]
+    assert counts and all(int(count) == 2 for count in counts), "steps since the reset"
+    assert any(not torch.equal(plain[name], reset[name]) for name in plain)
+
+
+def test_a_run_resumed_at_a_reset_is_the_same_run(tmp_path):
+    whole = run_with_resets(tmp_path / "whole", (2, 4))
+    for stop in (4, 5):
+        out = tmp_path / str(stop)
+        source = ToySource(hook=lambda step, batch, stop=stop: _interrupt(step, stop))
+        run = Run(Toy(dropout=0.0, width=8, seed=0), source, evaluate, resets=(2, 4))
+        with pytest.raises(KeyboardInterrupt):
+            train(run, toy_settings(steps=6, save_every=1, keep=20), out)
+        again = run_with_resets(out, (2, 4))
+        assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def _interrupt(step: int, stop: int) -> None:
+    if step == stop - 1:
+        signal.raise_signal(signal.SIGINT)

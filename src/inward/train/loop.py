@@ -96,6 +96,9 @@ class Run:
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     """Called on every process with the averaged weights in place; all get the same result."""
     config: dict[str, Any] = field(default_factory=dict)
+    resets: tuple[int, ...] = ()
+    """Steps (from 0) before which the optimizer starts afresh, as at the stages of a curriculum.
+    A function of `config`: a resumed run must name the same ones."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -266,6 +269,8 @@ class _Loop:
     def advance(self) -> bool:
         """Do one optimizer step; true if somebody asked to stop."""
         began = time.perf_counter()
+        if self.state.step in self.run.resets:
+            self.state.optimizers = build_optimizers(self.run.model, self.settings.optim)
         before = Generators.capture(self.device)
         slices = self._slices()
         batches = [self._batch(rows) for rows in slices]
