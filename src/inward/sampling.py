@@ -1,0 +1,284 @@
+"""Logits to tokens, and the tests that accept or reject drafted tokens without changing the text.
+
+A draft is a guess at tokens that the model has not produced yet. A rule looks at the model's own
+distribution p in each guessed place and says how many guesses stand and which token follows them.
+Whatever the guesses are worth, the text must come out distributed as if nobody had guessed.
+
+    greedy      token = argmax p; a guess stands if it is that token
+    match       token ~ p; a guess stands if it is that token            P(stands) = p(guess)
+    rejection   guess ~ q stands with probability min(1, p/q), else token ~ (p - q)+
+                (Leviathan et al. 2023, arXiv 2211.17192, algorithm 1)   P(stands) = sum min(p, q)
+    gumbel      token = argmax(log p + G), guess = argmax(log q + G), with the same Gumbel noise G
+                in the same place: as match, but guess and token lean the same way
+
+What is unusual: every random number belongs to a *place in the text*, not to a moment in time.
+Under match and gumbel the text is therefore a function of the seed alone: drafting, block sizes and
+batching cannot change a single token of it (up to rounding), exactly as in greedy decoding. Under
+rejection only its distribution is fixed, because which token replaces a refused guess depends on q.
+Noise of one place may be drawn again when that place is drafted again: everything that happened
+before is independent of it, since a place is judged only after all places before it are final.
+
+Processors (repetition penalty, n-gram bans, temperature, top-k) are those of transformers. They see
+the prefix of each place, guesses before it included, one place at a time and only up to the first
+rejection: as many calls as tokens come out, which is what plain decoding pays.
+
+Shapes: V vocabulary, m places. Logits are (m, V), distributions (V,) float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+Rule = Literal["greedy", "match", "rejection", "gumbel"]
+
+Processor = Callable[[Any, Any], Any]
+"""(1, length) ids and (1, V) scores -> (1, V) scores: transformers' LogitsProcessor, or any
+function of these two arguments alone"""
+
+Law = Tensor | None
+"""(V,) distribution that a guess was drawn from; None: it was not drawn (all mass on the guess)"""
+
+# Streams of random numbers of one place.
+_TOKEN, _ACCEPT, _DRAFT = range(3)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    rule: see the top of this file. The other fields change p before the rule sees it.
+    processors: applied first, in order; then temperature, top-k (0: off), top-p (1: off).
+    seed: row b of a batch draws from seed + b, so it says what it would say alone with that seed.
+
+    Raises:
+        ValueError: a field out of its range, or sampling options beside the greedy rule.
+    """
+
+    rule: Rule = "greedy"
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    processors: tuple[Processor, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"rule is {self.rule!r}; there are {', '.join(get_args(Rule))}")
+        if not 0.0 < self.temperature < math.inf:
+            raise ValueError(
+                f"temperature is {self.temperature}, must be positive and finite; "
+                "for the likeliest token use rule='greedy'"
+            )
+        if self.top_k < 0 or not 0.0 < self.top_p <= 1.0:
+            raise ValueError(
+                f"top_k is {self.top_k} and top_p {self.top_p}; they must be >= 0 (0: off) and in "
+                "(0, 1] (1: off)"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}, must be 0 or more")
+        changed = (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0)
+        if self.rule == "greedy" and changed:
+            raise ValueError(
+                "greedy decoding has no temperature, top_k or top_p; choose rule='gumbel', "
+                "'match' or 'rejection' to sample"
+            )
+
+    @property
+    def chain(self) -> tuple[Processor, ...]:
+        """Everything that is applied to the scores of a place, in order."""
+        steps: list[Processor] = list(self.processors)
+        if self.temperature != 1.0:
+            steps.append(TemperatureLogitsWarper(float(self.temperature)))
+        if self.top_k:
+            steps.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1.0:
+            steps.append(TopPLogitsWarper(float(self.top_p)))
+        return tuple(steps)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a row of guesses came to: the first `accepted` of them stand, `token` follows them."""
+
+    accepted: int
+    token: int
+
+
+class Noise:
+    """Random numbers of the places of one text: the same place gives the same numbers, asked once
+    or ten times, in any order (Philox counts instead of remembering)."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def _at(self, place: int, stream: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, place, stream, 0]))
+
+    def uniform(self, place: int, stream: int) -> float:
+        """One number in [0, 1)."""
+        return self._at(place, stream).random()
+
+    def gumbel(self, place: int, num: int) -> Tensor:
+        """(num,) float64 of the standard Gumbel distribution, -log of an exponential."""
+        waiting = self._at(place, _TOKEN).standard_exponential(num)
+        return -torch.from_numpy(waiting).clamp_(min=1e-300).log_()
+
+
+# --------------------------------------------------------------------------------------------------
+# One place
+
+
+def distribution(scores: Tensor) -> Tensor:
+    """(V,) scores, -inf where forbidden -> (V,) float64 probabilities."""
+    return scores.double().softmax(dim=-1)
+
+
+def inverse_cdf(p: Tensor, u: float) -> int:
+    """The token at the share u in [0, 1) of the mass of p (V,), which need not sum to 1. Never one
+    of mass 0."""
+    total = p.cumsum(0)
+    return int(torch.searchsorted(total, u * total[-1], right=True).clamp(max=len(p) - 1))
+
+
+def race(scores: Tensor, gumbel: Tensor) -> int:
+    """argmax(scores + G): distributed as softmax(scores)."""
+    return int((scores.double() + gumbel.to(scores.device)).argmax())
+
+
+def accepts(p: Tensor, guess: int, law: Law, u: float) -> bool:
+    """The test of speculative sampling: true with probability min(1, p/q) at the guess."""
+    q = 1.0 if law is None else float(law[guess])
+    return u * q < float(p[guess])
+
+
+def residual(p: Tensor, guess: int, law: Law) -> Tensor:
+    """(p - q)+, what a refused guess leaves to draw from, not normalised; p itself if rounding
+    leaves nothing."""
+    rest = p.clone()
+    if law is None:
+        rest[guess] = 0.0
+    else:
+        rest = (rest - law).clamp_(min=0.0)
+    return rest if float(rest.sum()) > 0.0 else p
+
+
+# --------------------------------------------------------------------------------------------------
+# A row of places
+
+
+def argmaxes(logits: Tensor, banned: Sequence[int] = ()) -> list[int]:
+    """The likeliest token of each of the m places of (m, V) logits, `banned` left out. The logits
+    are written to."""
+    if banned:
+        logits[:, list(banned)] = -torch.inf
+    return logits.argmax(dim=-1).tolist()
+
+
+def matched(choices: Sequence[int], guesses: Sequence[int]) -> Verdict:
+    """The verdict when the token of each place (one more than guesses) is already known."""
+    assert len(choices) == len(guesses) + 1, f"{len(choices)} places for {len(guesses)} guesses"
+    for place, guess in enumerate(guesses):
+        if choices[place] != guess:
+            return Verdict(place, choices[place])
+    return Verdict(len(guesses), choices[-1])
+
+
+class Sampler:
+    """Chooses and judges the tokens of one text.
+
+    Args:
+        sampling: the rule and what changes p.
+        row: the text's place in its batch.
+        banned: tokens that are never produced nor drafted (the mask token).
+    """
+
+    def __init__(self, sampling: Sampling, row: int = 0, *, banned: Sequence[int] = ()):
+        self.rule = sampling.rule
+        self.chain = sampling.chain
+        self.noise = Noise(sampling.seed + row)
+        self.banned = list(banned)
+
+    @property
+    def is_argmax(self) -> bool:
+        """True if `argmaxes` and `matched` say the same as `verify` and `draft`, for many rows at
+        once."""
+        return self.rule == "greedy" and not self.chain
+
+    def scores(self, prefix: Sequence[int], logits: Tensor) -> Tensor:
+        """(V,) logits of the place after `prefix` -> (V,) float32 scores that the rule works on."""
+        scores = logits.to(torch.float32, copy=True)
+        scores[self.banned] = -torch.inf
+        if not self.chain:
+            return scores
+        ids = torch.tensor([prefix], dtype=torch.long, device=logits.device)
+        scores = scores[None]
+        for process in self.chain:
+            scores = process(ids, scores)
+        return scores[0]
+
+    def verify(
+        self,
+        prefix: Sequence[int],
+        logits: Tensor,
+        guesses: Sequence[int] = (),
+        laws: Sequence[Law] = (),
+    ) -> Verdict:
+        """Judge guesses left to right, stop at the first that falls.
+
+        Args:
+            prefix: all tokens before the first place.
+            logits: (len(guesses) + 1, V), the model's, each given the guesses before it.
+            guesses, laws: what was drafted and from which distributions (rule "rejection").
+        """
+        assert len(logits) == len(guesses) + 1, f"{len(logits)} places, {len(guesses)} guesses"
+        prefix = list(prefix)
+        for place, guess in enumerate(guesses):
+            scores = self.scores(prefix, logits[place])
+            token = self._judge(scores, len(prefix), guess, laws[place] if laws else None)
+            if token != guess:
+                return Verdict(place, token)
+            prefix.append(guess)
+        return Verdict(len(guesses), self.draw(self.scores(prefix, logits[-1]), len(prefix)))
+
+    def _judge(self, scores: Tensor, place: int, guess: int, law: Law) -> int:
+        """The token of a place for which there is a guess."""
+        if self.rule != "rejection":
+            return self.draw(scores, place)
+        p = distribution(scores)
+        if accepts(p, guess, law, self.noise.uniform(place, _ACCEPT)):
+            return guess
+        return inverse_cdf(residual(p, guess, law), self.noise.uniform(place, _TOKEN))
+
+    def draw(self, scores: Tensor, place: int) -> int:
+        """A token of the place's own distribution."""
+        if self.rule == "greedy":
+            return int(scores.argmax())
+        if self.rule == "gumbel":
+            return race(scores, self.noise.gumbel(place, len(scores)))
+        return inverse_cdf(distribution(scores), self.noise.uniform(place, _TOKEN))
+
+    def draft(self, prefix: Sequence[int], logits: Tensor) -> tuple[list[int], list[Law]]:
+        """Guesses for the m places after `prefix` from a drafter's (m, V) logits, and the laws
+        they were drawn from. Processors see the guesses before, as they will when judging."""
+        prefix = list(prefix)
+        begin = len(prefix)
+        laws: list[Law] = []
+        for place_logits in logits:
+            scores, place = self.scores(prefix, place_logits), len(prefix)
+            if self.rule == "gumbel":
+                prefix.append(race(scores, self.noise.gumbel(place, len(scores))))
+            elif self.rule == "rejection":
+                q = distribution(scores)
+                prefix.append(inverse_cdf(q, self.noise.uniform(place, _DRAFT)))
+                laws.append(q)
+            else:
+                prefix.append(int(scores.argmax()))
+        return prefix[begin:], laws
