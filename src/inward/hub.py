@@ -26,12 +26,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from inward.methods.trm import TRM, TRMSettings
 
-CLASSES = {"inward_trm": ("inward.methods.trm", "TRM")}
+CLASSES = {
+    "inward_trm": ("inward.methods.trm", "TRM"),
+    "huginn_raven": ("inward.methods.huginn", "HuginnForCausalLM"),
+    "inward_coconut": ("inward.methods.coconut", "Coconut"),
+    "inward_tidar": ("inward.methods.tidar", "TiDAR"),
+}
 """config.json's model_type -> where the class lives"""
+
+TIDAR = "tidar.json"
+"""beside the files of the model that TiDAR wraps"""
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 
@@ -50,9 +56,9 @@ def resolve(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if not path.exists() and str(name_or_path) in shipped():
         return shipped()[str(name_or_path)]
-    if (path / "model" / "config.json").exists() and (path / "summary.json").exists():
+    if (path / "model").is_dir() and (path / "summary.json").exists():
         return path / "model"  # a run folder
-    if not (path / "config.json").exists():
+    if not any((path / name).exists() for name in ("config.json", TIDAR)):
         raise FileNotFoundError(
             f"{name_or_path} is no model folder (no config.json in it) and no shipped model; "
             f"shipped are: {', '.join(shipped()) or 'none'}"
@@ -60,8 +66,8 @@ def resolve(name_or_path: str | Path) -> Path:
     return path
 
 
-def load(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
-    """Load a model of any method, in evaluation mode.
+def load(name_or_path: str | Path, **kwargs: Any) -> Any:
+    """Load a model of any method (TRM, HuginnForCausalLM, Coconut, TiDAR), in evaluation mode.
 
     Raises:
         FileNotFoundError: there is no such folder or shipped model.
@@ -69,11 +75,18 @@ def load(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
             shape, NaN).
     """
     path = resolve(name_or_path)
-    model_type = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+    model_type = _model_type(path)
     if model_type not in CLASSES:
         raise ValueError(f"{path}: model_type is {model_type!r}, known are {sorted(CLASSES)}")
     module, name = CLASSES[model_type]
     return getattr(import_module(module), name).from_pretrained(path, **kwargs).eval()
+
+
+def _model_type(path: Path) -> str | None:
+    """A TiDAR model's config.json is that of the model it wraps: its own file says what it is."""
+    if (path / TIDAR).exists():
+        return "inward_tidar"
+    return json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
 
 
 # --------------------------------------------------------------------------------------------------

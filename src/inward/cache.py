@@ -1,0 +1,515 @@
+"""Keys and values of a looped model: one slot per (recurrence, layer), each row with a length of
+its own.
+
+A model that runs its core block r times attends, at recurrence i, to what the earlier tokens were
+at recurrence i. So a token owns a slot for each recurrence and layer:
+
+    layer_idx = P + C + R * i + l       prelude | coda | core at recurrence 0 | core at 1 | ...
+                                        (P, R, C layers; recurrence i, core layer l, both from 0)
+
+A plain `transformers.DynamicCache()` works with these indices too; it is the slow, obvious version.
+`RecurrentCache` is preallocated, rolls back by moving a length, holds rows of different length and
+depth, and may share slots between recurrences:
+
+    policy             slots   recurrence i reads and writes slot        reference's name
+    PerDepth           r       i                                         full
+    DeepestAvailable   r       i                                         latest-m4
+    Ring(n)            n       i mod n                                   compress-s{n * R}
+    FirstThenShared(n) n + 1   min(i, n)                                 compress-anchor (n = 8)
+    Shared             1       0                                         compress-s{R}
+
+A token that left the loop early has not written its deeper slots; when it is committed they are
+filled with its deepest one, so a later token that thinks longer reads "the deepest slot not deeper
+than its own recurrence" and no context is dropped. `PerDepth` alone refuses such a read. While a
+prompt of many tokens runs, all of them overwrite a shared slot together, so a prompt is exact under
+every policy, and only later tokens see what sharing kept.
+
+The reference counts its budgets in layer-steps, where a number that is no multiple of R lets one
+layer read another's keys; here the unit is the recurrence, so that cannot be said.
+
+Shape letters: B batch rows, S new tokens, N heads, H width of a head.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+CHUNK = 64
+"""Columns are allocated in multiples of it."""
+
+
+# --------------------------------------------------------------------------------------------------
+# Policies
+
+
+class Policy(Protocol):
+    """Which slot a recurrence reads and writes."""
+
+    def slots(self, num_recurrences: int) -> int:
+        """Slots that a token of that many recurrences fills."""
+        ...
+
+    def slot(self, recurrence: int | Tensor) -> int | Tensor:
+        """The slot of a recurrence, counted from 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class PerDepth:
+    """A slot for each recurrence; a read below a token's depth is an error. Exact, and strict."""
+
+    def slots(self, num_recurrences: int) -> int:
+        return num_recurrences
+
+    def slot(self, recurrence: int | Tensor) -> int | Tensor:
+        return recurrence
+
+
+@dataclass(frozen=True)
+class DeepestAvailable(PerDepth):
+    """A slot for each recurrence; a token that stopped earlier answers with its deepest one (paper,
+    section 6.1). The same as PerDepth while all tokens have the same depth."""
+
+
+@dataclass(frozen=True)
+class Ring:
+    """The last `n` recurrences (paper, section 6.2: "zero-shot KV-cache sharing")."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        _positive("Ring", self.n)
+
+    def slots(self, num_recurrences: int) -> int:
+        return min(self.n, num_recurrences)
+
+    def slot(self, recurrence: int | Tensor) -> int | Tensor:
+        return recurrence % self.n
+
+
+@dataclass(frozen=True)
+class FirstThenShared:
+    """A slot for each of the first `n` recurrences, and one that all later ones share."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        _positive("FirstThenShared", self.n)
+
+    def slots(self, num_recurrences: int) -> int:
+        return min(self.n + 1, num_recurrences)
+
+    def slot(self, recurrence: int | Tensor) -> int | Tensor:
+        if isinstance(recurrence, Tensor):
+            return recurrence.clamp(max=self.n)
+        return min(recurrence, self.n)
+
+
+@dataclass(frozen=True)
+class Shared(Ring):
+    """One slot for all recurrences: a cache that does not grow with the depth."""
+
+    n: int = 1
+
+
+def _positive(name: str, n: int) -> None:
+    if n < 1:
+        raise ValueError(f"{name}: n is {n}; it counts recurrences and must be at least 1")
+
+
+def policy(choice: str | Policy) -> Policy:
+    """The policy of that name: "per-depth", "deepest", "ring:4", "first-then-shared:8", "shared".
+
+    Raises:
+        ValueError: there is no such policy, or its number is missing or not positive.
+    """
+    if not isinstance(choice, str):
+        return choice
+    name, _, number = choice.partition(":")
+    plain = {"per-depth": PerDepth, "deepest": DeepestAvailable, "shared": Shared}
+    counted = {"ring": Ring, "first-then-shared": FirstThenShared}
+    if name in plain and not number:
+        return plain[name]()
+    if name in counted and re.fullmatch(r"-?\d+", number):
+        return counted[name](int(number))
+    raise ValueError(
+        f"there is no cache policy {choice!r}; there are {', '.join(plain)}, ring:N and "
+        "first-then-shared:N, N a number of recurrences"
+    )
+
+
+def reference_policy(name: str, num_core_layers: int) -> Policy:
+    """The policy that the paper's code calls `name`, where R = `num_core_layers`.
+
+    Raises:
+        ValueError: the name is unknown, or its budget would let layers read each other's keys.
+    """
+    if "anchor" in name:
+        return FirstThenShared(8)  # hard-wired there
+    found = re.search(r"compress-([sr])(\d+)", name)
+    if found is None:
+        lookups = {"full": PerDepth(), "latest-m4": DeepestAvailable()}
+        lookups["available-m4"] = lookups["latest-m4"]
+        if name not in lookups:
+            raise ValueError(f"there is no cache policy of the reference that is called {name!r}")
+        return lookups[name]
+    kind, budget = found[1], int(found[2])
+    if kind == "r" or budget < 1 or budget % num_core_layers:
+        raise ValueError(
+            f"{name!r} would mix layers: a budget counts layer-steps and must be compress-sK with "
+            f"K a multiple of the {num_core_layers} core layers"
+        )
+    return Ring(budget // num_core_layers)
+
+
+# --------------------------------------------------------------------------------------------------
+# The cache
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a cache was made for; a model with another layout cannot read it."""
+
+    prelude: int
+    core: int
+    coda: int
+    num_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def token_slot_bytes(self) -> int:
+        """Bytes of keys and values that one token takes in one slot of one layer."""
+        return 2 * self.num_heads * self.head_dim * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the tokens of one forward lie: `num_new` columns from `start` on, in `rows`.
+
+    rows: (B,) rows of the cache; None: all of them in order.
+    start: the first new column: a number if it is the same for all rows, else (B,).
+    width: columns that these tokens may read: the largest start + num_new.
+    """
+
+    rows: Tensor | None
+    start: int | Tensor
+    num_new: int
+    width: int
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """(B or 1, S) the new tokens' columns."""
+        start = self.start if isinstance(self.start, Tensor) else torch.tensor([self.start])
+        return start[:, None] + torch.arange(self.num_new, device=start.device)
+
+    def select(self, index: Tensor, num_rows: int) -> Place:
+        """The place of some of the `num_rows` batch rows (B', in this order)."""
+        rows = torch.arange(num_rows, device=index.device) if self.rows is None else self.rows
+        start = self.start[index] if isinstance(self.start, Tensor) else self.start
+        return Place(rows[index], start, self.num_new, self.width)
+
+
+class RecurrentCache(Cache):
+    """Keys and values under a policy (see the top of this file).
+
+    One forward is `begin` (where do the new tokens lie), `update` by each layer (any number of
+    times: a second visit overwrites), `commit` (the tokens are kept, with the depth they reached).
+    Without `commit` nothing has happened.
+
+    Args:
+        policy: a policy or its name.
+        capacity: columns to allocate at once; more are added when needed.
+        num_recurrences: slots to allocate at once; more are added when needed.
+        num_rows: rows, if more than the first batch will come and go.
+    """
+
+    def __init__(
+        self,
+        policy_: str | Policy = "deepest",
+        *,
+        capacity: int = 0,
+        num_recurrences: int = 1,
+        num_rows: int | None = None,
+    ):
+        super().__init__(layers=[])
+        self.policy = policy(policy_)
+        self.capacity, self.num_recurrences = capacity, num_recurrences
+        self.num_rows = num_rows or 0  # 0: as many as the first batch
+        self.layout: Layout | None = None
+        self.store: list[Tensor] = []  # per layer: (2, slots, rows, N, capacity, H)
+        self.lengths = torch.zeros(self.num_rows, dtype=torch.long)  # on the CPU: no waiting
+        self.depth = self.lengths.clone()  # the smallest depth of a row's tokens
+
+    # -- one forward
+
+    def begin(
+        self, num_rows: int, num_new: int, layout: Layout, *, rows: Tensor | None = None
+    ) -> Place:
+        """Room for `num_new` tokens behind each of the rows.
+
+        Raises:
+            ValueError: another batch size, or a model of another shape, dtype or device.
+        """
+        self._bind(num_rows, layout, rows)
+        lengths = self.lengths if rows is None else self.lengths[rows.cpu()]
+        if len(lengths) != num_rows:
+            raise ValueError(
+                f"this cache holds {len(self.lengths)} rows, the batch has {num_rows}; pass a new "
+                "cache, or select its rows first"
+            )
+        width = int(lengths.max()) + num_new
+        self._grow_columns(width)
+        same = bool((lengths == lengths[0]).all())
+        start = int(lengths[0]) if same else lengths.to(layout.device)
+        return Place(rows, start, num_new, width)
+
+    def update(  # type: ignore[override]
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int | Tensor, place: Place
+    ) -> tuple[Tensor, Tensor]:
+        """Write keys and values (B, N, S, H) of the new tokens, and return those of all columns,
+        (B, N, width, H). `layer_idx` as at the top of this file; (B,) if rows differ in depth.
+
+        Raises:
+            ValueError: gradients are asked for; or PerDepth, and an earlier token never came this
+                deep.
+        """
+        if key_states.requires_grad:
+            raise ValueError(
+                "RecurrentCache keeps no gradients; run under torch.no_grad(), or pass "
+                "transformers.DynamicCache()"
+            )
+        layer, slot = self._find(layer_idx, place)
+        keys, values = self.store[layer]
+        if isinstance(slot, int) and place.rows is None and isinstance(place.start, int):
+            columns = slice(place.start, place.start + place.num_new)
+            keys[slot, :, :, columns] = key_states
+            values[slot, :, :, columns] = value_states
+            return keys[slot, :, :, : place.width], values[slot, :, :, : place.width]
+        rows = self._rows(place)
+        at = slot[:, None] if isinstance(slot, Tensor) else slot
+        columns = place.columns  # indices on the CPU serve any device
+        keys[at, rows[:, None], :, columns] = key_states.transpose(1, 2)
+        values[at, rows[:, None], :, columns] = value_states.transpose(1, 2)
+        keys, values = keys[..., : place.width, :], values[..., : place.width, :]
+        if isinstance(slot, int):
+            keys, values = keys[slot], values[slot]
+            return (keys, values) if place.rows is None else (keys[rows], values[rows])
+        return keys[slot, rows], values[slot, rows]
+
+    def commit(self, place: Place, depth: int | Tensor) -> None:
+        """Keep the tokens of `place`, which ran `depth` recurrences ((B,): each row its own)."""
+        rows = self._rows(place).cpu()
+        depths = torch.as_tensor(depth).cpu().expand(len(rows))
+        start = torch.as_tensor(place.start).cpu().expand(len(rows))
+        for row, first, num in zip(rows.tolist(), start.tolist(), depths.tolist(), strict=True):
+            if self.policy.slots(num) < self.num_slots:
+                self._fill(row, slice(first, first + place.num_new), self.policy.slots(num))
+        fresh = self.lengths[rows] == 0
+        self.depth[rows] = torch.where(fresh, depths, torch.minimum(self.depth[rows], depths))
+        self.lengths[rows] = start + place.num_new
+
+    def _fill(self, row: int, columns: slice, filled: int) -> None:
+        """Copy the deepest written slot of some tokens to the deeper ones."""
+        assert self.layout is not None
+        for store in self.store[self.layout.prelude + self.layout.coda :]:
+            part = store[:, :, row, :, columns]
+            part[:, filled:] = part[:, filled - 1 : filled]
+
+    # -- rows
+
+    def crop(self, tokens_to_remove: int | Tensor) -> None:
+        """Roll back. A tensor (rows,): keep so many tokens of each row; a negative number: remove
+        so many from every row; a positive one: keep at most so many; 0: nothing.
+
+        Raises:
+            ValueError: a row is shorter than what it shall keep or lose.
+        """
+        if isinstance(tokens_to_remove, Tensor) and tokens_to_remove.ndim == 0:
+            tokens_to_remove = int(tokens_to_remove)  # transformers 5.16 computes it so
+        if isinstance(tokens_to_remove, Tensor):
+            kept = tokens_to_remove.cpu().long()
+        elif tokens_to_remove > 0:
+            kept = self.lengths.clamp(max=tokens_to_remove)
+        else:
+            kept = self.lengths + tokens_to_remove
+        if kept.shape != self.lengths.shape or (kept < 0).any() or (kept > self.lengths).any():
+            raise ValueError(
+                f"cannot crop rows of {self.lengths.tolist()} tokens to {kept.tolist()}"
+            )
+        self.lengths = kept.clone()
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, in this order; a row may be named twice (beams)."""
+        self.store = [store.index_select(2, rows.to(store.device)) for store in self.store]
+        self.lengths, self.depth = self.lengths[rows.cpu()], self.depth[rows.cpu()]
+        self.num_rows = len(rows)
+
+    def insert(self, rows: Tensor, other: RecurrentCache) -> None:
+        """Put the rows of `other`, in order, in the place of `rows` here.
+
+        Raises:
+            ValueError: the caches were made for different models or policies.
+        """
+        if other.layout is None or other.policy != self.policy:
+            raise ValueError("insert: the other cache is empty or has another policy")
+        self._bind(self.num_rows or len(other.lengths), other.layout, rows)
+        self._grow_columns(other.columns)
+        self._grow_slots(other.num_slots)
+        for mine, theirs in zip(self.store, other.store, strict=True):
+            slots, columns = theirs.shape[1], theirs.shape[4]
+            at = rows.to(mine.device)
+            mine[:, :slots, at, :, :columns] = theirs
+            mine[:, slots:, at, :, :columns] = theirs[:, -1:]  # they have not come so deep
+        self.lengths[rows.cpu()], self.depth[rows.cpu()] = other.lengths, other.depth
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.select(torch.arange(len(self.lengths)).repeat_interleave(repeats))
+
+    def reset(self) -> None:
+        """Empty, with the memory kept."""
+        self.lengths.zero_()
+
+    # -- what it holds
+
+    @property
+    def columns(self) -> int:
+        """Allocated tokens per row."""
+        return self.store[0].shape[4] if self.store else self.capacity
+
+    @property
+    def num_slots(self) -> int:
+        """Allocated slots per core layer."""
+        return max((store.shape[1] for store in self.store), default=0)
+
+    def bytes(self) -> int:
+        """Bytes allocated for keys and values."""
+        return sum(store.numel() * store.element_size() for store in self.store)
+
+    def bytes_per_token(self, num_recurrences: int) -> int:
+        """Bytes that one token takes when it thinks `num_recurrences` deep."""
+        if self.layout is None:
+            raise ValueError("the cache is empty: its model is not known yet; use token_bytes()")
+        return token_bytes(self.policy, num_recurrences, self.layout)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of the longest row."""
+        return int(self.lengths.max()) if len(self.lengths) else 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return -1
+
+    @property
+    def is_initialized(self) -> bool:
+        return self.layout is not None
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.lengths) if self.layout is not None else -1
+
+    def __repr__(self) -> str:
+        return f"RecurrentCache({self.policy}, lengths={self.lengths.tolist()})"
+
+    # -- memory
+
+    def reserve(self, num_recurrences: int) -> None:
+        """Allocate the slots of so many recurrences at once."""
+        self.num_recurrences = max(self.num_recurrences, num_recurrences)
+        if self.store:
+            self._grow_slots(self.policy.slots(num_recurrences))
+
+    def _bind(self, num_rows: int, layout: Layout, rows: Tensor | None) -> None:
+        if self.layout is None:
+            self.layout = layout
+            if not self.num_rows:
+                self.num_rows = num_rows if rows is None else int(rows.max()) + 1
+                self.lengths = torch.zeros(self.num_rows, dtype=torch.long)
+                self.depth = self.lengths.clone()
+            slots = self.policy.slots(self.num_recurrences)
+            for layer in range(layout.prelude + layout.coda + layout.core):
+                num = slots if layer >= layout.prelude + layout.coda else 1
+                self.store.append(self._empty(num, self.capacity))
+        if layout != self.layout:
+            raise ValueError(
+                f"this cache belongs to another model: it was made for {self.layout}, the model "
+                f"is {layout}; pass a new RecurrentCache"
+            )
+
+    def _empty(self, slots: int, columns: int) -> Tensor:
+        assert self.layout is not None
+        spec = self.layout
+        shape = (2, slots, self.num_rows, spec.num_heads, columns, spec.head_dim)
+        # zeros: what is masked must still be finite
+        return torch.zeros(shape, dtype=spec.dtype, device=spec.device)
+
+    def _grow_columns(self, width: int) -> None:
+        if width <= self.columns:
+            return
+        columns = -(-max(width, 2 * self.columns) // CHUNK) * CHUNK
+        for i, old in enumerate(self.store):
+            self.store[i] = self._empty(old.shape[1], columns)
+            self.store[i][..., : old.shape[4], :] = old
+
+    def _grow_slots(self, slots: int) -> None:
+        """More slots; tokens that are in have not come so deep: they answer with their deepest."""
+        assert self.layout is not None
+        for i in range(self.layout.prelude + self.layout.coda, len(self.store)):
+            old = self.store[i]
+            if slots > old.shape[1]:
+                extra = old[:, -1:].expand(-1, slots - old.shape[1], -1, -1, -1, -1)
+                self.store[i] = torch.cat([old, extra], dim=1)
+
+    def _find(self, layer_idx: int | Tensor, place: Place) -> tuple[int, int | Tensor]:
+        """(layer, slot) of an index."""
+        assert self.layout is not None, "begin comes before update"
+        outer = self.layout.prelude + self.layout.coda
+        if isinstance(layer_idx, int) and layer_idx < outer:
+            return layer_idx, 0
+        recurrence = (layer_idx - outer) // self.layout.core
+        layer = (layer_idx - outer) % self.layout.core
+        deepest = int(recurrence.max()) if isinstance(recurrence, Tensor) else recurrence
+        if isinstance(layer, Tensor):
+            layer = int(layer[0])
+        if self.policy == PerDepth():
+            self._check_depth(deepest, place)
+        if self.policy.slots(deepest + 1) > self.num_slots:
+            self._grow_slots(self.policy.slots(max(deepest + 1, 2 * self.num_slots)))
+        return outer + layer, self.policy.slot(recurrence)
+
+    def _check_depth(self, recurrence: int, place: Place) -> None:
+        rows = self._rows(place).cpu()
+        depth = self.depth[rows][self.lengths[rows] > 0]
+        if len(depth) and int(depth.min()) <= recurrence:
+            raise ValueError(
+                f"PerDepth: recurrence {recurrence + 1} reads tokens that stopped after "
+                f"{int(depth.min())}; use the policy 'deepest', or the same num_steps throughout"
+            )
+
+    def _rows(self, place: Place) -> Tensor:
+        assert self.layout is not None
+        if place.rows is not None:
+            return place.rows.to(self.layout.device)
+        return torch.arange(len(self.lengths), device=self.layout.device)
+
+
+def token_bytes(choice: str | Policy, num_recurrences: int, layout: Layout) -> int:
+    """Bytes of cache per token under a policy at a depth."""
+    slots = policy(choice).slots(num_recurrences)
+    return (layout.prelude + layout.coda + layout.core * slots) * layout.token_slot_bytes
