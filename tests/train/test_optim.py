@@ -11,6 +11,7 @@ from torch import nn
 
 from inward.train.optim import (
     AdamATan2,
+    ELLISAdam,
     Muon,
     SparseSignSGD,
     build_optimizers,
@@ -92,6 +93,86 @@ def test_adam_atan2_first_step_is_bounded_by_a_quarter_turn():
     assert param.tolist() == pytest.approx([-step, step], rel=1e-9)
 
 
+def ellis_reference(theta, grads, rates, base, weight_decay, eps=1e-6):
+    """Huginn notes 2.4 for one tensor in double precision, line by line."""
+    for t, (g, lr) in enumerate(zip(grads, rates, strict=True), start=1):
+        if t == 1:
+            m, v = g, g**2
+        m = BETAS[0] * m + (1 - BETAS[0]) * g
+        v = (BETAS[1] * v + (1 - BETAS[1]) * g**2).clamp(min=eps**2)
+        rho = ((g**2 / v).mean() ** 0.5).item()
+        step = lr / max(1.0, rho) / (1 - BETAS[0] ** t)
+        theta = theta * (1 - (lr / base) * weight_decay)
+        theta = theta - step * torch.atan2(m, v.sqrt() / math.sqrt(1 - BETAS[1] ** t))
+    return theta
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-14), (torch.float32, 4e-6)])
+def test_ellis_adam_is_the_formula_of_one_tensor(dtype, tolerance):
+    shapes, rates, base, decay = [(3, 2), (4,), ()], [0.0, 0.05, 0.1, 0.1, 0.02], 0.1, 0.2
+    grads = gradients(shapes, len(rates))
+    grads[1][1].zero_()
+    grads[2] = [100 * g for g in grads[2]]  # the update is clipped: rho > 1
+    grads[3][2].fill_(0.0)
+    params = [nn.Parameter(torch.full(s, 0.5 + i, dtype=dtype)) for i, s in enumerate(shapes)]
+    optimizer = ELLISAdam(params, base, betas=BETAS, weight_decay=decay)
+    for step_grads, lr in zip(grads, rates, strict=True):
+        optimizer.param_groups[0]["lr"] = lr
+        for param, grad in zip(params, step_grads, strict=True):
+            param.grad = grad.to(dtype)
+        optimizer.step()
+    for i, param in enumerate(params):
+        start = torch.full(shapes[i], 0.5 + i, dtype=torch.float64)
+        expected = ellis_reference(start, [g[i] for g in grads], rates, base, decay)
+        torch.testing.assert_close(param.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_ellis_adam_first_step_is_long_and_tiny_gradients_are_left_alone():
+    param = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = ELLISAdam([param], 0.1, betas=BETAS)
+    param.grad = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    optimizer.step()
+    assert param.tolist() == pytest.approx([-1.0 * math.atan2(1.0, 1 / math.sqrt(0.05)), 0.0])
+    small = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = ELLISAdam([small], 0.1, betas=BETAS, eps=1e-3)
+    small.grad = torch.tensor([1e-6], dtype=torch.float64)  # v is held at eps^2
+    optimizer.step()
+    assert small.item() == pytest.approx(-math.atan2(1e-6, 1e-3 / math.sqrt(0.05)))
+
+
+def test_ellis_adam_clips_each_tensor_by_its_own_surprise():
+    quiet, loud = (nn.Parameter(torch.zeros(3, dtype=torch.float64)) for _ in range(2))
+    optimizer = ELLISAdam([quiet, loud], 0.1, weight_decay=0.0)
+    sizes = []
+    for scale in (1.0, 1000.0):
+        before = [p.detach().clone() for p in (quiet, loud)]
+        quiet.grad, loud.grad = torch.ones_like(quiet), scale * torch.ones_like(loud)
+        optimizer.step()
+        moved = zip((quiet, loud), before, strict=True)
+        sizes.append([float((p.detach() - b).abs().max()) for p, b in moved])
+    unclipped = (
+        0.1 / (1 - 0.9**2) * math.atan2(0.9 + 100, math.sqrt(0.95 + 5e4) / math.sqrt(0.0975))
+    )
+    rho = 1000 / math.sqrt(0.95 + 5e4)
+    assert rho > 4 and sizes[1][1] == pytest.approx(unclipped / rho, rel=1e-4)
+    assert sizes[0][0] == sizes[0][1]
+
+
+def test_ellis_adam_from_settings_leaves_norms_and_every_bias_undecayed():
+    class Headed(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qk_bias = nn.Parameter(torch.zeros(2, 1, 4, 3))  # a matrix by its shape
+
+    settings = OptimSettings(name="ellis_adam", lr=4e-5, weight_decay=4e-5, decay_vectors=False)
+    optimizer = build_optimizers(Headed(), settings)[0]
+    assert isinstance(optimizer, ELLISAdam)
+    undecayed = [g for g in optimizer.param_groups if g["weight_decay"] == 0.0]
+    names = {n for g in undecayed for n in g["param_names"]}
+    assert names == {"qk_bias", "hidden.bias", "head.bias"}
+    assert all(g["initial_lr"] == 4e-5 for g in optimizer.param_groups)
+
+
 def table_with_gradient(ids, scale, num_rows=6, width=3):
     table = nn.Embedding(num_rows, width, sparse=True)
     out = table(torch.tensor(ids)) * torch.tensor(scale)[:, None]
@@ -152,7 +233,7 @@ def test_sparse_sign_sgd_needs_memory_for_touched_rows_only():
     finish(start(sparse_step_in_child))
 
 
-@pytest.mark.parametrize("kind", [AdamATan2, SparseSignSGD])
+@pytest.mark.parametrize("kind", [AdamATan2, ELLISAdam, SparseSignSGD])
 @pytest.mark.parametrize("lr, decay", [(-1.0, 0.0), (math.nan, 0.0), (0.1, -0.5)])
 def test_bad_rates_are_refused(kind, lr, decay):
     with pytest.raises(ValueError, match="0 or more"):

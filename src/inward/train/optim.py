@@ -1,7 +1,8 @@
-"""Optimizers in plain torch: AdamATan2, sparse sign descent, and Muon over the parts of a matrix.
+"""Optimizers in plain torch: AdamATan2, ELLISAdam, sparse sign descent, and Muon over the parts of
+a matrix.
 
 AdamATan2 and the sparse rule are those TRM was trained with (released code; the paper's text says
-AdamW). Updates of many tensors are batched by `torch._foreach_*`.
+AdamW), ELLISAdam is Huginn's. Updates of many tensors are batched by `torch._foreach_*`.
 
 Two kinds of parameters are told apart everywhere in training: *sparse* ones (the weight of an
 `nn.Embedding(sparse=True)`, such as a table of puzzle identifiers) and *dense* ones (all others).
@@ -102,9 +103,7 @@ class AdamATan2(Optimizer):
         weight_decay: float = 0.1,
     ) -> None:
         """Accepts parameters, (name, parameter) pairs or groups; lr may be 0 (set it each step)."""
-        _check_rates(lr, weight_decay)
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas are {betas}, but must be in [0, 1)")
+        _check_rates(lr, weight_decay, betas)
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -114,21 +113,24 @@ class AdamATan2(Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
-                states = [self._state_of(p) for p in params]
+                states = [_adam_state(self, p) for p in params]
                 _adam_atan2(params, states, group["lr"], group["betas"], group["weight_decay"])
         return loss
 
-    def _state_of(self, param: Tensor) -> dict[str, Tensor]:
-        assert param.grad is not None
-        if param.grad.is_sparse:
-            raise ValueError("AdamATan2 got a sparse gradient; give such weights to SparseSignSGD")
-        state = self.state[param]
-        if not state:
-            # The count is a tensor so that it is saved and loaded like the rest of the state.
-            state["step"] = torch.zeros((), dtype=torch.int64)
-            state["exp_avg"] = torch.zeros_like(param)
-            state["exp_avg_sq"] = torch.zeros_like(param)
-        return state
+
+def _adam_state(optimizer: Optimizer, param: Tensor) -> dict[str, Tensor]:
+    """Count, mean and mean square of a parameter; zeros before its first gradient."""
+    assert param.grad is not None
+    if param.grad.is_sparse:
+        kind = type(optimizer).__name__
+        raise ValueError(f"{kind} got a sparse gradient; give such weights to SparseSignSGD")
+    state = optimizer.state[param]
+    if not state:
+        # The count is a tensor so that it is saved and loaded like the rest of the state.
+        state["step"] = torch.zeros((), dtype=torch.int64)
+        state["exp_avg"] = torch.zeros_like(param)
+        state["exp_avg_sq"] = torch.zeros_like(param)
+    return state
 
 
 def _adam_atan2(
@@ -155,6 +157,90 @@ def _adam_atan2(
     for update, mean in zip(updates, means, strict=True):
         torch.atan2(mean, update, out=update)  # torch has no foreach form of it
     torch._foreach_mul_(updates, [-lr / (1 - beta1**t) for t in counts])
+    torch._foreach_add_(params, list(updates))
+
+
+# --- ELLISAdam ----------------------------------------------------------------------------------
+
+
+class ELLISAdam(Optimizer):
+    r"""Huginn's optimizer: AdamATan2 with update clipping and a running start (notes of the paper's
+    code, recpre/optim.py at 59e0b69).
+
+    With gradient g, rate lr, base rate lr_0 and decay wd, at step t (from 1):
+
+        m <- g and v <- g^2 if t = 1; then
+        m <- beta1 * m + (1 - beta1) * g
+        v <- max(beta2 * v + (1 - beta2) * g^2, eps^2)
+        rho = sqrt(mean(g^2 / v))                         over the tensor (StableAdamW, Adafactor)
+        theta <- theta * (1 - (lr / lr_0) * wd)
+        theta <- theta - lr / max(1, rho) / (1 - beta1^t) * atan2(m, sqrt(v) / sqrt(1 - beta2^t))
+
+    Unusual: the running start *and* the bias correction are applied, so that the first step is
+    about 1 / (1 - beta1) times as long as the later ones (the paper skips it; our schedules start
+    with lr / warmup, which does the same); eps only bounds v, and the decay does not depend on the
+    base rate. lr_0 is the group's "initial_lr", or the `lr` it was made with.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 4e-5,
+        *,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 4e-5,
+        eps: float = 1e-6,
+    ) -> None:
+        """Accepts parameters, (name, parameter) pairs or groups."""
+        _check_rates(lr, weight_decay, betas)
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps}
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch; the group's rate becomes its base rate unless it names one."""
+        super().add_param_group(param_group)
+        self.param_groups[-1].setdefault("initial_lr", self.param_groups[-1]["lr"])
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of every parameter that has a gradient."""
+        loss = _call(closure)
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                _ellis_adam(params, [_adam_state(self, p) for p in params], group)
+        return loss
+
+
+def _ellis_adam(
+    params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]
+) -> None:
+    lr, (beta1, beta2), eps = group["lr"], group["betas"], group["eps"]
+    share = lr / group["initial_lr"] if group["initial_lr"] else 0.0
+    grads = [p.grad for p in params if p.grad is not None]
+    means = [s["exp_avg"] for s in states]
+    squares = [s["exp_avg_sq"] for s in states]
+    for state, grad in zip(states, grads, strict=True):
+        if not state["step"]:
+            state["exp_avg"].copy_(grad)
+            torch.mul(grad, grad, out=state["exp_avg_sq"])
+        state["step"] += 1
+    counts = [int(s["step"]) for s in states]
+
+    torch._foreach_lerp_(means, grads, 1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+    torch._foreach_clamp_min_(squares, eps**2)
+    rho = [g.square().div_(v).mean().sqrt_() for g, v in zip(grads, squares, strict=True)]
+    updates = torch._foreach_sqrt(squares)
+    torch._foreach_div_(updates, [math.sqrt(1 - beta2**t) for t in counts])
+    for update, mean in zip(updates, means, strict=True):
+        torch.atan2(mean, update, out=update)  # torch has no foreach form of it
+    # One tensor per factor: a number would wait for the device to know rho.
+    factors = [r.clamp_(min=1.0).reciprocal_() for r in rho]
+    torch._foreach_mul_(updates, factors)
+    torch._foreach_mul_(updates, [-lr / (1 - beta1**t) for t in counts])
+    torch._foreach_mul_(params, 1 - share * group["weight_decay"])
     torch._foreach_add_(params, list(updates))
 
 
@@ -331,7 +417,8 @@ def build_optimizers(model: nn.Module, settings: OptimSettings) -> list[Optimize
         )
         name = settings.muon_rest
     if dense:
-        kind = AdamATan2 if name == "adam_atan2" else torch.optim.AdamW
+        kinds = {"adam_atan2": AdamATan2, "ellis_adam": ELLISAdam, "adamw": torch.optim.AdamW}
+        kind = kinds[name]
         groups = _decay_groups(dense, settings)
         optimizers.append(kind(groups, lr=settings.lr, betas=settings.betas))
     sparse = sparse_parameters(model)
@@ -363,8 +450,9 @@ def _muon_parts(model: nn.Module, *, split: bool) -> dict[str, tuple[int, ...]]:
 def _decay_groups(dense: dict[str, nn.Parameter], settings: OptimSettings) -> list[dict[str, Any]]:
     if settings.decay_vectors:
         return [{"params": list(dense.items()), "weight_decay": settings.weight_decay}]
-    matrices = [(n, p) for n, p in dense.items() if p.ndim >= 2]
-    vectors = [(n, p) for n, p in dense.items() if p.ndim < 2]
+    # A bias is a vector whatever its shape (Huginn's bias on q and k has one row per head).
+    vectors = [(n, p) for n, p in dense.items() if p.ndim < 2 or n.endswith("bias")]
+    matrices = [(n, p) for n, p in dense.items() if n not in dict(vectors)]
     groups = [
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -372,10 +460,12 @@ def _decay_groups(dense: dict[str, nn.Parameter], settings: OptimSettings) -> li
     return [group for group in groups if group["params"]]
 
 
-def _check_rates(lr: float, weight_decay: float) -> None:
+def _check_rates(lr: float, weight_decay: float, betas: tuple[float, float] = (0.0, 0.0)) -> None:
     for name, value in (("lr", lr), ("weight_decay", weight_decay)):
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value}, but must be 0 or more and finite")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas are {betas}, but must be in [0, 1)")
 
 
 def _call(closure: Callable[[], Any] | None) -> Any:

@@ -21,13 +21,14 @@ def _need(good: bool, name: str, value: object, limit: str) -> None:
 class OptimSettings:
     """Which optimizer, at which base rates (the schedule multiplies them)."""
 
-    name: Literal["adam_atan2", "adamw", "muon"] = "adam_atan2"
+    name: Literal["adam_atan2", "adamw", "ellis_adam", "muon"] = "adam_atan2"
     """muon: torch.optim.Muon for hidden matrices and `muon_rest` for everything else."""
     lr: float = 1e-4
     weight_decay: float = 0.1
-    """Decoupled: a step first multiplies the weight by 1 - lr * weight_decay."""
+    """Decoupled: a step first multiplies the weight by 1 - lr * weight_decay. ellis_adam, which is
+    Huginn's: by 1 - (lr / base lr) * weight_decay, so that the base rate does not enter."""
     decay_vectors: bool = True
-    """Also decay tensors with fewer than two dimensions (biases, norm gains), as TRM does."""
+    """Also decay biases, norm gains and other vectors, as TRM does."""
     betas: tuple[float, float] = (0.9, 0.95)
     sparse_lr: float = 1e-4
     """Rate of sign descent for the rows of `nn.Embedding(sparse=True)` (TRM's identifiers)."""
@@ -40,7 +41,7 @@ class OptimSettings:
     """Orthogonalise the parts of fused matrices (qkv, gate_up) one by one."""
 
     def __post_init__(self) -> None:
-        names = ("adam_atan2", "adamw", "muon")
+        names = ("adam_atan2", "adamw", "ellis_adam", "muon")
         _need(self.name in names, "optim.name", self.name, f"one of {', '.join(names)}")
         rests = ("adam_atan2", "adamw")
         _need(self.muon_rest in rests, "optim.muon_rest", self.muon_rest, f"one of {rests}")
