@@ -1,0 +1,560 @@
+"""Generation with silent thoughts: batched, cached, each row in its own mode.
+
+    out = generate(model, [prompt, ...], policy=Boundary(), max_new_tokens=64)
+    out.tokens[0], out.traces[0]
+    for event in stream(model, [prompt]): ...
+    vote(model, [prompt], num_samples=8, noise=0.1, answer=last_number)
+
+Every forward adds one position to every row: a thought where a row is silent (its last hidden state
+goes in), a token where it speaks. A *policy* decides which, see `coconut_policies`. Prompts are
+samples, so thoughts of a fixed schedule may stand in the prompt already; then no policy is needed.
+
+A row depends on nothing but itself: not on its neighbours, nor on how they are padded. Tokens are
+drawn by `inward.sampling` for (seed + row, place), noise for (seed + row, number of the thought).
+
+Steps of a trace: "thought" (tokens and confidence hold the lens on it: the likeliest tokens of the
+head) and "word" (the token said), `position` is the place in the row, thoughts counted.
+
+Shape letters: B rows, S columns, d width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from inward.data.segments import Latent, Sample, Segment, Text, flat
+from inward.methods.coconut import Coconut
+from inward.methods.coconut_base import unwrapped
+from inward.methods.coconut_batch import LatentBatch, before_thoughts, widened
+from inward.methods.coconut_cache import new_cache
+from inward.methods.coconut_plan import Plan, plan
+from inward.methods.coconut_policies import View
+from inward.sampling import Sampler
+from inward.trace import Cost, Step, Trace
+
+_NOISE = 3
+"""Stream of the thoughts' noise, beside those of `inward.sampling`."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One position of one row: a "thought", or the "word" `token`."""
+
+    row: int
+    kind: Literal["thought", "word"]
+    position: int
+    token: int | None = None
+
+
+@dataclass
+class Generated:
+    """What was generated, B rows.
+
+    tokens: per row the tokens spoken, boundary tokens and the end token included.
+    samples: per row the prompt and what followed, as segments; they can be prompts again.
+    thoughts: per row how many thoughts were added to the prompt's.
+    stopped: per row "end", "stop string", "length" (max_new_tokens) or "context".
+    logprobs: per row the summed log-probability of its words, under the model's own distribution.
+    num_passes: forwards of the base, prompts included.
+    traces: per row; empty unless asked for.
+    """
+
+    tokens: list[list[int]]
+    samples: list[Sample]
+    thoughts: list[int]
+    stopped: list[str]
+    logprobs: list[float]
+    num_passes: int
+    traces: list[Trace] = field(default_factory=list)
+
+
+def generate(
+    model: Coconut,
+    prompts: Sequence[Sample],
+    *,
+    streamer: Any = None,
+    **options: Any,
+) -> Generated:
+    """Continue prompts until each of them ends.
+
+    Args:
+        prompts: samples; the last block of thoughts may be open.
+        streamer: one of transformers' (for one prompt): gets the tokens as they are spoken.
+        options: see `coconut_plan.plan`.
+
+    Raises:
+        ValueError: bad prompts or options, before any work.
+    """
+    if streamer is not None and len(prompts) != 1:
+        raise ValueError(f"a streamer takes one prompt, not {len(prompts)}; use `stream`")
+    engine = _Engine(model, prompts, plan(model, **options))
+    for event in engine.events():
+        if streamer is not None and event.token is not None:
+            streamer.put(torch.tensor([event.token]))
+    if streamer is not None:
+        streamer.end()
+    return engine.result()
+
+
+def stream(model: Coconut, prompts: Sequence[Sample], **options: Any) -> Iterator[Event]:
+    """As `generate`, event by event as they happen. Bad arguments raise at once."""
+    return _Engine(model, prompts, plan(model, **options)).events()
+
+
+# --------------------------------------------------------------------------------------------------
+# The engine
+
+
+@dataclass
+class _Row:
+    """One row in work. `spoken` are all its tokens, the prompt's included, without thoughts."""
+
+    prompt: Sample
+    spoken: list[int]
+    length: int
+    thinking: bool
+    run: int
+    thoughts: int
+    blocks: int
+    new: list[int] = field(default_factory=list)
+    said: list[int] = field(default_factory=list)
+    added: list[Segment] = field(default_factory=list)
+    new_thoughts: int = 0
+    reference: float = float("nan")
+    logprob: float = 0.0
+    stopped: str = ""
+    steps: list[Step] = field(default_factory=list)
+
+    @staticmethod
+    def of(prompt: Sample, bot: int) -> _Row:
+        spoken = [i for s in prompt.segments if isinstance(s, Text) for i in s.ids]
+        last = prompt.segments[-1]
+        opened = isinstance(last, Text) and last.ids[-1] == bot
+        return _Row(
+            prompt=prompt,
+            spoken=spoken,
+            length=len(prompt),
+            thinking=opened or isinstance(last, Latent),
+            run=len(last) if isinstance(last, Latent) else 0,
+            thoughts=prompt.num_thoughts,
+            blocks=len(prompt.blocks) + opened,
+        )
+
+    def think(self) -> None:
+        """One more thought."""
+        if not self.thinking:
+            self.enter()
+        self.run += 1
+        self.length += 1
+        self.thoughts += 1
+        self.new_thoughts += 1
+        self.added.append(Latent(1))
+
+    def say(self, token: int) -> None:
+        """One more word."""
+        self.run += 1
+        self.length += 1
+        self.spoken.append(token)
+        self.new.append(token)
+        self.said.append(token)
+        self.added.append(Text((token,), False))
+
+    def enter(self) -> None:
+        """Begin a block."""
+        self.thinking, self.run = True, 0
+        self.blocks += 1
+
+    def leave(self) -> None:
+        """End a block."""
+        self.thinking, self.run = False, 0
+        self.said = []
+
+    def sample(self) -> Sample:
+        """The prompt and what followed, neighbours of one kind joined."""
+        segments: list[Segment] = []
+        for segment in (*self.prompt.segments, *self.added):
+            last = segments[-1] if segments else None
+            if isinstance(segment, Latent) and isinstance(last, Latent):
+                segments[-1] = Latent(last.num + segment.num)
+            elif isinstance(segment, Text) and isinstance(last, Text):
+                both = last.supervised and segment.supervised
+                segments[-1] = Text(last.ids + segment.ids, both)
+            else:
+                segments.append(segment)
+        return Sample(tuple(segments))
+
+
+class _Engine:
+    """One batch from its prompts to its end."""
+
+    def __init__(self, model: Coconut, prompts: Sequence[Sample], plan: Plan) -> None:
+        self.model = model
+        self.plan = plan
+        self.specials = model.specials
+        limit = model.max_positions
+        for r, prompt in enumerate(prompts):
+            if limit is not None and len(prompt) >= limit:
+                raise ValueError(
+                    f"prompt {r} has {len(prompt)} positions, thoughts included, and the context "
+                    f"holds {limit}: no room for an answer"
+                )
+            if plan.thought == "soft" and prompt.blocks:
+                raise ValueError(
+                    f"prompt {r} holds thoughts, and thought='soft' makes them only while "
+                    "generating; leave them to a policy"
+                )
+        self.batch: LatentBatch = model.collate(prompts, may_end_open=True)
+        self.rows = [_Row.of(prompt, self.specials.bot) for prompt in prompts]
+        never = (self.specials.latent, self.specials.eot)
+        numbers = range(len(prompts))
+        self.proposers = [Sampler(plan.sampling, r, banned=never) for r in numbers]
+        never = (*never, self.specials.bot)
+        self.speakers = [Sampler(plan.sampling, r, banned=never) for r in numbers]
+        self.mask = self.batch["attention_mask"]
+        self.num_passes = 0
+        self.num_weights, self.per_position = _weights(model)
+
+    # -- the loop
+
+    @torch.no_grad()
+    def events(self) -> Iterator[Event]:
+        """Run to the end, an event for each new position."""
+        self.prefill()
+        while True:
+            kinds = self.decide()
+            for r, kind in enumerate(kinds):
+                if kind is not None:
+                    token = self.rows[r].new[-1] if kind == "word" else None
+                    yield Event(r, kind, self.rows[r].length - 1, token)
+            if all(row.stopped for row in self.rows):
+                return
+            self.forward([kind == "thought" for kind in kinds])
+
+    def prefill(self) -> None:
+        """Run the prompts; keep each row's last hidden state and logits."""
+        batch, B = self.batch, len(self.rows)
+        mask = batch["attention_mask"]
+        columns = torch.arange(mask.shape[1], device=mask.device)
+        last = (mask * columns).argmax(1)
+        wanted = columns == last[:, None]
+        if self.plan.trace:
+            wanted = wanted | before_thoughts(batch["latent"])
+        room = mask.shape[1] + min(self.plan.max_new_tokens + self.plan.max_new_thoughts, 256)
+        self.cache: Cache = new_cache(self.model.base, mask, capacity=room)
+        parts = self.model.sequential(
+            batch,
+            wanted=wanted,
+            edit=self.edit,
+            cache=self.cache,
+            per_pass=self.plan.per_pass,
+        )
+        for part in parts:
+            self.num_passes += 1
+            rows, places = wanted[:, part.start : part.stop].nonzero(as_tuple=True)
+            if part.start == 0:
+                self.hidden = part.hidden.new_zeros(B, part.hidden.shape[-1])
+                self.logits = widened(part.logits).new_zeros(B, part.logits.shape[-1])
+            ends = places + part.start == last[rows]
+            self.hidden[rows[ends]] = part.hidden[rows[ends], places[ends]]
+            self.logits[rows[ends]] = widened(part.logits[ends])
+            if self.plan.trace:
+                self.record_prompt(part.start, rows, places, part.logits)
+
+    def decide(self) -> list[Literal["thought", "word"] | None]:
+        """What each row does next, and do it: its kind, None for rows that have ended."""
+        view = self.view()
+        silent = self.plan.policy(view)
+        if silent.shape != view.thinking.shape or silent.dtype != torch.bool:
+            raise ValueError(
+                f"the policy gave {silent.dtype} {tuple(silent.shape)}, must be bool "
+                f"{tuple(view.thinking.shape)}"
+            )
+        forced: list[int | None] = [None] * len(self.rows)
+        kinds: list[Literal["thought", "word"] | None] = ["word"] * len(self.rows)
+        for r, (row, thinks) in enumerate(zip(self.rows, silent.tolist(), strict=True)):
+            if row.stopped:
+                kinds[r] = None
+                continue
+            thinks = thinks and row.new_thoughts < self.plan.max_new_thoughts
+            if thinks != row.thinking:
+                row.reference = float(view.entropy[r])
+                if self.plan.boundaries:
+                    forced[r] = self.specials.bot if thinks else self.specials.eot
+                elif not thinks:
+                    row.leave()
+            if thinks and forced[r] is None:
+                kinds[r] = "thought"
+        self.do(view, kinds, forced)
+        return kinds
+
+    def do(
+        self,
+        view: View,
+        kinds: Sequence[Literal["thought", "word"] | None],
+        forced: Sequence[int | None],
+    ) -> None:
+        """Add the next position to every row that has not ended."""
+        drawn = [r for r, kind in enumerate(kinds) if kind == "word" and forced[r] is None]
+        words = dict(zip(drawn, self.draw(drawn, self.speakers), strict=True))
+        said = {r: words.get(r, forced[r]) for r, kind in enumerate(kinds) if kind == "word"}
+        rows = torch.tensor(list(said), dtype=torch.long, device=view.logits.device)
+        tokens = torch.tensor(list(said.values()), dtype=torch.long, device=rows.device)
+        chances = dict(zip(said, view.logp[rows, tokens].tolist(), strict=True))
+        for r, row in enumerate(self.rows):
+            if kinds[r] is None:
+                continue
+            if self.plan.trace:
+                self.record(r, view, cast(int, said[r]) if r in said else None)
+            if r not in said:
+                row.think()
+                continue
+            token = cast(int, said[r])
+            row.say(token)
+            if forced[r] is None:
+                row.logprob += chances[r]
+            elif token == self.specials.bot:
+                row.enter()
+            else:
+                row.leave()
+        for row in self.rows:
+            row.stopped = row.stopped or self.reason(row)
+
+    def reason(self, row: _Row) -> str:
+        """Why a row ends here; "" if it goes on."""
+        if row.new and row.added and isinstance(row.added[-1], Text):
+            if row.new[-1] in self.plan.ends:
+                return "end"
+            if self.plan.stop and self.says_stop(row):
+                return "stop string"
+            if len(row.new) >= self.plan.max_new_tokens:
+                return "length"
+        limit = self.model.max_positions
+        return "context" if limit is not None and row.length >= limit else ""
+
+    def says_stop(self, row: _Row) -> bool:
+        """Whether the last words spell a stop string. (transformers' criterion knows only
+        tokenizers that join words without a space between.)"""
+        longest = max(len(string.encode()) for string in self.plan.stop)
+        tail = self.model.tokenizer.decode(row.new[-longest:])
+        return any(string in tail for string in self.plan.stop)
+
+    def draw(self, rows: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
+        """The next word of these rows."""
+        if not rows:
+            return []
+        logits = self.logits[list(rows)]
+        if samplers[0].is_argmax:
+            logits[:, samplers[0].banned] = -torch.inf
+            return logits.argmax(-1).tolist()
+        return [
+            samplers[r].draw(samplers[r].scores(self.rows[r].spoken, own), self.rows[r].length)
+            for r, own in zip(rows, logits, strict=True)
+        ]
+
+    def view(self) -> View:
+        """What the policy sees."""
+
+        def column(values: list[Any]) -> Tensor:
+            return torch.tensor(values, device=self.logits.device)
+
+        rows = self.rows
+        return View(
+            specials=self.specials,
+            thinking=column([row.thinking for row in rows]),
+            run=column([row.run for row in rows]),
+            thoughts=column([row.thoughts for row in rows]),
+            blocks=column([row.blocks for row in rows]),
+            said=[row.said for row in rows],
+            logits=self.logits,
+            reference=column([row.reference for row in rows]),
+            propose=lambda: column(self.draw(range(len(rows)), self.proposers)),
+        )
+
+    def forward(self, thinks: Sequence[bool]) -> None:
+        """One more position of every row; rows that have ended get a masked one."""
+        model, device = self.model, self.mask.device
+        live = torch.tensor([not row.stopped for row in self.rows], device=device)
+        where = torch.tensor(thinks, device=device) & live
+        tokens = torch.tensor([row.spoken[-1] for row in self.rows], device=device)
+        inputs = model.embedding(tokens)
+        if any(thinks):
+            # row.thoughts counts the thought that is now fed in
+            numbers = torch.tensor([row.thoughts - 1 for row in self.rows], device=device)
+            thought = self.edit(self.thought().to(inputs.dtype), where, numbers)
+            inputs = torch.where(where[:, None], thought, inputs)
+        positions = torch.tensor([row.length - 1 for row in self.rows], device=device)
+        self.mask = torch.cat([self.mask, live[:, None].to(self.mask.dtype)], dim=1)
+        start = self.mask.shape[1] - 1
+        options = {} if self.plan.per_pass is None else self.plan.per_pass(start, start + 1)
+        hidden, logits, _ = model.run(
+            inputs[:, None], self.mask, positions[:, None], cache=self.cache, **options
+        )
+        self.num_passes += 1
+        self.hidden, self.logits = hidden[:, 0], widened(logits[:, 0])
+
+    # -- thoughts
+
+    def thought(self) -> Tensor:
+        """(B, d) what a silent row gets as its next input."""
+        if self.plan.thought == "hidden":
+            return self.model.feedback(self.hidden)
+        ids = torch.arange(self.model.embedding.weight.shape[0], device=self.hidden.device)
+        table = self.model.embedding(ids)
+        return self.logits[:, : len(ids)].softmax(-1).to(table.dtype) @ table
+
+    def edit(self, thought: Tensor, where: Tensor, number: Tensor) -> Tensor:
+        """The caller's edit, then noise for (seed + row, number of the thought)."""
+        if self.plan.edit is not None:
+            thought = self.plan.edit(thought, where, number)
+        if not self.plan.noise:
+            return thought
+        seed, shape = self.plan.sampling.seed, thought.shape[1]
+        drawn = np.zeros(tuple(thought.shape), np.float32)
+        for r, (thinks, n) in enumerate(zip(where.tolist(), number.tolist(), strict=True)):
+            if thinks:
+                bits = np.random.Philox(key=seed + r, counter=[0, n, _NOISE, 0])
+                drawn[r] = np.random.Generator(bits).standard_normal(shape, np.float32)
+        rms = thought.float().square().mean(-1, keepdim=True).sqrt()
+        noise = torch.from_numpy(drawn).to(thought.device) * rms * self.plan.noise
+        return thought + noise.to(thought.dtype)
+
+    # -- what is kept
+
+    def record(self, r: int, view: View, token: int | None) -> None:
+        """Trace the position that row r adds: a word, or a thought through the lens."""
+        row, entropy = self.rows[r], float(view.entropy[r])
+        row.steps.append(self.step(row, row.length, view.logp[r], token, entropy))
+
+    def record_prompt(self, start: int, rows: Tensor, places: Tensor, logits: Tensor) -> None:
+        """Trace the thoughts that stand in the prompts."""
+        latent, positions = self.batch["latent"], self.batch["position_ids"]
+        for r, place, own in zip(rows.tolist(), places.tolist(), widened(logits), strict=True):
+            column = start + place + 1
+            if column < latent.shape[1] and bool(latent[r, column]):
+                logp = own.log_softmax(-1)
+                entropy = float(-(logp.exp() * logp).nan_to_num(0.0).sum())
+                row, position = self.rows[r], int(positions[r, column])
+                row.steps.append(self.step(row, position, logp, None, entropy))
+
+    def step(
+        self, row: _Row, position: int, logp: Tensor, token: int | None, entropy: float
+    ) -> Step:
+        """One step of a trace."""
+        if token is None:
+            top = logp.topk(min(self.plan.lens, len(logp)))
+            tokens, chances = top.indices.tolist(), top.values.exp().tolist()
+        else:
+            tokens, chances = [token], [float(logp[token].exp())]
+        text = None
+        if token is not None and self.model.tokenizer is not None:
+            text = self.model.tokenizer.decode([token])
+        return Step(
+            index=len(row.steps),
+            kind="thought" if token is None else "word",
+            tokens=np.asarray(tokens, np.int64),
+            confidence=np.asarray(chances, np.float32),
+            scores={"entropy": entropy},
+            cost=Cost(1.0, 2.0 * self.num_weights + self.per_position * position),
+            position=position,
+            text=text,
+        )
+
+    def result(self) -> Generated:
+        """What came of it."""
+        rows = self.rows
+        latent, about = self.specials.latent, {"policy": str(self.plan.policy)}
+        traces = [
+            Trace("coconut", np.asarray(flat(row.prompt, latent=latent)[0]), row.steps, row.stopped)
+            for row in rows
+        ]
+        for trace in traces:
+            trace.meta.update(about)
+        return Generated(
+            tokens=[row.new for row in rows],
+            samples=[row.sample() for row in rows],
+            thoughts=[row.new_thoughts for row in rows],
+            stopped=[row.stopped for row in rows],
+            logprobs=[row.logprob for row in rows],
+            num_passes=self.num_passes,
+            traces=traces if self.plan.trace else [],
+        )
+
+
+def _weights(model: Coconut) -> tuple[int, int]:
+    """(weights that multiply one position, FLOPs of attention per cached position)."""
+    base = unwrapped(model.base)
+    tables = [m.weight.numel() for m in base.modules() if isinstance(m, torch.nn.Embedding)]
+    matrices = sum(p.numel() for p in base.parameters() if p.ndim > 1) - sum(tables)
+    head = cast(Tensor, cast(torch.nn.Module, base.get_output_embeddings()).weight)
+    if head is model.embedding.weight:
+        matrices += head.numel()
+    config = base.config.get_text_config()
+    return matrices, 4 * int(config.num_hidden_layers) * int(config.hidden_size)
+
+
+# --------------------------------------------------------------------------------------------------
+# Parallel test-time scaling
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What several tries at one prompt came to.
+
+    answer: the commonest answer; of equally common ones the likeliest.
+    share: the part of the tries that gave it.
+    answers, tokens: of every try.
+    """
+
+    answer: Hashable
+    share: float
+    answers: list[Hashable]
+    tokens: list[list[int]]
+
+
+def vote(
+    model: Coconut,
+    prompts: Sequence[Sample],
+    *,
+    num_samples: int,
+    answer: Callable[[list[int]], Hashable] | None = None,
+    noise: float = 0.1,
+    **options: Any,
+) -> list[Vote]:
+    """Try each prompt several times with noise on its thoughts (and sampling, if asked for), and
+    let the answers vote.
+
+    Args:
+        answer: from the tokens of a try to what is counted; None: all tokens.
+        options: of `generate`.
+
+    Raises:
+        ValueError: bad options; or nothing differs between the tries.
+    """
+    chosen = plan(model, noise=noise, **options)
+    if num_samples < 1 or (num_samples > 1 and not noise and chosen.sampling.rule == "greedy"):
+        raise ValueError(
+            f"{num_samples} samples with noise {noise} and rule {chosen.sampling.rule!r}: there "
+            "must be at least one, and they must differ; use noise > 0 or do_sample=True"
+        )
+    tries = [prompt for prompt in prompts for _ in range(num_samples)]
+    out = generate(model, tries, noise=noise, **options)
+    votes = []
+    for p in range(len(prompts)):
+        own = range(p * num_samples, (p + 1) * num_samples)
+        answers = [(answer or tuple)(out.tokens[r]) for r in own]
+        counts = Counter(answers)
+        best: dict[Hashable, float] = {}
+        for r, given in zip(own, answers, strict=True):
+            best[given] = max(best.get(given, -np.inf), out.logprobs[r])
+        winner = max(counts, key=lambda given: (counts[given], best[given]))
+        tokens = [out.tokens[r] for r in own]
+        votes.append(Vote(winner, counts[winner] / num_samples, answers, tokens))
+    return votes
