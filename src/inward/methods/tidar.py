@@ -1,0 +1,511 @@
+"""TiDAR: draft by diffusion, speak autoregressively, in one forward. Training, and the model.
+
+"TiDAR: Think in Diffusion, Talk in Autoregression", Liu et al. 2025, arXiv 2511.08923.
+
+    input      [x_0 .. x_{S-1} | M .. M], S clean tokens and S mask tokens        (section 3.1)
+    positions  0 .. S-1 twice: a mask token stands where the token it predicts stands
+    mask       `inward.masks.training`: clean rows causal; a mask row sees the clean tokens strictly
+               before its block and, both ways, the mask rows of its block        (figure 3, left)
+    labels     clean row i predicts x_{i+1}; mask row i predicts x_i, not shifted
+    loss       1/(1+alpha) * (alpha * sum CE_AR + sum CE_diffusion) / number of targets
+
+What is unusual: there is no transformer here. `TiDAR` wraps any causal language model of
+transformers and gives it a mask, positions and a token of its own; decoding is in tidar_decode.py.
+Mask rows alone are mask rows, so weights that act on them only (tidar_adapter.py) draft for a model
+whose words stay what they were.
+
+Where we differ from the paper's text, and why:
+
+    topic              paper               here
+    first and last     the diffusion sum   both sums run over the same targets, x_1 .. x_{S-1}: the
+                       runs over the       first token of a text is nobody's prediction (its mask
+                       first S - 1 masks   row would have to guess from nothing)
+    alpha              in [0, 1]           any positive weight; the paper's figure 6 tries 1.2
+    block grid         multiples of K      random offset by default: decoding meets every length
+    normalisation      S - 1 per sample    targets of the global batch (`batch["weight"]`), so that
+                                           a step does not depend on how its batch is cut
+    a mask typed by    -                   refused; its id has no text that could spell it
+    a user
+
+Shape letters: B samples, S clean tokens, K block size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from inward import masks
+from inward.masks import Rows
+from inward.methods.tidar_base import check_masks, context_limit, num_embedded, special_ids
+from inward.methods.tidar_settings import TiDARSettings
+from inward.train.draws import Batch, Draws, Loss
+from inward.train.state import write_json
+
+if TYPE_CHECKING:
+    from inward.methods.tidar_adapter import DraftAdapter
+
+IGNORE = -100
+"""Label of a row whose prediction does not count."""
+
+SETTINGS_FILE = "tidar.json"
+
+
+# --------------------------------------------------------------------------------------------------
+# The layout of a training sample: rows, tokens, labels
+
+
+def training_rows(batch: Batch, settings: TiDARSettings, draws: Draws | None) -> Rows:
+    """Rows of the doubled sequences of a batch, (B or 1, 2S).
+
+    Without documents and aligned answers all samples share one grid, drawn for the step, and
+    with it one mask. draws=None: the fixed grid.
+    """
+    ids = batch["input_ids"]
+    K = settings.block_size
+    documents, restarts = batch.get("documents"), None
+    if settings.align_answers and "supervised" in batch:
+        restarts = answer_starts(batch["supervised"])
+    shared = documents is None and restarts is None
+    offset: int | Tensor = 0
+    if draws is not None and settings.grid == "random":
+        # drawn both ways, so that the draws that follow are the same
+        own = draws.integers(0, K)
+        common = torch.randint(0, K, (1,), generator=draws.generator)
+        offset = common if shared else own
+    if shared:
+        rows = masks.training(ids.shape[1], K, offset=offset)
+    else:
+        documents = torch.zeros_like(ids) if documents is None else documents
+        rows = masks.training(documents, K, offset=offset, restarts=restarts)
+    return rows.to(ids.device)
+
+
+def answer_starts(supervised: Tensor) -> Tensor:
+    """(B, S) bool: the first token of each run of supervised ones."""
+    starts = supervised.clone()
+    starts[:, 1:] &= ~supervised[:, :-1]
+    return starts
+
+
+def doubled(input_ids: Tensor, mask_id: int, hidden: Tensor | None = None) -> Tensor:
+    """[clean | masked], (B, 2S). `hidden` (B, S) bool: which tokens of the second half are masked,
+    default all."""
+    if hidden is None:
+        return torch.cat([input_ids, torch.full_like(input_ids, mask_id)], dim=1)
+    return torch.cat([input_ids, input_ids.masked_fill(hidden, mask_id)], dim=1)
+
+
+def targets(batch: Batch, rows: Rows) -> Tensor:
+    """(B, S) the token where it is to be predicted, IGNORE elsewhere: not supervised, padding, or
+    the first of its text, which nothing comes before."""
+    ids = batch["input_ids"]
+    S = ids.shape[1]
+    counts = (rows.position[:, :S] > 0) & (rows.document[:, :S] != masks.PADDING)
+    if "supervised" in batch:
+        counts = counts & batch["supervised"]
+    return torch.where(counts, ids, IGNORE)
+
+
+def next_targets(wanted: Tensor) -> Tensor:
+    """(B, S) the targets shifted for the clean rows: row i predicts target i + 1."""
+    return F.pad(wanted[:, 1:], (0, 1), value=IGNORE)
+
+
+def hidden_tokens(
+    num_tokens: int, settings: TiDARSettings, draws: Draws | None
+) -> tuple[Tensor, Tensor] | None:
+    """Random masking: which tokens are masked, (B, S) bool, and 1 / t, (B, 1). None: full masking.
+
+    The number of masked tokens is t * S on average, so the weighted sum has the expectation of
+    the unweighted sum under full masking.
+    """
+    if settings.masking == "full" or draws is None:
+        return None
+    t = settings.min_mask + (1 - settings.min_mask) * draws.uniform(1)
+    return draws.uniform(num_tokens) < t, 1 / t
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples that run together."""
+
+    ids: Tensor
+    """(B, S)"""
+    wanted: Tensor
+    """(B, S), see `targets`"""
+    rows: Rows
+    """(B or 1, 2S)"""
+    hidden: tuple[Tensor, Tensor] | None = None
+    """see `hidden_tokens`"""
+
+
+def branch(name: str, logits: Tensor, labels: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
+    """Sums over the labelled rows: cross-entropy in float32 and right answers, times `weight`
+    (B, 1)."""
+    losses = F.cross_entropy(
+        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none"
+    ).view_as(labels)
+    right = (logits.detach().argmax(-1) == labels).float()
+    if weight is not None:
+        losses, right = losses * weight, right * weight
+    return {f"{name}_loss": losses.sum(), f"{name}_accuracy": right.sum()}
+
+
+def draft_branch(logits: Tensor, part: Part) -> dict[str, Tensor]:
+    """`branch` of the mask rows, (B, S, V): only tokens that were masked count."""
+    if part.hidden is None:
+        return branch("draft", logits, part.wanted, None)
+    hidden, weight = part.hidden
+    return branch("draft", logits, part.wanted.masked_fill(~hidden, IGNORE), weight)
+
+
+# --------------------------------------------------------------------------------------------------
+# The model
+
+
+class TiDAR(nn.Module):
+    """A causal language model of transformers that also drafts.
+
+    model     any AutoModelForCausalLM that honours 4-D masks (`check_masks` finds out)
+    mask_id   id of the mask token: a row of the model's embedding (`add_mask_token`), or the
+              adapter's own row if the id lies beyond the vocabulary
+    settings  or just a block size
+    adapter   draft-only weights; then the model is frozen and only they are trained
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        mask_id: int,
+        settings: TiDARSettings | int = 8,
+        *,
+        adapter: DraftAdapter | None = None,
+        probe: bool = True,
+    ) -> None:
+        """probe: make sure that the model honours the mask (a few tiny forwards).
+
+        Raises:
+            ValueError: it does not; or the mask id has no row, or is another special token's.
+        """
+        super().__init__()
+        if isinstance(settings, int):
+            settings = TiDARSettings(block_size=settings)
+        self.model = model
+        self.mask_id = mask_id
+        self.settings = settings
+        self.adapter = adapter
+        self._check_mask_id()
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        if probe:
+            check_masks(model)
+        if adapter is not None:
+            adapter.attach(model)
+            model.requires_grad_(False)
+            # what is frozen lies in the model's own folder; resume states need not repeat it
+            self.register_state_dict_post_hook(_without_model)
+
+    def _check_mask_id(self) -> None:
+        size = num_embedded(self.model)
+        own = self.adapter is not None and self.adapter.mask_embedding is not None
+        if self.mask_id < 0 or (self.mask_id >= size and not own):
+            raise ValueError(
+                f"mask_id is {self.mask_id}, but the model embeds ids 0..{size - 1}; "
+                "use inward.methods.tidar_base.add_mask_token(model) to give it a row"
+            )
+        if self.mask_id in special_ids(self.model):
+            raise ValueError(
+                f"mask_id {self.mask_id} is already the end, padding or beginning token; the mask "
+                "needs an id of its own: add_mask_token(model)"
+            )
+
+    @property
+    def block_size(self) -> int:
+        """K of training; decoding may use less."""
+        return self.settings.block_size
+
+    @property
+    def config(self) -> Any:
+        """The wrapped model's."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """The wrapped model's."""
+        return self.model.device
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        position_ids: Tensor,
+        attention_mask: Any,
+        draft_rows: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **options: Any,
+    ) -> Any:
+        """One forward of the wrapped model; the output's logits never favour the mask token.
+
+        Args:
+            input_ids: (B, n); may hold the mask id.
+            position_ids: (B or 1, n).
+            attention_mask: (B or 1, 1, n, cached + n) bool, True = may look; the additive form;
+                or a BlockMask for a model that runs FlexAttention.
+            draft_rows: (B, n) bool, the rows that an adapter acts on; default those that hold the
+                mask id.
+            logits_to_keep: as in transformers: the last so many rows, or a 1-D index tensor.
+            options: past_key_values, use_cache, and whatever else the model takes.
+        """
+        masked = input_ids == self.mask_id
+        if self._keeps_logits:
+            options["logits_to_keep"] = logits_to_keep
+        with self._acting(masked if draft_rows is None else draft_rows):
+            output = self.model(
+                **self._embedded(input_ids, masked),
+                position_ids=position_ids.expand(input_ids.shape[0], -1),
+                attention_mask=self._mask(attention_mask),
+                **options,
+            )
+        if not self._keeps_logits:
+            number = isinstance(logits_to_keep, int)
+            keep = slice(-logits_to_keep or None, None) if number else logits_to_keep
+            output.logits = output.logits[:, keep]
+        output.logits = self.ban(output.logits)
+        return output
+
+    def ban(self, logits: Tensor) -> Tensor:
+        """The mask token is no answer: its logit becomes -inf, in both branches."""
+        if self.mask_id >= logits.shape[-1]:
+            return logits
+        if logits.requires_grad:
+            index = torch.tensor([self.mask_id], device=logits.device)
+            return logits.index_fill(-1, index, -torch.inf)
+        logits[..., self.mask_id] = -torch.inf
+        return logits
+
+    def _acting(self, rows: Tensor) -> Any:
+        return nullcontext() if self.adapter is None else self.adapter.acting_on(rows)
+
+    def _embedded(self, input_ids: Tensor, masked: Tensor) -> dict[str, Tensor]:
+        """Ids, or embeddings where the mask token's row belongs to the adapter."""
+        adapter = self.adapter
+        if adapter is None or adapter.mask_embedding is None:
+            return {"input_ids": input_ids}
+        embeds = self.model.get_input_embeddings()(input_ids.masked_fill(masked, 0))
+        row = adapter.mask_embedding.to(embeds.dtype)
+        return {"inputs_embeds": torch.where(masked[..., None], row, embeds)}
+
+    def _mask(self, attention_mask: Any) -> Any:
+        if not isinstance(attention_mask, Tensor) or attention_mask.dtype != torch.bool:
+            return attention_mask
+        kind = attention_mask.device.type
+        dtype = self.model.dtype
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        return masks.additive(attention_mask, dtype)
+
+    # -- training ----------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch, state: dict[str, Tensor] | None, draws: Draws | None) -> Loss:
+        """Joint loss, a sum over targets; with an adapter the diffusion part alone.
+
+        Args:
+            batch: input_ids (B, S); weight, the number of targets (see `targets`); optionally
+                documents (B, S), -1 for padding, and supervised (B, S) bool. Padding at the right
+                of samples with one text each needs no documents: nothing real looks at it.
+            state: nothing is carried.
+            draws: grid offset, and what is masked. None: fixed grid, full masking (evaluation).
+
+        Raises:
+            ValueError: no weight; the mask id among the clean tokens; too long for the model.
+        """
+        self._check_batch(batch)
+        rows = training_rows(batch, self.settings, draws)
+        hidden = hidden_tokens(batch["input_ids"].shape[1], self.settings, draws)
+        parts = [
+            checkpoint(self._loss_of, part, use_reentrant=False) if again else self._loss_of(part)
+            for part, again in self._parts(batch, rows, hidden)
+        ]
+        sums = {name: sum(part[name] for part in parts) for name in parts[0]}
+        return self._combine(cast("dict[str, Tensor]", sums))
+
+    def _combine(self, sums: dict[str, Tensor]) -> Loss:
+        alpha = self.settings.alpha
+        total = sums["draft_loss"]
+        if self.adapter is None:
+            total = (alpha * sums["ar_loss"] + sums["draft_loss"]) / (1 + alpha)
+        names = [name for name in sums if name != "count"]
+        metrics = {name: (sums[name].detach(), sums["count"]) for name in names}
+        return Loss(total=total, metrics=metrics)
+
+    def _parts(
+        self, batch: Batch, rows: Rows, hidden: tuple[Tensor, Tensor] | None
+    ) -> Iterator[tuple[Part, bool]]:
+        """The batch in pieces that share one mask, and whether a piece is recomputed in backward
+        (settings.dense_masks)."""
+        ids, wanted = batch["input_ids"], targets(batch, rows)
+        wanted = wanted.expand_as(ids)
+        B, alone = ids.shape[0], self.settings.dense_masks == "one" and not self._flex
+        if rows.shape[0] == 1 or not alone:
+            yield Part(ids, wanted, rows, hidden), False
+            return
+        for i in range(B):
+            piece = slice(i, i + 1)
+            own = None if hidden is None else (hidden[0][piece], hidden[1][piece])
+            yield Part(ids[piece], wanted[piece], rows.sample(i), own), B > 1
+
+    @property
+    def _flex(self) -> bool:
+        return self.model.config._attn_implementation == "flex_attention"
+
+    def _loss_of(self, part: Part) -> dict[str, Tensor]:
+        if self.adapter is not None:
+            return self.adapter.losses(self, part)
+        logits = self.logits(part)
+        S = part.ids.shape[1]
+        ar = branch("ar", logits[:, :S], next_targets(part.wanted), None)
+        draft = draft_branch(logits[:, S:], part)
+        return ar | draft | {"count": (part.wanted != IGNORE).sum()}
+
+    def logits(self, part: Part) -> Tensor:
+        """(B, 2S, V) of the doubled sequence."""
+        ids = doubled(part.ids, self.mask_id, None if part.hidden is None else part.hidden[0])
+        n, predicate = ids.shape[1], masks.sees(part.rows)
+        form = masks.block if self._flex else masks.dense
+        mask = form(predicate, n, num_samples=part.rows.shape[0], device=ids.device)
+        second_half = torch.arange(n, device=ids.device).expand_as(ids) >= n // 2
+        return self(
+            ids,
+            position_ids=part.rows.position,
+            attention_mask=mask,
+            draft_rows=second_half,
+            use_cache=False,
+        ).logits
+
+    def _check_batch(self, batch: Batch) -> None:
+        ids = batch["input_ids"]
+        if "weight" not in batch:
+            raise ValueError(
+                "the batch has no weight, the number of tokens to predict, by which the loop "
+                "divides; add it as inward.data.packed does"
+            )
+        if bool((ids == self.mask_id).any()):
+            raise ValueError(
+                f"the mask id {self.mask_id} is among the clean tokens of the batch; it must not "
+                "occur in data"
+            )
+        limit = context_limit(self.model)
+        if ids.shape[1] > limit:
+            raise ValueError(
+                f"samples have {ids.shape[1]} tokens, this model attends over {limit}; cut them "
+                "shorter"
+            )
+
+    # -- saving ------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write the model's own files and tidar.json; with an adapter its files (PEFT format) in
+        place of the model's, which did not change."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.adapter is None:
+            self.model.save_pretrained(folder, **options)
+        else:
+            self.adapter.save_pretrained(folder, base=base_name(self.model))
+        content = {"mask_id": self.mask_id, "settings": asdict(self.settings)}
+        # last, so that a folder with this file is complete
+        write_json(folder / SETTINGS_FILE, content | {"adapter": self.adapter is not None})
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, base: PreTrainedModel | str | Path | None = None, **options: Any
+    ) -> TiDAR:
+        """Load what `save_pretrained` wrote, in evaluation mode.
+
+        Args:
+            base: the model an adapter belongs to, or its folder; default the name in the
+                adapter's file.
+            options: for the model's own from_pretrained (dtype, attn_implementation, ...).
+
+        Raises:
+            FileNotFoundError: there is no tidar.json, or no base at that path.
+            ValueError: files do not fit each other.
+        """
+        folder = Path(folder)
+        if not (folder / SETTINGS_FILE).exists():
+            raise FileNotFoundError(f"{folder} holds no TiDAR model: there is no {SETTINGS_FILE}")
+        saved = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        settings, adapter = TiDARSettings(**saved["settings"]), None
+        if not saved["adapter"]:
+            model = AutoModelForCausalLM.from_pretrained(folder, **options)
+            return cls(model, saved["mask_id"], settings).eval()
+        from inward.methods.tidar_adapter import DraftAdapter
+
+        model = _base_model(folder, base, options)
+        adapter = DraftAdapter.from_pretrained(folder, model)
+        return cls(model, saved["mask_id"], settings, adapter=adapter).eval()
+
+
+@torch.no_grad()
+def acceptance(tidar: TiDAR, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    """How much of a draft the model itself would say, by teacher forcing: (sum, count) of
+
+    accepted   tokens a decode step commits: its first, which is the verifier's own, and the drafts
+               behind it up to the first that differs from the model's greedy word (section 3.2)
+    first      how often the first mask slot names the model's greedy word
+
+    over the whole blocks of a batch (see `TiDAR.loss`) on the fixed grid. On the model's own greedy
+    text `accepted` is what greedy decoding with all outcomes pre-drafted will show.
+    """
+    K, S = tidar.block_size, batch["input_ids"].shape[1]
+    rows = training_rows(batch, tidar.settings, None)
+    wanted = targets(batch, rows)
+    best = tidar.logits(Part(batch["input_ids"], wanted, rows)).argmax(-1)
+    match = best[:, S + 1 :] == best[:, : S - 1]  # places 1 .. S-1
+    block = rows.block[:, S:]
+    place = torch.arange(S, device=block.device)
+    starts = (block == place) & (wanted != IGNORE)
+    whole = starts[:, 1 : S - K + 1] & (block[:, K:] == place[1 : S - K + 1])
+    runs = match.unfold(1, K, 1)[whole]
+    count = torch.tensor(len(runs))
+    accepted = 1 + runs[:, 1:].cumprod(1).sum(1)
+    return {"accepted": (accepted.sum(), count), "first": (runs[:, 0].sum(), count)}
+
+
+def _without_model(module: nn.Module, tensors: dict[str, Tensor], prefix: str, _: Any) -> None:
+    for name in [name for name in tensors if name.startswith(f"{prefix}model.")]:
+        del tensors[name]
+
+
+def _base_model(
+    folder: Path, base: PreTrainedModel | str | Path | None, options: dict[str, Any]
+) -> PreTrainedModel:
+    if isinstance(base, PreTrainedModel):
+        return base
+    if base is None:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base = config.get("base_model_name_or_path") or ""
+    path = Path(cast("str | Path", base))
+    if not str(base) or not path.is_dir():
+        raise FileNotFoundError(
+            f"the adapter in {folder} belongs to the model {str(base)!r}, which is no folder here; "
+            "pass base=, the model or its folder"
+        )
+    return AutoModelForCausalLM.from_pretrained(path, **options)
+
+
+def base_name(model: PreTrainedModel) -> str:
+    """Name of a model for other people's eyes: of a local folder the last part only."""
+    name = model.config._name_or_path or ""
+    return Path(name).name if Path(name).exists() else name

@@ -1,0 +1,433 @@
+"""A draft-only adapter: any model keeps its words and learns to draft them.
+
+TiDAR (arXiv 2511.08923) trains the whole model, which changes what it says. Here low-rank weights
+act on mask rows alone: clean rows run through the model as it is, so at equal shapes their logits
+have the same bits with and without the adapter, and greedy text is the same whatever the adapter
+holds; a bad one only costs time. (Nemotron-Labs-Diffusion, arXiv 2607.05722, does so with one
+projection; PEFT's own switches act on whole modules, not on rows.)
+
+    with adapter.acting_on(rows):        # rows (B, n) bool
+        model(...)                       # y = W x everywhere;  y += (alpha / r) B A x on rows only
+
+The added term is computed for those rows and added in place, not multiplied by 0 elsewhere: the
+base rows are not touched at all. Nobody sees mask rows but their own block, so their changed keys
+and values stay there too.
+
+Files are PEFT's: adapter_config.json and adapter_model.safetensors with its names, so PEFT loads
+and merges them; plus draft.safetensors, the embedding of the mask token, which lies beyond the
+model's vocabulary: the model is not resized.
+
+Training needs a backward pass through the mask rows alone: the clean half runs once without
+gradient and leaves its keys and values in a cache. The text to learn from is the model's own,
+because its own words are what it will have to draft: see `own_text`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from inward import masks
+from inward.hub import check_finite, complain
+from inward.methods.tidar_settings import AdapterSettings
+from inward.train.state import write_json, write_tensors
+
+if TYPE_CHECKING:
+    from inward.methods.tidar import Part, TiDAR
+
+_PREFIX = "base_model.model."
+"""What PEFT puts before the names of the model's layers"""
+
+
+class DraftAdapter(nn.Module):
+    """Low-rank weights for the linear layers of `model`, and an embedding for the mask token.
+
+    own_mask   the mask token's embedding belongs to the adapter (it starts as the mean row);
+               False: the model has a row for it
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: AdapterSettings | None = None,
+        *,
+        own_mask: bool = True,
+    ) -> None:
+        super().__init__()
+        self.settings = settings or AdapterSettings()
+        self.layers = linear_layers(model, self.settings.targets)
+        self.scale = self.settings.alpha / self.settings.rank
+        self.fan_in_fan_out = any(isinstance(m, Conv1D) for m in self.layers.values())
+        device = model.device
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        r = self.settings.rank
+        # names with dots are no names for torch
+        self.lora_A = nn.ParameterDict()
+        self.lora_B = nn.ParameterDict()
+        for name, layer in self.layers.items():
+            num_in, num_out = _width(layer)
+            A = torch.empty(r, num_in).uniform_(-1, 1, generator=generator) / math.sqrt(num_in)
+            self.lora_A[_key(name)] = nn.Parameter(A.to(device))
+            # B = 0: before training the adapter adds nothing
+            self.lora_B[_key(name)] = nn.Parameter(torch.zeros(num_out, r, device=device))
+        self.mask_embedding = None
+        if own_mask:
+            table = cast(nn.Embedding, model.get_input_embeddings())
+            self.mask_embedding = nn.Parameter(table.weight.detach().float().mean(0))
+        self._rows: Tensor | None = None
+        self._hooks: list[Any] = []
+
+    # -- acting ------------------------------------------------------------------------------------
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Listen to the layers of `model`; until `acting_on` nothing happens in them."""
+        self.detach()
+        modules = dict(model.named_modules())
+        for name in self.layers:
+            hook = _hook(self, _key(name))
+            self._hooks.append(modules[name].register_forward_hook(hook))
+
+    def detach(self) -> None:
+        """Leave the model alone."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    @contextmanager
+    def acting_on(self, rows: Tensor) -> Iterator[None]:
+        """Within: the layers' outputs for these rows, (B, n) bool, get the low-rank term."""
+        before = self._rows
+        self._rows = rows.flatten().nonzero()[:, 0]
+        try:
+            yield
+        finally:
+            self._rows = before
+
+    def add_to(self, output: Tensor, x: Tensor, key: str) -> None:
+        """output[rows] += scale * B A x[rows], in place."""
+        rows = self._rows
+        if rows is None or len(rows) == 0:
+            return
+        A, B = self.lora_A[key], self.lora_B[key]
+        chosen = x.flatten(0, -2)[rows]
+        change = F.linear(F.linear(chosen.to(A.dtype), A), B) * self.scale
+        output.view(-1, output.shape[-1]).index_add_(0, rows, change.to(output.dtype))
+
+    # -- training ----------------------------------------------------------------------------------
+
+    def losses(self, tidar: TiDAR, part: Part) -> dict[str, Tensor]:
+        """Sums of the diffusion branch (see `inward.methods.tidar.branch`)."""
+        from inward.methods.tidar import IGNORE, draft_branch
+
+        logits = draft_logits(tidar, part)
+        return draft_branch(logits, part) | {"count": (part.wanted != IGNORE).sum()}
+
+    # -- files -------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path, *, base: str = "") -> None:
+        """Write PEFT's two files, and draft.safetensors."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {}
+        for name in self.layers:
+            tensors[f"{_PREFIX}{name}.lora_A.weight"] = self.lora_A[_key(name)]
+            tensors[f"{_PREFIX}{name}.lora_B.weight"] = self.lora_B[_key(name)]
+        write_tensors(folder / "adapter_model.safetensors", tensors)
+        if self.mask_embedding is not None:
+            write_tensors(folder / "draft.safetensors", {"mask_embedding": self.mask_embedding})
+        write_json(
+            folder / "adapter_config.json",
+            {
+                "peft_type": "LORA",
+                "task_type": "CAUSAL_LM",
+                "base_model_name_or_path": base,
+                "r": self.settings.rank,
+                "lora_alpha": self.settings.alpha,
+                "lora_dropout": 0.0,
+                "target_modules": sorted(self.layers),
+                "fan_in_fan_out": self.fan_in_fan_out,
+                "bias": "none",
+                "inference_mode": True,
+            },
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, model: PreTrainedModel) -> DraftAdapter:
+        """Load an adapter for `model`: ours, or a LoRA that PEFT wrote (which then acts on mask
+        rows only, and has no mask embedding).
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: another kind of adapter, names or shapes that do not fit, NaN.
+        """
+        folder = Path(folder)
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            if not (folder / name).exists():
+                raise FileNotFoundError(f"{folder} holds no adapter: {name} is missing")
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        _check_kind(config, folder)
+        saved = load_file(folder / "adapter_model.safetensors")
+        names = sorted(
+            {n.removeprefix(_PREFIX).rpartition(".lora_")[0] for n in saved if ".lora_" in n}
+        )
+        settings = AdapterSettings(rank=config["r"], alpha=config["lora_alpha"])
+        own = folder / "draft.safetensors"
+        adapter = cls(model, settings, own_mask=own.exists())
+        adapter._keep(names, folder)
+        tensors = {_short(name): tensor for name, tensor in saved.items()}
+        if own.exists():
+            tensors |= load_file(own)
+        adapter._fill(tensors, folder)
+        return adapter
+
+    def _keep(self, names: list[str], source: Path) -> None:
+        """Restrict the adapter to some of the model's layers."""
+        complain(source, [], sorted(set(names) - set(self.layers)), [])
+        self.layers = {name: self.layers[name] for name in names}
+        for table in (self.lora_A, self.lora_B):
+            for key in [key for key in table if key not in {_key(name) for name in names}]:
+                del table[key]
+
+    @torch.no_grad()
+    def _fill(self, tensors: dict[str, Tensor], source: Path) -> None:
+        into: dict[str, Tensor] = {f"{n}/A": self.lora_A[_key(n)] for n in self.layers}
+        into |= {f"{n}/B": self.lora_B[_key(n)] for n in self.layers}
+        if self.mask_embedding is not None:
+            into["mask_embedding"] = self.mask_embedding
+        wrong = [
+            f"{n} {tuple(tensors[n].shape)} instead of {tuple(into[n].shape)}"
+            for n in into.keys() & tensors.keys()
+            if tensors[n].shape != into[n].shape
+        ]
+        missing, unexpected = into.keys() - tensors.keys(), tensors.keys() - into.keys()
+        complain(source, list(missing), list(unexpected), wrong)
+        check_finite(tensors, source)
+        for name, parameter in into.items():
+            parameter.copy_(tensors[name])
+
+
+def linear_layers(
+    model: PreTrainedModel, targets: tuple[str, ...] = ()
+) -> dict[str, nn.Linear | Conv1D]:
+    """The linear layers of a model by name, without the vocabulary head; only those whose last
+    part of the name is in `targets`, if any is given.
+
+    Raises:
+        ValueError: none is left.
+    """
+    head = model.get_output_embeddings()
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+    chosen = {n: m for n, m in found.items() if not targets or n.rpartition(".")[2] in targets}
+    if not chosen:
+        ends = sorted({name.rpartition(".")[2] for name in found})
+        raise ValueError(
+            f"{type(model).__name__} has no linear layer named {list(targets)}; it has {ends}"
+        )
+    return chosen
+
+
+def _width(layer: nn.Linear | Conv1D) -> tuple[int, int]:
+    """(inputs, outputs); GPT-2's Conv1D keeps its matrix the other way round."""
+    if isinstance(layer, Conv1D):
+        return layer.weight.shape[0], layer.weight.shape[1]
+    return layer.in_features, layer.out_features
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")
+
+
+def _short(name: str) -> str:
+    """PEFT's name of a tensor without what is the same in all: model.layers.0.mlp.up_proj/A."""
+    return re.sub(r"\.lora_([AB])\.weight$", r"/\1", name.removeprefix(_PREFIX))
+
+
+def _hook(adapter: DraftAdapter, key: str) -> Any:
+    def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        adapter.add_to(output, args[0], key)
+
+    return add
+
+
+def _check_kind(config: dict[str, Any], source: Path) -> None:
+    strange = [
+        name
+        for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
+        if config.get(name)
+    ]
+    if config.get("peft_type") != "LORA" or strange or config.get("bias", "none") != "none":
+        raise ValueError(
+            f"{source} holds a {config.get('peft_type')} adapter with {strange or 'biases'}; "
+            "a draft-only adapter is plain LoRA without biases"
+        )
+
+
+def draft_logits(tidar: TiDAR, part: Part) -> Tensor:
+    """(B, S, V) logits of the mask rows, with gradient to the adapter alone: the clean half runs
+    first, without gradient, and its keys and values are a constant prefix."""
+    B, S = part.ids.shape
+    from inward.methods.tidar import doubled  # it knows this module
+
+    device, num_masks = part.ids.device, part.rows.shape[0]
+    clean, masked = part.rows.select(0, S), part.rows.select(S)
+    nobody = torch.zeros(B, S, dtype=torch.bool, device=device)
+    # a plain one, which keeps gradients and forgets nothing, whatever the model would make itself
+    cache = DynamicCache()
+    with torch.no_grad():
+        mask = masks.dense(masks.sees(clean), S, num_samples=num_masks, device=device)
+        tidar(
+            part.ids,
+            position_ids=clean.position,
+            attention_mask=mask,
+            draft_rows=nobody,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    mask = masks.dense(masks.sees(masked, clean), S, 2 * S, num_samples=num_masks, device=device)
+    return tidar(
+        doubled(part.ids, tidar.mask_id, part.hidden and part.hidden[0])[:, S:],
+        position_ids=masked.position,
+        attention_mask=mask,
+        draft_rows=~nobody,
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+
+
+# --------------------------------------------------------------------------------------------------
+# The model's own text
+
+
+def own_text(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    path: str | Path,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[tuple[list[int], list[int]]]:
+    """Let the plain model continue prompts; returns (prompt, continuation) pairs.
+
+    They are kept in `path`, JSON lines: the same call goes on where it was killed and has the same
+    result, because each batch draws from a seed of its own. A continuation ends with the first
+    end-of-text token, which belongs to it.
+
+    Args:
+        prompts: token ids, none empty.
+        temperature: 0 is greedy: the text that greedy decoding will have to draft.
+        progress: called with (done, all) after each batch.
+
+    Raises:
+        ValueError: an empty prompt, or `path` holds text that another call made.
+    """
+    if not all(prompts) or not prompts:
+        raise ValueError("a prompt without tokens cannot be continued; begin it with a first token")
+    path = Path(path)
+    call = {
+        "inward": "own text",
+        "prompts": hashlib.sha256(json.dumps([list(p) for p in prompts]).encode()).hexdigest(),
+        "num_prompts": len(prompts),
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    done = _resume(path, call)
+    with path.open("a", encoding="utf-8") as file:
+        for first in range(len(done), len(prompts), batch_size):
+            chosen = prompts[first : first + batch_size]
+            mixed = np.random.SeedSequence([seed, first]).generate_state(1, np.uint64)
+            with torch.random.fork_rng(devices=_devices(model)):
+                torch.manual_seed(int(mixed[0] >> np.uint64(1)))
+                made = _continue(model, chosen, max_new_tokens, temperature)
+            file.writelines(json.dumps(text) + "\n" for text in made)
+            file.flush()
+            os.fsync(file.fileno())
+            done += made
+            if progress is not None:
+                progress(len(done), len(prompts))
+    return list(zip([list(p) for p in prompts], done, strict=True))
+
+
+def _devices(model: PreTrainedModel) -> list[int]:
+    """GPUs whose random state a batch touches."""
+    return [model.device.index or 0] if model.device.type == "cuda" else []
+
+
+def _resume(path: Path, call: dict[str, Any]) -> list[list[int]]:
+    """Continuations of whole batches already in the file; what a kill left behind them is cut."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith(b"\n")]
+    if not whole:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(call) + "\n", encoding="utf-8")
+        return []
+    before = json.loads(whole[0])
+    if before != call:
+        differing = [n for n in call if not isinstance(before, dict) or before.get(n) != call[n]]
+        raise ValueError(
+            f"{path} holds text made by another call (different: {', '.join(differing)}); give the "
+            "same arguments or another path"
+        )
+    size, texts = call["batch_size"], whole[1:]
+    finished = len(texts) >= call["num_prompts"]
+    kept = texts if finished else texts[: len(texts) // size * size]
+    with path.open("r+b") as file:
+        file.truncate(sum(map(len, whole[: 1 + len(kept)])))
+    return [json.loads(line) for line in kept]
+
+
+@torch.no_grad()
+def _continue(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+) -> list[list[int]]:
+    longest = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    real = torch.zeros_like(ids)
+    for i, prompt in enumerate(prompts):
+        ids[i, longest - len(prompt) :] = torch.tensor(prompt)
+        real[i, longest - len(prompt) :] = 1
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    options = sampling if temperature > 0 else {"do_sample": False}
+    out = cast(Any, model).generate(
+        ids.to(model.device),
+        attention_mask=real.to(model.device),
+        max_new_tokens=max_new_tokens,
+        pad_token_id=0,
+        **options,
+    )
+    ends = cast(Any, model).generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    return [_until_end(row, ends) for row in out[:, longest:].tolist()]
+
+
+def _until_end(ids: list[int], ends: set[int | None]) -> list[int]:
+    """Up to and with the first end-of-text token."""
+    stop = next((place for place, i in enumerate(ids) if i in ends), len(ids))
+    return ids[: stop + 1]

@@ -1,0 +1,64 @@
+"""Settings of TiDAR and of its draft-only adapter: frozen, checked when made, free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+def _need(good: bool, name: str, value: object, limit: str) -> None:
+    if not good:
+        raise ValueError(f"{name} is {value!r}, but must be {limit}")
+
+
+@dataclass(frozen=True)
+class TiDARSettings:
+    """What is trained (arXiv 2511.08923, sections 3.1 and 4)."""
+
+    block_size: int = 8
+    """K: tokens drafted at once; the paper trains 4, 8 and 16. Decoding may use a smaller one."""
+    alpha: float = 1.0
+    """Weight of the autoregressive loss, any positive number (the paper's figure 6 tries 1.2)."""
+    masking: Literal["full", "random"] = "full"
+    """full: the diffusion half is all masks (TiDAR; better drafts, table 5). random: each sample
+    masks a share t ~ U(min_mask, 1) and weighs its loss by 1 / t (block diffusion; needed if the
+    model shall also denoise in several steps)."""
+    min_mask: float = 1e-3
+    grid: Literal["random", "fixed"] = "random"
+    """random: the first block of a text has a random length, so that training meets every prefix
+    length, as decoding does. fixed: blocks start at multiples of K."""
+    align_answers: bool = True
+    """Where the batch says which tokens are answers, start a block at each answer: one that
+    straddles its start would hide the end of the question."""
+    dense_masks: Literal["one", "batch"] = "one"
+    """Samples with masks of their own (packed or aligned ones), without FlexAttention. one: they
+    run one after the other and recompute their forward in backward, so that only one (2S)^2 mask
+    exists at a time. batch: all at once, faster, with a mask for each."""
+
+    def __post_init__(self) -> None:
+        _need(self.block_size >= 1, "block_size", self.block_size, "1 or more")
+        _need(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
+        _need(0 < self.min_mask <= 1, "min_mask", self.min_mask, "in (0, 1]")
+        for name, choices in (
+            ("masking", ("full", "random")),
+            ("grid", ("random", "fixed")),
+            ("dense_masks", ("one", "batch")),
+        ):
+            _need(getattr(self, name) in choices, name, getattr(self, name), f"one of {choices}")
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """Low-rank weights W + (alpha / rank) B A that act on mask rows only."""
+
+    rank: int = 32
+    alpha: float = 64.0
+    targets: tuple[str, ...] = ()
+    """Last parts of the names of the layers to adapt ("q_proj", "c_attn", ...); empty: every linear
+    layer but the vocabulary head."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _need(self.rank >= 1, "rank", self.rank, "1 or more")
+        _need(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
+        _need(self.seed >= 0, "seed", self.seed, "0 or more")

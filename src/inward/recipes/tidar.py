@@ -1,0 +1,344 @@
+"""Runs of TiDAR: a small joint model, draft-only adapters for models one has, the published ones.
+
+The two ways differ in what they change. Joint training (the paper's) moves all weights: the model
+learns to draft and its words change with it. A draft-only adapter leaves the words alone and is
+trained on what the model itself says, which a recipe first lets it write (`OwnText`; kept in a
+file, so a second run reads it).
+
+Base models are folders in transformers' format: a path, or the name of one in $INWARD_MODELS.
+
+The published recipes carry the paper's numbers (arXiv 2511.08923, section 4.1) and are marked *not
+run here* with their cost; the paper does not disclose its data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inward.data.packed import PackedSource, Tokens
+from inward.methods.tidar_settings import AdapterSettings, TiDARSettings
+from inward.train.settings import OptimSettings, TrainSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from inward.train.loop import Run
+
+
+@dataclass(frozen=True)
+class OwnText:
+    """What the base model writes when it is asked questions, or when it just begins."""
+
+    path: str = "runs/own-text/stories260k.jsonl"
+    """where it is kept; a run that was killed goes on writing there"""
+    questions: str = ""
+    """JSON lines with questions: a path, or a file in $INWARD_DATA; empty: the model begins texts
+    of its own, `opening` tokens each at temperature 1, so that they differ"""
+    field: str = "question"
+    opening: int = 8
+    num_texts: int = 2000
+    max_new_tokens: int = 200
+    temperature: float = 0.0
+    """0: greedy, the text that greedy decoding will have to draft"""
+    batch_size: int = 100
+    num_valid: int = 64
+    """texts held out, the last ones"""
+    seq_len: int = 256
+    seed: int = 0
+
+    def tokens(self, model: Any, tokenizer: Any) -> tuple[Tokens, Tokens]:
+        """Texts for training and for validation; written now, or read if they are there.
+
+        Raises:
+            FileNotFoundError, ValueError: no such questions, or fewer than are needed.
+        """
+        from inward.methods.tidar_adapter import own_text
+
+        if self.num_texts <= self.num_valid:
+            raise ValueError(
+                f"num_texts is {self.num_texts}, of which {self.num_valid} are held out; nothing "
+                "is left to train on"
+            )
+        asked = self._asked(tokenizer) if self.questions else self._openings(model)
+        pairs = own_text(
+            model,
+            asked,
+            self.path,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            progress=_tell,
+        )
+        if not self.questions:  # an opening is the model's own text as well
+            pairs = [([], [*opening, *rest]) for opening, rest in pairs]
+        train, valid = pairs[: -self.num_valid], pairs[-self.num_valid :]
+        return Tokens.from_answers(train), Tokens.from_answers(valid)
+
+    def _openings(self, model: Any) -> list[list[int]]:
+        from inward.methods.tidar_adapter import own_text
+
+        start = model.config.get_text_config().bos_token_id
+        if start is None:
+            raise ValueError("this model has no beginning token; give it questions to answer")
+        pairs = own_text(
+            model,
+            [[start]] * self.num_texts,
+            f"{self.path}.openings",
+            max_new_tokens=self.opening,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+        return [[*begin, *rest] for begin, rest in pairs]
+
+    def _asked(self, tokenizer: Any) -> list[list[int]]:
+        path = Path(self.questions)
+        if not path.exists():
+            path = Path(os.environ.get("INWARD_DATA", "data")) / self.questions
+        if not path.exists():
+            raise FileNotFoundError(
+                f"there are no questions at {self.questions}; give a file of JSON lines with "
+                f"a field {self.field!r}, or set INWARD_DATA to the folder it lies in"
+            )
+        lines = path.read_text(encoding="utf-8").splitlines()[: self.num_texts]
+        if len(lines) < self.num_texts:
+            raise ValueError(f"{path} holds {len(lines)} questions, num_texts is {self.num_texts}")
+        return [_prompt(tokenizer, json.loads(line)[self.field]) for line in lines]
+
+    def sources(self, model: Any, tokenizer: Any) -> tuple[PackedSource, PackedSource]:
+        """Training and validation."""
+        parts = self.tokens(model, tokenizer)
+        first, second = (PackedSource(t, seq_len=self.seq_len, seed=self.seed) for t in parts)
+        return first, second
+
+
+def _prompt(tokenizer: Any, question: str) -> list[int]:
+    if tokenizer.chat_template is None:
+        return tokenizer(question).input_ids
+    message = [{"role": "user", "content": question}]
+    return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+
+
+def _tell(done: int, num: int) -> None:
+    print(f"\rthe model writes: {done} of {num} texts", end="\n" if done == num else "", flush=True)
+
+
+@dataclass(frozen=True)
+class TokenFolder:
+    """Tokens that `inward.data.packed.Tokens.save` wrote: `train` and `valid` in one folder."""
+
+    path: str = "data/tokens"
+    seq_len: int = 4096
+    seed: int = 0
+
+    def sources(self, model: Any, tokenizer: Any) -> tuple[PackedSource, PackedSource]:
+        """Training and validation."""
+        del model, tokenizer  # the tokens are there
+        parts = [Tokens.open(Path(self.path) / name) for name in ("train", "valid")]
+        first, second = (PackedSource(t, seq_len=self.seq_len, seed=self.seed) for t in parts)
+        return first, second
+
+
+# --------------------------------------------------------------------------------------------------
+# The recipe
+
+
+@dataclass(frozen=True)
+class TiDARRecipe:
+    """One complete run of TiDAR."""
+
+    name: str
+    about: str
+    base: str = "stories260k"
+    """folder of the base model, or its name in $INWARD_MODELS"""
+    attention: str = "sdpa"
+    """flex_attention on GPUs: then no mask of (2S)^2 entries is ever made"""
+    draft_only: bool = False
+    """True: train an adapter that acts on mask rows only; the base stays as it is"""
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    method: TiDARSettings = field(default_factory=TiDARSettings)
+    data: OwnText | TokenFolder = field(default_factory=OwnText)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    valid_rows: int = 16
+    """rows that an evaluation looks at"""
+
+    def build(self) -> Run:
+        """Model, source and evaluation, ready for `train`; lets the model write its text first.
+
+        Raises:
+            FileNotFoundError: no base model or data at the given place.
+            ValueError: the model does not honour masks, or the data do not fit.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from inward.methods.tidar import TiDAR
+        from inward.methods.tidar_adapter import DraftAdapter
+        from inward.methods.tidar_base import add_mask_token, num_embedded
+        from inward.train.loop import Run
+
+        folder = find_base(self.base)
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=self.attention)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        source, held = self.data.sources(model.eval(), tokenizer)
+        if self.draft_only:
+            adapter = DraftAdapter(model, self.adapter)
+            tidar = TiDAR(model, num_embedded(model), self.method, adapter=adapter)
+        else:
+            tidar = TiDAR(model, add_mask_token(model, tokenizer), self.method)
+        return Run(tidar, source, self.evaluation(held), asdict(self))
+
+    def evaluation(self, held: PackedSource) -> Callable[[nn.Module], dict[str, float]]:
+        """Losses, and how many drafts are accepted, on held-out rows."""
+        rows = min(self.valid_rows, len(held))
+
+        def evaluate(model: Any) -> dict[str, float]:
+            from inward.methods.tidar import acceptance
+
+            batch = held.batch(0, range(rows), rows)
+            batch = {name: value.to(model.device) for name, value in batch.items()}
+            found = model.loss(batch, None, None).metrics | acceptance(model, batch)
+            return {name: float(total / count) for name, (total, count) in found.items()}
+
+        return evaluate
+
+
+def find_base(name: str) -> Path:
+    """Folder of a base model.
+
+    Raises:
+        FileNotFoundError: there is none of that name.
+    """
+    for path in (Path(name), Path(os.environ.get("INWARD_MODELS", "models")) / name):
+        if (path / "config.json").exists():
+            return path
+    raise FileNotFoundError(
+        f"there is no model {name!r}; give a folder in transformers' format, or set INWARD_MODELS "
+        "to the folder it lies in"
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Small recipes
+
+_FAST = TrainSettings(
+    steps=1500,
+    batch_rows=16,
+    optim=OptimSettings(name="adamw", lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99)),
+    clip=1.0,
+    schedule="cosine",
+    warmup=50,
+    min_ratio=0.05,
+    ema_decay=0.0,
+    eval_every=250,
+    save_every=100,
+    log_every=10,
+)
+
+
+def stories() -> TiDARRecipe:
+    """Joint training. The text is sampled at temperature 1, so that the autoregressive part has
+    little to unlearn."""
+    return TiDARRecipe(
+        name="tidar-stories",
+        about="joint: stories260k learns to draft 8 tokens at once; minutes on one core",
+        data=OwnText(path="runs/own-text/stories260k-sampled.jsonl", temperature=1.0),
+        method=TiDARSettings(dense_masks="batch"),
+        train=_FAST,
+    )
+
+
+def stories_adapter() -> TiDARRecipe:
+    """The same model, untouched, with drafts of its own greedy text."""
+    return TiDARRecipe(
+        name="tidar-stories-adapter",
+        about="draft-only adapter for stories260k, whose words stay as they are; minutes",
+        draft_only=True,
+        adapter=AdapterSettings(rank=16, alpha=32.0),
+        method=TiDARSettings(dense_masks="batch", align_answers=False),
+        data=OwnText(path="runs/own-text/stories260k-greedy.jsonl"),
+        train=replace(_FAST, steps=600, optim=replace(_FAST.optim, lr=5e-3)),
+    )
+
+
+def smollm_adapter() -> TiDARRecipe:
+    """0.35 million tokens of its own answers to GSM8K questions, 3 passes."""
+    return TiDARRecipe(
+        name="tidar-smollm-adapter",
+        about="draft-only adapter for SmolLM2-135M-Instruct on its own answers; hours on one core",
+        base="smollm2-135m-instruct",
+        draft_only=True,
+        adapter=AdapterSettings(rank=32, alpha=64.0),
+        method=TiDARSettings(dense_masks="batch"),
+        data=OwnText(
+            path="runs/own-text/smollm2-gsm8k.jsonl",
+            questions="gsm8k/train.jsonl",
+            num_texts=1800,
+            max_new_tokens=200,
+            batch_size=24,
+            seq_len=512,
+        ),
+        train=replace(_FAST, steps=600, batch_rows=4, optim=replace(_FAST.optim, lr=1e-3)),
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Published recipes: NOT RUN HERE. Section 4.1: continued training of Qwen2.5 1.5B on 50 B and of
+# Qwen3 8B on 150 B tokens, 2 M tokens a step, 4,096 clean tokens a row (8,192 with the masks),
+# cosine from 1e-5 to 3e-6, 1 % warm-up, bf16, Adam. The paper says neither its betas nor its weight
+# decay. Cost: 6 FLOPs per parameter and token, twice for the doubled sequence; H100 hours at 40 %
+# of its 989 TFLOP/s in bf16.
+
+_ROWS = 512
+"""2 M tokens = 512 rows of 4,096"""
+
+
+def _published(name: str, about: str, base: str, *, steps: int, K: int) -> TiDARRecipe:
+    return TiDARRecipe(
+        name=name,
+        about=f"NOT RUN HERE: {about}",
+        base=base,
+        attention="flex_attention",
+        method=TiDARSettings(block_size=K, alpha=1.0, masking="full"),
+        data=TokenFolder(seq_len=4096),
+        train=TrainSettings(
+            steps=steps,
+            batch_rows=_ROWS,
+            accumulation=8,
+            optim=OptimSettings(name="adamw", lr=1e-5, weight_decay=0.0, betas=(0.9, 0.95)),
+            schedule="cosine",
+            warmup=steps // 100,
+            min_ratio=0.3,
+            ema_decay=0.0,
+            eval_every=1000,
+            save_every=500,
+            precision="bfloat16",
+        ),
+    )
+
+
+def published_qwen_1_5b() -> TiDARRecipe:
+    """7.45 tokens per forward at K = 16 in the paper; K = 4 and 8 are trained apart."""
+    return _published(
+        "tidar-qwen2.5-1.5b",
+        "Qwen2.5 1.5B on 50 B tokens, K = 16; 0.93 ZFLOP, about 650 H100 hours",
+        "Qwen2.5-1.5B",
+        steps=23_842,
+        K=16,
+    )
+
+
+def published_qwen_8b() -> TiDARRecipe:
+    """8.25 tokens per forward in the paper; with activation checkpointing, which the paper uses
+    here too, another third of the cost."""
+    return _published(
+        "tidar-qwen3-8b",
+        "Qwen3 8B on 150 B tokens, K = 16; 14.8 ZFLOP, about 10,400 H100 hours",
+        "Qwen3-8B-Base",
+        steps=71_526,
+        K=16,
+    )
