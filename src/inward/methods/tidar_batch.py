@@ -1,0 +1,396 @@
+"""One forward of TiDAR decoding for texts that are in different places, over any causal LM.
+
+Each text brings its own piece of the input, [its tokens that are not cached yet | its guesses | its
+mask blocks], laid out by `Layout`: one text may verify eight guesses while its neighbour reads a
+prompt and a third only drafts. Pieces are padded at the right to the longest.
+
+    cache slots of text b     0 .. P_b - 1     its committed tokens
+                              P_b ..           this forward's rows, in the order of its layout
+
+Drafts come before mask blocks in a layout, so the keys and values of accepted tokens already lie
+where they belong, right behind the prefix. To commit n of them is `lengths[b] += n`, a crop that
+moves nothing; whatever lies beyond is never seen again, and the next forward overwrites it.
+
+What is unusual: the vocabulary head runs on chosen rows only. A one-pass step with K = 8 has 72
+rows of which at most 15 are ever read, and the head of a small model is a third of its cost.
+Models whose logits are more than `head(hidden)` (soft caps, scales) are found out by a probe and
+run whole.
+
+Shapes: B texts, q rows of the longest piece, d width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+from inward import masks
+from inward.methods.tidar import TiDAR
+from inward.methods.tidar_base import check_masks
+
+# --------------------------------------------------------------------------------------------------
+# The piece of one text
+
+
+@dataclass(frozen=True)
+class Layout:
+    """[num_draft tokens | mask blocks]: block (j, w) is the pre-draft for "exactly j of the tokens
+    are kept", w masks that see tokens 1..j and each other (section 3.2, figure 3 right).
+
+    A block narrower than the widest one is what stays of it before the end of the context.
+    """
+
+    num_draft: int
+    blocks: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """q of this piece."""
+        return self.num_draft + sum(width for _, width in self.blocks)
+
+    @cached_property
+    def begins(self) -> dict[int, int]:
+        """Row where the block of outcome j begins."""
+        found, row = {}, self.num_draft
+        for outcome, width in self.blocks:
+            found[outcome] = row
+            row += width
+        return found
+
+    @cached_property
+    def widths(self) -> dict[int, int]:
+        """Number of masks in the block of outcome j."""
+        return dict(self.blocks)
+
+    def block_rows(self, outcome: int) -> range:
+        """Rows of the block of outcome j."""
+        begin = self.begins[outcome]
+        return range(begin, begin + self.widths[outcome])
+
+    @property
+    def offsets(self) -> Tensor:
+        """(q,) positions of the rows, counted from the first draft token."""
+        return _geometry(self)[0]
+
+    @property
+    def tail(self) -> Tensor:
+        """(q, q) bool: which rows of the piece see which. All of them see the whole prefix."""
+        return _geometry(self)[1]
+
+
+_PROMPT = 64  # longer pieces are prompts, which come once: not worth keeping
+
+
+def _geometry(layout: Layout) -> tuple[Tensor, Tensor]:
+    return (_make_geometry if layout.num_draft > _PROMPT else _kept_geometry)(layout)
+
+
+def _make_geometry(layout: Layout) -> tuple[Tensor, Tensor]:
+    """Offsets and tail mask, from the one rule in masks.py; narrow blocks are cut out of full
+    ones, which changes nothing for the rows that stay."""
+    widest = max(layout.widths.values(), default=1)
+    outcomes = tuple(layout.widths)
+    rows = masks.decode(layout.num_draft, outcomes, block_size=widest)
+    keep = list(range(layout.num_draft))
+    for index, width in enumerate(layout.widths.values()):
+        begin = layout.num_draft + index * widest
+        keep += range(begin, begin + width)
+    kept = masks.Rows(
+        *(t[:, keep] for t in (rows.position, rows.horizon, rows.block, rows.document))
+    )
+    return kept.position[0], masks.dense(masks.sees(kept), len(keep))[0, 0]
+
+
+_kept_geometry = lru_cache(maxsize=512)(_make_geometry)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one text puts into a forward: a layout and a token for each of its rows."""
+
+    layout: Layout
+    ids: list[int]
+
+    def __post_init__(self) -> None:
+        assert len(self.ids) == self.layout.num_rows, "a token per row"
+
+
+# --------------------------------------------------------------------------------------------------
+# The cache
+
+
+@dataclass
+class Book:
+    """What all layers of a cache share: how many tokens of each text are committed, and where the
+    rows of the running forward go."""
+
+    lengths: list[int]
+    capacity: int
+    num_new: int = 0
+    slots: Tensor | None = None
+    """(B, q) slot of each new row; None: all texts are equally long"""
+
+    @property
+    def used(self) -> int:
+        """Slots that the running forward may see."""
+        return max(self.lengths) + self.num_new
+
+
+class RaggedLayer(CacheLayerMixin):
+    """Keys and values of one layer, (B, heads, capacity, head width), a length per text."""
+
+    is_sliding = False
+
+    def __init__(self, book: Book):
+        super().__init__()
+        self.book = book
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Room for `capacity` tokens."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = (
+            t.new_zeros(t.shape[0], t.shape[1], self.book.capacity, t.shape[3])
+            for t in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Put the new rows behind each text's prefix; return what this forward may see."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        stored = cast("tuple[Tensor, Tensor]", (self.keys, self.values))
+        for store, new in zip(stored, (key_states, value_states), strict=True):
+            self._write(store, new)
+        used = self.book.used
+        return stored[0][:, :, :used], stored[1][:, :, :used]
+
+    def _write(self, store: Tensor, new: Tensor) -> None:
+        slots = self.book.slots
+        if slots is None:
+            begin = self.book.lengths[0]
+            store[:, :, begin : begin + new.shape[2]] = new
+        else:
+            rows = torch.arange(len(slots), device=store.device)[:, None]
+            store[rows, :, slots] = new.transpose(1, 2)
+
+    def change(self, select: Tensor | None = None) -> None:
+        """Keep the texts `select`, or grow to the book's capacity."""
+        if not self.is_initialized:
+            return
+        for name in ("keys", "values"):
+            old: Tensor = getattr(self, name)
+            if select is not None:
+                old = old[select]
+            if old.shape[2] < self.book.capacity:
+                room = self.book.capacity - old.shape[2]
+                old = nn.functional.pad(old, (0, 0, 0, room))
+            setattr(self, name, old)
+
+    def get_seq_length(self) -> int:
+        """The longest text's."""
+        return max(self.book.lengths)
+
+    def get_max_length(self) -> int:
+        """No limit: the cache grows."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys of a forward of so many rows, and the first one's number."""
+        return self.get_seq_length() + query_length, 0
+
+
+class RaggedCache(Cache):
+    """A preallocated cache for B texts of unequal length; layers appear when they are first used.
+
+    Args:
+        num_texts: B.
+        capacity: slots to begin with; doubled when they run out.
+    """
+
+    def __init__(self, num_texts: int, capacity: int):
+        self.book = Book([0] * num_texts, capacity)
+        layer = cast("type[CacheLayerMixin]", partial(RaggedLayer, self.book))
+        super().__init__(layer_class_to_replicate=layer)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """The longest text's length."""
+        return max(self.book.lengths)
+
+    def begin(self, num_new: int, device: torch.device) -> None:
+        """Make room for a forward of `num_new` rows per text."""
+        book = self.book
+        book.num_new = num_new
+        if book.used > book.capacity:
+            book.capacity = max(2 * book.capacity, book.used)
+            self._change()
+        book.slots = None
+        if min(book.lengths) < max(book.lengths):
+            first = torch.tensor(book.lengths, device=device)[:, None]
+            book.slots = first + torch.arange(num_new, device=device)
+
+    def commit(self, counts: Sequence[int]) -> None:
+        """Keep the first counts[b] rows that text b has just put in; the rest is out of sight."""
+        for b, count in enumerate(counts):
+            assert 0 <= count <= self.book.num_new, f"{count} rows of {self.book.num_new}"
+            self.book.lengths[b] += count
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these texts only, in this order."""
+        self.book.lengths = [self.book.lengths[b] for b in rows]
+        self._change(torch.tensor(rows, dtype=torch.long))
+
+    def _change(self, select: Tensor | None = None) -> None:
+        for layer in cast("list[RaggedLayer]", self.layers):
+            layer.change(None if select is None else select.to(layer.device))
+
+    def committed(self, text: int, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (heads, length, head width) of a text's committed tokens."""
+        found = cast(RaggedLayer, self.layers[layer])
+        length = self.book.lengths[text]
+        assert found.keys is not None and found.values is not None, "nothing is cached yet"
+        return found.keys[text, :, :length], found.values[text, :, :length]
+
+
+# --------------------------------------------------------------------------------------------------
+# The model: hidden rows first, logits of chosen rows later
+
+
+_SPLITS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+_HONEST: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+@torch.no_grad()
+def splits(model: PreTrainedModel) -> bool:
+    """True if the model's logits are its output embedding applied to its backbone's last hidden
+    state, to the last bit; found out with two tokens, once per model."""
+    if model not in _SPLITS:
+        _SPLITS[model] = _try_split(model)
+    return _SPLITS[model]
+
+
+def _try_split(model: PreTrainedModel) -> bool:
+    backbone, head = model.base_model, model.get_output_embeddings()
+    if backbone is model or head is None:
+        return False
+    ids = torch.tensor([[1, 0]], device=model.device)
+    output = backbone(input_ids=ids, use_cache=False)
+    hidden = output.get("last_hidden_state")
+    if hidden is None:
+        return False
+    return torch.equal(head(hidden), model(input_ids=ids, use_cache=False).logits)
+
+
+@dataclass
+class Output:
+    """Last hidden states (B, q, d) of a forward; or, without a head, its logits (B, q, V)."""
+
+    tensor: Tensor
+    head: nn.Module | None
+
+    def logits(self, rows: Sequence[tuple[int, int]]) -> Tensor:
+        """(len(rows), V) float32 logits of the rows (text, row)."""
+        texts, places = zip(*rows, strict=True)
+        index = torch.tensor([texts, places], device=self.tensor.device)
+        chosen = self.tensor[index[0], index[1]]
+        return (chosen if self.head is None else self.head(chosen)).float()
+
+
+@dataclass
+class Runner:
+    """Runs pieces through a model.
+
+    model: a TiDAR model, or a causal LM of transformers whose mask rows are ordinary tokens.
+    options: further arguments of the model's forward (Huginn: num_steps).
+    """
+
+    model: TiDAR | PreTrainedModel
+    options: dict[str, Any] = field(default_factory=dict)
+    _masks: dict[Layout, masks.DecodeMask] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.lm = self.model.model if isinstance(self.model, TiDAR) else self.model
+        if isinstance(self.model, PreTrainedModel) and self.model not in _HONEST:
+            check_masks(self.model)  # a TiDAR model has been asked when it was made
+            _HONEST.add(self.model)
+        self.split = not self.options and splits(self.lm)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.lm.device
+
+    def __call__(self, cache: RaggedCache, pieces: Sequence[Piece]) -> Output:
+        """One forward; the cache then holds all rows behind each prefix, none committed."""
+        q = max(piece.layout.num_rows for piece in pieces)
+        cache.begin(q, self.device)
+        lengths = cache.book.lengths
+        ids = [piece.ids + [0] * (q - len(piece.ids)) for piece in pieces]
+        inputs: dict[str, Any] = {
+            "attention_mask": self._mask(cache.book, pieces, q),
+            "position_ids": self._positions(lengths, pieces, q),
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        drafting = any(piece.layout.blocks for piece in pieces)
+        return self._run(torch.tensor(ids, device=self.device), inputs, drafting)
+
+    def _run(self, ids: Tensor, inputs: dict[str, Any], drafting: bool) -> Output:
+        model = self.model
+        acting, tokens = nullcontext(), {"input_ids": ids}
+        if drafting and isinstance(model, TiDAR):
+            masked = ids == model.mask_id
+            acting, tokens = model._acting(masked), model._embedded(ids, masked)
+        with acting:
+            if self.split:
+                hidden = self.lm.base_model(**tokens, **inputs).last_hidden_state
+                return Output(hidden, self.lm.get_output_embeddings())
+            return Output(self.lm(**tokens, **inputs, **self.options).logits, None)
+
+    def _positions(self, lengths: list[int], pieces: Sequence[Piece], q: int) -> Tensor:
+        rows = []
+        for length, piece in zip(lengths, pieces, strict=True):
+            own = piece.layout.offsets + length
+            rows.append(nn.functional.pad(own, (0, q - len(own))))
+        return torch.stack(rows).to(self.device)
+
+    def _mask(self, book: Book, pieces: Sequence[Piece], q: int) -> Tensor | None:
+        """(B, 1, q, used) additive; None, which is faster, where the model's own causal mask will
+        do: a row per text of equal length, or fresh prompts of equal length without masks.
+
+        The additive form, because SDPA would turn a boolean mask into it in every layer.
+        """
+        fresh = max(book.lengths) == 0 and all(p.layout == Layout(q) for p in pieces)
+        if book.slots is None and (q == 1 or fresh):
+            return None
+        if len(pieces) == 1 and pieces[0].layout.num_draft <= _PROMPT:
+            return self._slice(pieces[0].layout, book)
+        mask = torch.zeros(len(pieces), 1, q, book.used, dtype=torch.bool)
+        for b, (piece, length) in enumerate(zip(pieces, book.lengths, strict=True)):
+            own = piece.layout.num_rows
+            mask[b, 0, :own, :length] = True
+            mask[b, 0, :own, length : length + own] = piece.layout.tail
+            # padding sees itself, or its softmax would be empty
+            mask[b, 0, range(own, q), range(length + own, length + q)] = True
+        return masks.additive(mask.to(self.device), self.lm.dtype)
+
+    def _slice(self, layout: Layout, book: Book) -> Tensor:
+        """A view of the layout's mask, built once for the longest prefix."""
+        kept = self._masks.get(layout)
+        if kept is None or kept.max_prefix < book.lengths[0]:
+            tail = layout.tail.to(self.device)
+            if len(self._masks) >= 64:  # an adaptive scheme meets many layouts
+                self._masks.clear()
+            kept = masks.DecodeMask(tail, book.capacity, dtype=self.lm.dtype)
+            self._masks[layout] = kept
+        return kept.at(book.lengths[0])

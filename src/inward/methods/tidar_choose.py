@@ -1,0 +1,316 @@
+"""Which scheme, and how long a draft: decided by what a forward costs here and how far drafts get.
+
+The paper's one-pass step is nearly free on an H100 and ruinous on two CPU cores: there a forward of
+272 rows (K = 16) takes twelve times as long as one of a single row, in float32 even a second row
+costs as much as the first. So nothing is assumed. `measure` times forwards of q rows on this
+machine, once; `Acceptance` counts how far drafts get in this text; and with
+
+    c(q)     seconds of a forward of q rows
+    P(n)     probability that n of the K draft tokens stand, n = 1..K (the first one is final)
+    E        sum n P(n), the tokens of a verification
+    h        probability that n is an outcome with a mask block: the next draft is there at once
+
+the long-run rate of a scheme with m blocks per verification is
+
+    (E + (1 - h)) / (c(K + m K) + (1 - h) c(1 + K))         tokens a second
+
+because a miss costs a draft pass, [token | block], which gives one token. One-pass is m = K, h = 1;
+two-pass is m = 0, h = 0; plain decoding is 1 / c(1). The chooser takes the best of all.
+
+No torch but in `measure`: costs are plain numbers that may be kept in a file.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inward.methods.tidar_batch import Runner
+
+NAMES = ("plain", "diffusion", "two_pass", "one_pass", "partial")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How drafts are made.
+
+    plain      a token a forward
+    diffusion  no verification: blocks of K are unmasked where the model is sure (fast and worse)
+    two_pass   a forward drafts, the next one verifies
+    one_pass   every verification carries a mask block for each of its outcomes (the paper)
+    partial    only for the `num_blocks` likeliest outcomes; if another one comes, a draft pass
+
+    K: tokens of a draft (the final first one included), and masks of a block.
+
+    Raises:
+        ValueError: an unknown name, K < 1, or no block for partial.
+    """
+
+    name: str = "one_pass"
+    K: int = 8
+    num_blocks: int = 2
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise ValueError(f"scheme is {self.name!r}; there are {', '.join(NAMES)} and auto")
+        if self.K < 1:
+            raise ValueError(f"K is {self.K}; a draft has at least 1 token")
+        if self.num_blocks < 1:
+            raise ValueError(
+                f"num_blocks is {self.num_blocks}, must be at least 1; for none use 'two_pass'"
+            )
+
+    def outcomes(self, num_guesses: int, acceptance: Acceptance) -> tuple[int, ...]:
+        """Numbers of guesses that stand (0..num_guesses) for which the next draft is prepared."""
+        if self.name == "plain":
+            return ()
+        if self.name == "one_pass" or num_guesses == 0:
+            return tuple(range(num_guesses + 1))
+        if self.name == "two_pass":
+            return ()
+        return acceptance.likeliest(num_guesses, self.num_blocks)
+
+
+@dataclass
+class Acceptance:
+    """How far drafts get: for each guess, how often it stood when all before it had.
+
+    prior: the rate believed at first, worth `weight` observations; high, so that drafts are tried.
+    memory: verifications after which an observation counts 1/e: texts change their mood.
+    """
+
+    prior: float = 0.85
+    weight: float = 2.0
+    memory: float = 64.0
+    stood: list[float] = field(default_factory=list)
+    tried: list[float] = field(default_factory=list)
+    histogram: dict[int, int] = field(default_factory=dict)
+    """guesses that stood -> how often, never forgotten"""
+
+    def add(self, offered: int, accepted: int) -> None:
+        """`accepted` of `offered` guesses stood."""
+        assert 0 <= accepted <= offered, f"{accepted} of {offered} guesses"
+        keep = 1 - 1 / self.memory
+        self.stood = [keep * n for n in self.stood] + [0.0] * (offered - len(self.stood))
+        self.tried = [keep * n for n in self.tried] + [0.0] * (offered - len(self.tried))
+        for i in range(min(accepted + 1, offered)):
+            self.tried[i] += 1.0
+            self.stood[i] += float(i < accepted)
+        self.histogram[accepted] = self.histogram.get(accepted, 0) + 1
+
+    def rate(self, guess: int) -> float:
+        """P(guess stands | those before it stood), guesses counted from 0. Never tried so far:
+        the rate of the last one that was."""
+        if guess >= len(self.tried):
+            return self.rate(len(self.tried) - 1) if self.tried else self.prior
+        before = self.rate(guess - 1) if guess else self.prior
+        stood = self.stood[guess] + self.weight * before
+        return stood / (self.tried[guess] + self.weight)
+
+    def counts(self, num_guesses: int) -> list[float]:
+        """P(exactly a of them stand), a = 0..num_guesses."""
+        reached, found = 1.0, []
+        for guess in range(num_guesses):
+            rate = self.rate(guess)
+            found.append(reached * (1 - rate))
+            reached *= rate
+        return [*found, reached]
+
+    def likeliest(self, num_guesses: int, num: int) -> tuple[int, ...]:
+        """The `num` likeliest numbers of standing guesses, ascending."""
+        counts = self.counts(num_guesses)
+        ranked = sorted(range(len(counts)), key=lambda a: (-counts[a], a))
+        return tuple(sorted(ranked[:num]))
+
+
+# --------------------------------------------------------------------------------------------------
+# What a forward costs
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of a forward by its number of rows per text, for one batch size.
+
+    rows: ascending; between two of them the cost is a straight line, beyond the last it grows as
+        between the last two.
+    """
+
+    rows: tuple[int, ...]
+    seconds: tuple[float, ...]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        rows, seconds = self.rows, self.seconds
+        good = len(rows) == len(seconds) >= 2 and all(a < b for a, b in pairwise(rows))
+        if not good or rows[0] < 1 or min(seconds) <= 0:
+            raise ValueError(
+                f"costs need two or more ascending row counts with positive seconds; got {rows} "
+                f"and {seconds}"
+            )
+
+    def __call__(self, q: int) -> float:
+        """Seconds of a forward of q rows per text."""
+        rows, seconds = self.rows, self.seconds
+        if q <= rows[0]:
+            return seconds[0]
+        right = next((i for i, known in enumerate(rows) if known >= q), len(rows) - 1)
+        share = (q - rows[right - 1]) / (rows[right] - rows[right - 1])
+        found = seconds[right - 1] + share * (seconds[right] - seconds[right - 1])
+        return max(found, seconds[0] if q > rows[-1] else 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"rows": list(self.rows), "seconds": list(self.seconds), "note": self.note}
+
+    @staticmethod
+    def from_dict(row: dict[str, Any]) -> Costs:
+        """What `to_dict` gave."""
+        return Costs(tuple(row["rows"]), tuple(row["seconds"]), row.get("note", ""))
+
+
+ROWS = (1, 2, 3, 4, 5, 8, 9, 12, 16, 17, 20, 24, 32, 48, 72)
+
+
+def measure(
+    runner: Runner,
+    *,
+    num_texts: int = 1,
+    num_cached: int = 256,
+    rows: Sequence[int] = ROWS,
+    repeats: int = 5,
+) -> Costs:
+    """Time forwards of q rows behind a filled cache: the median of `repeats` rounds, in each of
+    which every q has a turn, so that a machine that slows down slows them all.
+
+    All rows but one are mask rows where the model has them, so that an adapter's work is counted.
+    The head runs on a quarter of the rows, but on at most 16 and at least one, much as in decoding.
+    """
+    import torch
+
+    from inward.methods.tidar import TiDAR
+    from inward.methods.tidar_batch import Layout, Piece, RaggedCache
+
+    mask_id = runner.model.mask_id if isinstance(runner.model, TiDAR) else None
+
+    def forward(cache: RaggedCache, q: int) -> float:
+        piece = Piece(Layout(q), [1] * q)
+        if mask_id is not None and q > 1:
+            piece = Piece(Layout(1, ((1, q - 1),)), [1] + [mask_id] * (q - 1))
+        began = time.perf_counter()
+        output = runner(cache, [piece] * num_texts)
+        read = max(1, min(16, q // 4))
+        output.logits([(b, i) for b in range(num_texts) for i in range(read)]).argmax(-1).tolist()
+        return time.perf_counter() - began
+
+    with torch.no_grad():
+        cache = RaggedCache(num_texts, num_cached + max(rows))
+        runner(cache, [Piece(Layout(num_cached), [1] * num_cached)] * num_texts)
+        cache.commit([num_cached] * num_texts)
+        for q in rows:  # kernels and masks are made
+            forward(cache, q)
+        rounds = [[forward(cache, q) for q in rows] for _ in range(repeats)]
+    middle = [sorted(column)[repeats // 2] for column in zip(*rounds, strict=True)]
+    note = f"{num_texts} texts of {num_cached} tokens, {runner.lm.dtype}, {torch.get_num_threads()}"
+    return Costs(tuple(rows), tuple(middle), f"{note} threads, {runner.device}")
+
+
+_MEASURED: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], Costs]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def measured(runner: Runner, num_texts: int, context: int) -> Costs:
+    """`measure` with the usual rows, once per model, dtype, thread count and number of texts."""
+    import torch
+
+    known = _MEASURED.setdefault(runner.model, {})
+    key = (runner.lm.dtype, runner.device, torch.get_num_threads(), num_texts)
+    if key not in known:
+        num_cached = max(1, min(256, context // 2))
+        known[key] = measure(runner, num_texts=num_texts, num_cached=num_cached)
+    return known[key]
+
+
+# --------------------------------------------------------------------------------------------------
+# The choice
+
+
+def speed(scheme: Scheme, costs: Costs, acceptance: Acceptance) -> float:
+    """Expected tokens a second and text of a verifying scheme (the formula above)."""
+    K = scheme.K
+    if scheme.name == "plain" or K == 1:
+        return 1 / costs(1)
+    counts = acceptance.counts(K - 1)
+    tokens = sum((a + 1) * p for a, p in enumerate(counts))
+    prepared = scheme.outcomes(K - 1, acceptance)
+    hit = sum(counts[a] for a in prepared)
+    seconds = costs(K + K * len(prepared)) + (1 - hit) * costs(1 + K)
+    return (tokens + 1 - hit) / seconds
+
+
+def candidates(max_K: int) -> list[Scheme]:
+    """Every scheme worth a thought with drafts of up to max_K tokens."""
+    found = [Scheme("plain", 1)]
+    for K in range(2, max_K + 1):
+        found.append(Scheme("two_pass", K))
+        found += [Scheme("partial", K, m) for m in range(1, min(K, 5))]
+        found.append(Scheme("one_pass", K))
+    return found
+
+
+class Chooser:
+    """Takes the fastest scheme by the running acceptance, again every few forwards.
+
+    Keep one and pass it to every call of `decode`: what it has learned about drafts holds for the
+    next text as well, better than the hope it starts with.
+
+    Args:
+        costs: of this machine and batch size, see `measure`.
+        max_K: longest draft; a model drafts best up to the block size of its training.
+        every: forwards between two decisions.
+        explore: forwards of plain decoding after which a draft is tried again, or acceptance would
+            never be heard of any more.
+    """
+
+    def __init__(self, costs: Costs, max_K: int, *, every: int = 8, explore: int = 32):
+        self.costs = costs
+        self.acceptance = Acceptance()
+        self.looked_up = Acceptance()
+        """of guesses from a look-up, which come without mask rows"""
+        self.every, self.explore = every, explore
+        self.schemes = candidates(max_K)
+        self.current = self.schemes[0]
+        self.picked: dict[str, int] = {}
+        """forwards by scheme"""
+        self.speed = 0.0
+        """tokens a second expected of the current scheme"""
+        self._forwards = 0
+        self._plain = 0
+
+    def __call__(self) -> Scheme:
+        """The scheme of the next forward."""
+        if self._forwards % self.every == 0:
+            self.current = max(self.schemes, key=lambda s: speed(s, self.costs, self.acceptance))
+            self.speed = speed(self.current, self.costs, self.acceptance)
+        self._forwards += 1
+        scheme = self.current
+        if scheme.name == "plain":
+            self._plain += 1
+            # two forwards: one drafts, one verifies
+            if self._plain % self.explore in (0, 1) and len(self.schemes) > 1 and self._plain > 1:
+                scheme = max((s for s in self.schemes if s.name == "two_pass"), key=lambda s: s.K)
+        label = f"{scheme.name} K={scheme.K}"
+        label += f" m={scheme.num_blocks}" if scheme.name == "partial" else ""
+        self.picked[label] = self.picked.get(label, 0) + 1
+        return scheme
+
+    def worth(self, num_guesses: int) -> bool:
+        """True if judging so many looked-up guesses promises no less than the current scheme."""
+        counts = self.looked_up.counts(num_guesses)
+        tokens = sum((a + 1) * p for a, p in enumerate(counts))
+        return tokens / self.costs(1 + num_guesses) >= self.speed
