@@ -78,7 +78,13 @@ def _load(name: str) -> Any:
     from inward.hub import load
 
     quiet()
-    return load(name)
+    model = load(name)
+    if not hasattr(model, "solve"):
+        raise ValueError(
+            f"{name} is a {type(model).__name__}, which writes text; eval and solve are for models "
+            "that solve puzzles"
+        )
+    return model
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """`inward demo`: shipped models solve puzzles they never saw, and show how.
 
-For every checkpoint in the package: draw fresh puzzles from a fixed seed, solve them, show one
+For every puzzle solver in the package: draw fresh puzzles from a fixed seed, solve them, show one
 being rewritten in the terminal, draw it as SVG and PNG, and print one table of what was solved at
 what cost. Everything that depends on the checkpoint comes from its recipe.json, so a checkpoint
 that joins later is in the demo without a change here.
 
 Training used seeds of its recipe (small numbers, see recipes/); the seeds here start far above, so
-the puzzles are new. Mazes come in the trained size and two larger ones, with steps in proportion.
+the puzzles are new. Language models have a part of their own (demo_depth.py). Mazes come in the
+trained size and two larger ones, with steps in proportion.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ def demo(
 
     Raises ValueError if no checkpoint is shipped, or `num` or `seed` is out of range.
     """
+    from inward.demo_depth import depth_demo
+    from inward.evals.run import recipe_of
     from inward.hub import load, shipped
     from inward.viz import plots
 
@@ -92,6 +95,10 @@ def demo(
     outcomes = []
     for name in shipped():
         model = load(name)
+        if not hasattr(model, "solve"):
+            recipe: Any = recipe_of(name)
+            depth_demo(name, model, recipe, seed=FIRST_SEED + seed, num=num, console=console)
+            continue
         for kind in kinds(name, model, seed=seed, num=num):
             outcomes.append(_run(kind, model, Path(out), console, seconds))
     console.print(table(outcomes))

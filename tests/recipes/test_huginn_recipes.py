@@ -66,7 +66,8 @@ def test_the_same_seed_is_the_same_run_and_questions_never_change():
         recipe.data.source(recipe.train.seed).batch(0, range(2), 2) for recipe in (first, other)
     ]
     assert not torch.equal(rows[0]["input_ids"], rows[1]["input_ids"])
-    held = [shrunk(recipe).data.questions("test") for recipe in (first, other)]
+    both = [replace(data, num_valid=2, num_test=3) for data in (first.data, other.data)]
+    held = [data.questions("test") for data in both]
     assert list(held[0]) == list(range(1, 10))
     assert all(np.array_equal(held[0][k].ids, held[1][k].ids) for k in held[0])
     valid = questions(first.data.rows(), 3, difficulty=4, seed=2)

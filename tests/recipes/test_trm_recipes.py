@@ -9,6 +9,9 @@ import torch
 from inward.data import folder, maze, sudoku
 from inward.data.sudoku_canonical import symmetric_to_any
 from inward.recipes import RECIPES, find
+from inward.recipes.coconut import FileData
+from inward.recipes.huginn import TokenData
+from inward.recipes.tidar import TokenFolder
 from inward.recipes.trm import FolderData, MazeData, SudokuData
 from inward.train.loop import train
 
@@ -21,7 +24,9 @@ def test_a_recipe_is_one_frozen_config(name):
     assert recipe.name == name and recipe == find(name)()
     with pytest.raises(FrozenInstanceError):
         recipe.name = "other"
-    assert ("NOT RUN HERE" in recipe.about) == isinstance(recipe.data, FolderData)
+    assert ("NOT RUN HERE" in recipe.about) == isinstance(
+        recipe.data, FolderData | TokenData | FileData | TokenFolder
+    )
     assert asdict(recipe)["train"]["optim"]["lr"] > 0
 
 

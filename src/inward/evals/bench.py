@@ -114,11 +114,17 @@ def _recipe(subject: str) -> Any:
     """The recipe of that name, or that of a model, with no more data than a benchmark needs."""
     from inward import recipes
     from inward.evals.run import recipe_of
+    from inward.recipes.trm import TRMRecipe
 
-    if subject in recipes.RECIPES:
-        return recipes.find(subject)()
     try:
-        return recipe_of(subject)
+        known = subject in recipes.RECIPES
+        recipe = recipes.find(subject)() if known else recipe_of(subject)
+        if not isinstance(recipe, TRMRecipe):
+            raise ValueError(
+                f"bench measures recipes of TRM so far, {subject} is a {type(recipe).__name__}; "
+                "the language models have scripts of their own in benchmarks/"
+            )
+        return recipe
     except FileNotFoundError as error:
         raise ValueError(
             f"cannot bench {subject!r}: it is neither {', '.join(SUBJECTS)}, trm, a recipe "
