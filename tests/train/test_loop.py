@@ -199,8 +199,9 @@ def tensor_bytes() -> int:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        # By type: isinstance would wake torch's deprecated objects, which warn.
-        if issubclass(type(thing), torch.Tensor) and thing.layout == torch.strided:
+        # By type: isinstance would wake torch's deprecated objects, which warn; and subclasses, the
+        # fake tensors that compiling leaves behind, have no memory.
+        if type(thing) in (torch.Tensor, nn.Parameter) and thing.layout == torch.strided:
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
