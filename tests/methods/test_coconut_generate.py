@@ -128,6 +128,7 @@ POLICIES = {
 @pytest.mark.parametrize("sampled", [False, True])
 def test_a_row_does_not_feel_its_neighbours(model, policy, sampled):
     options = {"policy": policy, "max_new_tokens": 10, "noise": 0.2 if sampled else 0.0}
+    options["logprobs"] = True
     if sampled:
         options |= {"do_sample": True, "temperature": 1.5, "top_p": 0.9, "top_k": 20}
     whole = generate(model, prompts(), seed=3, **options)
@@ -370,11 +371,12 @@ def test_samplings_of_configs():
 
 
 def test_noise_and_edits_touch_thoughts_only(gpt2):
-    plain = generate(gpt2, prompts(), max_new_tokens=6, trace=True)
-    noisy = generate(gpt2, prompts(), max_new_tokens=6, noise=3.0, trace=True)
+    options = {"max_new_tokens": 6, "logprobs": True}
+    plain = generate(gpt2, prompts(), **options)
+    noisy = generate(gpt2, prompts(), noise=3.0, **options)
     assert noisy.tokens[0] == plain.tokens[0], "a row without thoughts"
     assert noisy.logprobs[1] != plain.logprobs[1] and noisy.logprobs[2] != plain.logprobs[2]
-    again = generate(gpt2, prompts(), max_new_tokens=6, noise=3.0)
+    again = generate(gpt2, prompts(), noise=3.0, **options)
     assert again.logprobs == noisy.logprobs
     seen = []
 
@@ -430,6 +432,17 @@ def test_traces_tell_thoughts_and_words(gpt2):
         assert trace.cost.evaluations == len(trace.steps)
         assert trace.stopped == out.stopped[r]
         assert Trace.from_dict(trace.to_dict()).to_dict() == trace.to_dict()
+
+
+def test_logprobs_add_up_the_words(gpt2):
+    out = generate(
+        gpt2, prompts(), policy=Script((2,)), max_new_tokens=5, trace=True, logprobs=True
+    )
+    for row, trace in zip(out.logprobs, out.traces, strict=True):
+        said = [step for step in trace.steps if step.kind == "word"]
+        chances = [float(s.confidence[0]) for s in said if int(s.tokens[0]) < SPECIALS.bot]
+        assert row == pytest.approx(sum(map(math.log, chances)), abs=1e-4)
+    assert generate(gpt2, prompts(), max_new_tokens=1).logprobs == []
 
 
 def test_costs_count_the_weights(gpt2):

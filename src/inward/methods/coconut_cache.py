@@ -50,7 +50,10 @@ def _append(past: Tensor, new: Tensor, room: Tensor | None, capacity: int) -> tu
         size = capacity if need <= capacity else need + max(_MORE, need // 2)
         room = new.new_empty(*new.shape[:-2], size, new.shape[-1])
         room.data[..., : past.shape[-2], :] = past.detach()
-    return cast(Tensor, _Append.apply(past, new, room)), room
+    if torch.is_grad_enabled():
+        return cast(Tensor, _Append.apply(past, new, room)), room
+    room[..., past.shape[-2] : need, :] = new
+    return room[..., :need, :], room
 
 
 class RoomyLayer(DynamicLayer):

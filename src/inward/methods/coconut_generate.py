@@ -23,10 +23,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache
 
@@ -36,9 +39,12 @@ from inward.methods.coconut_base import unwrapped
 from inward.methods.coconut_batch import LatentBatch, before_thoughts, widened
 from inward.methods.coconut_cache import new_cache
 from inward.methods.coconut_plan import Plan, plan
-from inward.methods.coconut_policies import View
+from inward.methods.coconut_policies import Speak, View
 from inward.sampling import Sampler
 from inward.trace import Cost, Step, Trace
+
+_MORE = 256
+"""Columns by which the attention mask grows."""
 
 _NOISE = 3
 """Stream of the thoughts' noise, beside those of `inward.sampling`."""
@@ -62,7 +68,8 @@ class Generated:
     samples: per row the prompt and what followed, as segments; they can be prompts again.
     thoughts: per row how many thoughts were added to the prompt's.
     stopped: per row "end", "stop string", "length" (max_new_tokens) or "context".
-    logprobs: per row the summed log-probability of its words, under the model's own distribution.
+    logprobs: per row the summed log-probability of its words, under the model's own distribution;
+        empty unless asked for.
     num_passes: forwards of the base, prompts included.
     traces: per row; empty unless asked for.
     """
@@ -71,8 +78,8 @@ class Generated:
     samples: list[Sample]
     thoughts: list[int]
     stopped: list[str]
-    logprobs: list[float]
     num_passes: int
+    logprobs: list[float] = field(default_factory=list)
     traces: list[Trace] = field(default_factory=list)
 
 
@@ -96,9 +103,10 @@ def generate(
     if streamer is not None and len(prompts) != 1:
         raise ValueError(f"a streamer takes one prompt, not {len(prompts)}; use `stream`")
     engine = _Engine(model, prompts, plan(model, **options))
-    for event in engine.events():
-        if streamer is not None and event.token is not None:
-            streamer.put(torch.tensor([event.token]))
+    for events in engine.steps():
+        for event in events:
+            if streamer is not None and event.token is not None:
+                streamer.put(torch.tensor([event.token]))
     if streamer is not None:
         streamer.end()
     return engine.result()
@@ -106,7 +114,7 @@ def generate(
 
 def stream(model: Coconut, prompts: Sequence[Sample], **options: Any) -> Iterator[Event]:
     """As `generate`, event by event as they happen. Bad arguments raise at once."""
-    return _Engine(model, prompts, plan(model, **options)).events()
+    return chain.from_iterable(_Engine(model, prompts, plan(model, **options)).steps())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -129,7 +137,6 @@ class _Row:
     added: list[Segment] = field(default_factory=list)
     new_thoughts: int = 0
     reference: float = float("nan")
-    logprob: float = 0.0
     stopped: str = ""
     steps: list[Step] = field(default_factory=list)
 
@@ -214,26 +221,29 @@ class _Engine:
         self.batch: LatentBatch = model.collate(prompts, may_end_open=True)
         self.rows = [_Row.of(prompt, self.specials.bot) for prompt in prompts]
         never = (self.specials.latent, self.specials.eot)
-        numbers = range(len(prompts))
-        self.proposers = [Sampler(plan.sampling, r, banned=never) for r in numbers]
-        never = (*never, self.specials.bot)
-        self.speakers = [Sampler(plan.sampling, r, banned=never) for r in numbers]
-        self.mask = self.batch["attention_mask"]
+        self.banned = {True: never, False: (*never, self.specials.bot)}
+        self.samplers = {
+            bot: [Sampler(plan.sampling, r, banned=ids) for r in range(len(prompts))]
+            for bot, ids in self.banned.items()
+        }
+        self.columns = self.batch["attention_mask"].shape[1]
+        self.mask = F.pad(self.batch["attention_mask"], (0, _MORE))
         self.num_passes = 0
         self.num_weights, self.per_position = _weights(model)
 
     # -- the loop
 
     @torch.no_grad()
-    def events(self) -> Iterator[Event]:
-        """Run to the end, an event for each new position."""
+    def steps(self) -> Iterator[list[Event]]:
+        """Run to the end, with the events of each step."""
         self.prefill()
         while True:
             kinds = self.decide()
-            for r, kind in enumerate(kinds):
-                if kind is not None:
-                    token = self.rows[r].new[-1] if kind == "word" else None
-                    yield Event(r, kind, self.rows[r].length - 1, token)
+            yield [
+                Event(r, kind, row.length - 1, row.new[-1] if kind == "word" else None)
+                for r, (row, kind) in enumerate(zip(self.rows, kinds, strict=True))
+                if kind is not None
+            ]
             if all(row.stopped for row in self.rows):
                 return
             self.forward([kind == "thought" for kind in kinds])
@@ -262,70 +272,87 @@ class _Engine:
             if part.start == 0:
                 self.hidden = part.hidden.new_zeros(B, part.hidden.shape[-1])
                 self.logits = widened(part.logits).new_zeros(B, part.logits.shape[-1])
+                self.logprobs = self.logits.new_zeros(B)
+                self.bans = {bot: self.ban(ids) for bot, ids in self.banned.items()}
             ends = places + part.start == last[rows]
             self.hidden[rows[ends]] = part.hidden[rows[ends], places[ends]]
             self.logits[rows[ends]] = widened(part.logits[ends])
             if self.plan.trace:
                 self.record_prompt(part.start, rows, places, part.logits)
 
+    def ban(self, ids: Sequence[int]) -> Tensor:
+        """(V,) to add to logits so that these tokens are not said."""
+        return torch.zeros_like(self.logits[0]).index_fill(
+            0, torch.tensor(ids, device=self.logits.device), -torch.inf
+        )
+
     def decide(self) -> list[Literal["thought", "word"] | None]:
         """What each row does next, and do it: its kind, None for rows that have ended."""
-        view = self.view()
-        silent = self.plan.policy(view)
-        if silent.shape != view.thinking.shape or silent.dtype != torch.bool:
-            raise ValueError(
-                f"the policy gave {silent.dtype} {tuple(silent.shape)}, must be bool "
-                f"{tuple(view.thinking.shape)}"
-            )
         forced: list[int | None] = [None] * len(self.rows)
         kinds: list[Literal["thought", "word"] | None] = ["word"] * len(self.rows)
-        for r, (row, thinks) in enumerate(zip(self.rows, silent.tolist(), strict=True)):
+        for r, (row, thinks) in enumerate(zip(self.rows, self.silent(), strict=True)):
             if row.stopped:
                 kinds[r] = None
                 continue
             thinks = thinks and row.new_thoughts < self.plan.max_new_thoughts
             if thinks != row.thinking:
-                row.reference = float(view.entropy[r])
+                row.reference = float(self.view.entropy[r])
                 if self.plan.boundaries:
                     forced[r] = self.specials.bot if thinks else self.specials.eot
                 elif not thinks:
                     row.leave()
             if thinks and forced[r] is None:
                 kinds[r] = "thought"
-        self.do(view, kinds, forced)
+        self.do(kinds, forced)
         return kinds
+
+    def silent(self) -> list[bool]:
+        """Which rows the policy wants to think at the next position."""
+        if isinstance(self.plan.policy, Speak):
+            return [False] * len(self.rows)  # the common case, without making a view
+        silent = self.plan.policy(self.view)
+        if silent.shape != (len(self.rows),) or silent.dtype != torch.bool:
+            raise ValueError(
+                f"the policy gave {silent.dtype} {tuple(silent.shape)}, must be bool "
+                f"({len(self.rows)},)"
+            )
+        return silent.tolist()
 
     def do(
         self,
-        view: View,
         kinds: Sequence[Literal["thought", "word"] | None],
         forced: Sequence[int | None],
     ) -> None:
         """Add the next position to every row that has not ended."""
         drawn = [r for r, kind in enumerate(kinds) if kind == "word" and forced[r] is None]
-        words = dict(zip(drawn, self.draw(drawn, self.speakers), strict=True))
+        words = dict(zip(drawn, self.draw(drawn, bot=False), strict=True))
+        self.count(words)
         said = {r: words.get(r, forced[r]) for r, kind in enumerate(kinds) if kind == "word"}
-        rows = torch.tensor(list(said), dtype=torch.long, device=view.logits.device)
-        tokens = torch.tensor(list(said.values()), dtype=torch.long, device=rows.device)
-        chances = dict(zip(said, view.logp[rows, tokens].tolist(), strict=True))
         for r, row in enumerate(self.rows):
             if kinds[r] is None:
                 continue
             if self.plan.trace:
-                self.record(r, view, cast(int, said[r]) if r in said else None)
+                self.record(r, self.view, cast(int, said[r]) if r in said else None)
             if r not in said:
                 row.think()
                 continue
             token = cast(int, said[r])
             row.say(token)
-            if forced[r] is None:
-                row.logprob += chances[r]
-            elif token == self.specials.bot:
+            if forced[r] == self.specials.bot:
                 row.enter()
-            else:
+            elif forced[r] is not None:
                 row.leave()
         for row in self.rows:
             row.stopped = row.stopped or self.reason(row)
+
+    def count(self, words: dict[int, int]) -> None:
+        """Add the log-probabilities of words to their rows' (kept on the device: no wait)."""
+        if words and self.plan.logprobs:
+            facts = torch.tensor([*words.items()], device=self.logits.device)
+            rows, tokens = facts.unbind(1)
+            logits = self.logits[rows] if len(rows) < len(self.rows) else self.logits
+            chances = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)
+            self.logprobs.index_add_(0, rows, chances)
 
     def reason(self, row: _Row) -> str:
         """Why a row ends here; "" if it goes on."""
@@ -346,59 +373,68 @@ class _Engine:
         tail = self.model.tokenizer.decode(row.new[-longest:])
         return any(string in tail for string in self.plan.stop)
 
-    def draw(self, rows: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
-        """The next word of these rows."""
+    def draw(self, rows: Sequence[int], *, bot: bool) -> list[int]:
+        """The next word of these rows; `bot`: <bot> may be one."""
         if not rows:
             return []
-        logits = self.logits[list(rows)]
+        logits = self.logits[list(rows)] if len(rows) < len(self.rows) else self.logits
+        samplers = self.samplers[bot]
         if samplers[0].is_argmax:
-            logits[:, samplers[0].banned] = -torch.inf
-            return logits.argmax(-1).tolist()
+            return (logits + self.bans[bot]).argmax(-1).tolist()
         return [
             samplers[r].draw(samplers[r].scores(self.rows[r].spoken, own), self.rows[r].length)
             for r, own in zip(rows, logits, strict=True)
         ]
 
+    @cached_property
     def view(self) -> View:
-        """What the policy sees."""
-
-        def column(values: list[Any]) -> Tensor:
-            return torch.tensor(values, device=self.logits.device)
-
-        rows = self.rows
+        """What the policy sees; made anew after each forward."""
+        rows, device = self.rows, self.logits.device
+        # one tensor, not five: at small models a step is mostly such small change
+        numbers = [[row.thinking, row.run, row.thoughts, row.blocks] for row in rows]
+        thinking, run, thoughts, blocks = torch.tensor(numbers, device=device).unbind(1)
         return View(
             specials=self.specials,
-            thinking=column([row.thinking for row in rows]),
-            run=column([row.run for row in rows]),
-            thoughts=column([row.thoughts for row in rows]),
-            blocks=column([row.blocks for row in rows]),
+            thinking=thinking.bool(),
+            run=run,
+            thoughts=thoughts,
+            blocks=blocks,
             said=[row.said for row in rows],
             logits=self.logits,
-            reference=column([row.reference for row in rows]),
-            propose=lambda: column(self.draw(range(len(rows)), self.proposers)),
+            reference=torch.tensor([row.reference for row in rows], device=device),
+            propose=lambda: torch.tensor(self.draw(range(len(rows)), bot=True), device=device),
         )
 
     def forward(self, thinks: Sequence[bool]) -> None:
         """One more position of every row; rows that have ended get a masked one."""
-        model, device = self.model, self.mask.device
-        live = torch.tensor([not row.stopped for row in self.rows], device=device)
-        where = torch.tensor(thinks, device=device) & live
-        tokens = torch.tensor([row.spoken[-1] for row in self.rows], device=device)
+        model, start = self.model, self.columns
+        numbers = [
+            [row.spoken[-1], row.length - 1, row.thoughts - 1, not row.stopped, thinks[r]]
+            for r, row in enumerate(self.rows)
+        ]
+        facts = torch.tensor(numbers, device=self.mask.device)
+        tokens, positions, thoughts, live, silent = facts.unbind(1)
         inputs = model.embedding(tokens)
         if any(thinks):
+            where = (silent & live).bool()
             # row.thoughts counts the thought that is now fed in
-            numbers = torch.tensor([row.thoughts - 1 for row in self.rows], device=device)
-            thought = self.edit(self.thought().to(inputs.dtype), where, numbers)
+            thought = self.edit(self.thought().to(inputs.dtype), where, thoughts)
             inputs = torch.where(where[:, None], thought, inputs)
-        positions = torch.tensor([row.length - 1 for row in self.rows], device=device)
-        self.mask = torch.cat([self.mask, live[:, None].to(self.mask.dtype)], dim=1)
-        start = self.mask.shape[1] - 1
+        if start == self.mask.shape[1]:
+            self.mask = F.pad(self.mask, (0, _MORE))
+        self.mask[:, start] = live
+        self.columns += 1
         options = {} if self.plan.per_pass is None else self.plan.per_pass(start, start + 1)
         hidden, logits, _ = model.run(
-            inputs[:, None], self.mask, positions[:, None], cache=self.cache, **options
+            inputs[:, None],
+            self.mask[:, : self.columns],
+            positions[:, None],
+            cache=self.cache,
+            **options,
         )
         self.num_passes += 1
         self.hidden, self.logits = hidden[:, 0], widened(logits[:, 0])
+        self.__dict__.pop("view", None)
 
     # -- thoughts
 
@@ -482,7 +518,7 @@ class _Engine:
             samples=[row.sample() for row in rows],
             thoughts=[row.new_thoughts for row in rows],
             stopped=[row.stopped for row in rows],
-            logprobs=[row.logprob for row in rows],
+            logprobs=self.logprobs.tolist() if self.plan.logprobs else [],
             num_passes=self.num_passes,
             traces=traces if self.plan.trace else [],
         )
@@ -545,7 +581,7 @@ def vote(
             "must be at least one, and they must differ; use noise > 0 or do_sample=True"
         )
     tries = [prompt for prompt in prompts for _ in range(num_samples)]
-    out = generate(model, tries, noise=noise, **options)
+    out = generate(model, tries, noise=noise, logprobs=True, **options)
     votes = []
     for p in range(len(prompts)):
         own = range(p * num_samples, (p + 1) * num_samples)

@@ -47,6 +47,7 @@ class Plan:
     stop: tuple[str, ...]
     trace: bool
     lens: int
+    logprobs: bool
     per_pass: PerPass | None
 
 
@@ -65,6 +66,7 @@ def plan(
     edit: Edit | None = None,
     trace: bool = False,
     lens: int = 5,
+    logprobs: bool = False,
     per_pass: PerPass | None = None,
     **overrides: Any,
 ) -> Plan:
@@ -85,6 +87,7 @@ def plan(
         noise: standard deviation of Gaussian noise on thoughts, as a share of their RMS.
         edit: changes thoughts before they are fed in.
         trace, lens: record what happens, with so many tokens of the lens on a thought.
+        logprobs: add up the log-probability of each row's words.
 
     Raises:
         ValueError: an option out of range, or one that is not supported.
@@ -122,6 +125,7 @@ def plan(
         stop=stop,
         trace=trace,
         lens=lens,
+        logprobs=logprobs,
         per_pass=per_pass,
     )
 

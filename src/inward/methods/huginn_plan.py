@@ -169,7 +169,13 @@ def sampling_of(generation: GenerationConfig | None, seed: int = 0) -> Sampling:
     if generation is None:
         return Sampling()
     unset = (None, False, [], {}, 1, 1.0)
-    asked = {name: value for name, value in generation.to_dict().items() if value not in unset}
+    # these do something at 1 too
+    counted = {"top_k", "no_repeat_ngram_size", "min_new_tokens", "max_time"}
+    asked = {
+        name: value
+        for name, value in generation.to_dict().items()
+        if value not in unset or (name in counted and value)
+    }
     other = set(asked) & {
         *("num_beams", "num_beam_groups", "num_return_sequences", "penalty_alpha", "dola_layers"),
         *("min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "no_repeat_ngram_size"),
