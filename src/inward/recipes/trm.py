@@ -69,8 +69,13 @@ class SudokuData:
         return self._generate(num, seed, exclude, progress=split == "train")
 
     def fresh(self, num: int, seed: int) -> Puzzles:
-        """More puzzles of this kind, in no symmetric form among those of training."""
-        return self._generate(num, seed, self.puzzles("train"), progress=False)
+        """More puzzles of this kind, in no symmetric form among those of training.
+
+        9x9 has 5.5e9 solution grids up to symmetry: there two runs of the generator do not meet,
+        and making the training puzzles again to be sure of it would take minutes.
+        """
+        exclude = self.puzzles("train") if self.n < 9 else None
+        return self._generate(num, seed, exclude, progress=False)
 
     def _generate(self, num: int, seed: int, exclude: Puzzles | None, *, progress: bool) -> Puzzles:
         parts = [
