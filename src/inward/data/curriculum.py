@@ -23,6 +23,7 @@ from typing import Literal
 
 import numpy as np
 
+from inward.checks import need
 from inward.data.patterns import (
     Cot,
     EntropySteps,
@@ -38,7 +39,6 @@ from inward.data.patterns import (
     Say,
     Think,
     Tokens,
-    need,
 )
 from inward.data.segments import Latent, Sample, Segment, Specials, Text
 

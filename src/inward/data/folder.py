@@ -32,12 +32,12 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from inward.checks import checked_seed
 from inward.data.puzzles import PAD, Puzzles, replacing
 
 if TYPE_CHECKING:
     import torch
 
-MAX_SEED = 2**32 - 1
 IGNORE = -100  # what a loss skips (torch's default ignore_index)
 ARRAYS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
 _CHUNK = 1 << 20  # cells that `Folder.check` looks at in one go
@@ -269,9 +269,7 @@ class FolderSource:
     """
 
     def __init__(self, data: Grouped, *, seed: int) -> None:
-        if not 0 <= seed <= MAX_SEED:
-            raise ValueError(f"seed is {seed}; choose 0 to {MAX_SEED}")
-        self.data, self.seed = data, seed
+        self.data, self.seed = data, checked_seed(seed)
         self._groups = np.asarray(data.group_indices, np.int64)
         self._sizes = np.diff(data.puzzle_indices).astype(np.int32)
         low, high = (f.reduceat(self._sizes, self._groups[:-1]) for f in (np.minimum, np.maximum))

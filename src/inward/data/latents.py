@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inward.checks import checked_seed
 from inward.data.curriculum import Curriculum, arrange
 from inward.data.patterns import Fixed, NoCot, Pieces
 from inward.data.records import Record, with_steps
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MAX_SEED = 2**32 - 1  # as in inward.data.source, which imports torch
 # Streams apart from that of the rows, [seed, step, row]: numpy pads a seed sequence with zeros.
 _ORDER, _REWRITE = 1, 2
 
@@ -68,8 +68,7 @@ class LatentSource:
         max_positions: int | None = None,
         learned_stop: bool = False,
     ) -> None:
-        if not 0 <= seed <= MAX_SEED:
-            raise ValueError(f"seed is {seed}; choose 0 to {MAX_SEED}")
+        checked_seed(seed)
         if not records:
             raise ValueError("no records to train on; read or generate some first")
         if group < 1 or len(records) % group:

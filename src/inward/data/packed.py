@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from inward.checks import check_slice, checked_seed
+
 if TYPE_CHECKING:
     import torch
 
 PADDING = -1
-MAX_SEED = 2**32 - 1  # one word of a seed sequence: [seed, epoch, ...] cannot be ambiguous
 _EPOCH_STREAM = (0, 1)
 
 
@@ -139,7 +140,7 @@ class PackedSource:
             raise ValueError('separate=False needs cut="stream": whole texts leave padding')
         self.tokens = tokens
         self.seq_len = seq_len
-        self.seed = _check_seed(seed)
+        self.seed = checked_seed(seed)
         self.cut = cut
         self.separate = separate
         pieces = _pieces(tokens.starts, seq_len, stream=cut == "stream")
@@ -165,7 +166,7 @@ class PackedSource:
         """See `inward.data.source.Source.batch`, and the top of this file for what is in it."""
         import torch
 
-        _check_slice(step, rows, num_rows)
+        check_slice(step, rows, num_rows)
         shape = (len(rows), self.seq_len)
         ids, documents = np.zeros(shape, np.int64), np.full(shape, PADDING, np.int64)
         supervised = np.zeros(shape, bool)
@@ -259,18 +260,3 @@ def _best_fit(pieces: list[Piece], seq_len: int) -> list[list[Piece]]:
         with_room[room - length].append(row)
         rooms[room - length] += 1
     return rows
-
-
-def _check_seed(seed: int) -> int:
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed is {seed}; choose 0 to {MAX_SEED}")
-    return seed
-
-
-def _check_slice(step: int, rows: range, num_rows: int) -> None:
-    if step < 0:
-        raise ValueError(f"step is {step}; steps count from 0")
-    if len(rows) and (min(rows) < 0 or max(rows) >= num_rows):
-        raise ValueError(
-            f"rows {rows} lie outside a batch of {num_rows}; choose 0 to {num_rows - 1}"
-        )

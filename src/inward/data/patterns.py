@@ -25,6 +25,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from inward.checks import need
+
 # --------------------------------------------------------------------------------------------------
 # What a pattern works on, and what it gives
 
@@ -102,12 +104,6 @@ class Pattern(Protocol):
 
 def _said(num_steps: int, first: int = 0) -> tuple[Say, ...]:
     return tuple(Say(i) for i in range(first, num_steps))
-
-
-def need(good: bool, name: str, value: object, limit: str) -> None:
-    """Raise the one kind of error that a wrong field causes."""
-    if not good:
-        raise ValueError(f"{name} is {value!r}, but must be {limit}")
 
 
 # --------------------------------------------------------------------------------------------------

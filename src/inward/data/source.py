@@ -16,11 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from inward.checks import check_slice, checked_seed
 from inward.data import maze
 from inward.data.puzzles import PAD, Puzzles, Symmetry
 
 IGNORE = -100
-MAX_SEED = 2**32 - 1  # one word of a seed sequence: [seed, step, row] cannot be ambiguous
 # numpy pads a seed sequence with zeros: [seed, epoch] alone would be row 0 of step = epoch.
 _EPOCH_STREAM = (0, 1)
 
@@ -91,14 +91,14 @@ class PuzzleSource:
             )
         self.puzzles = puzzles
         self.task = task
-        self.seed = _checked_seed(seed)
+        self.seed = checked_seed(seed)
         self.augment = augment
         self.blanks_only = blanks_only
         self._orders: dict[int, np.ndarray] = {}  # a memo of `_order`, not state
 
     def batch(self, step: int, rows: range, num_rows: int) -> dict[str, torch.Tensor]:
         """See `Source.batch`; raises ValueError for rows outside the batch or a negative step."""
-        _check_slice(step, rows, num_rows)
+        check_slice(step, rows, num_rows)
         index = np.array([self._index(step * num_rows + row) for row in rows], dtype=np.int64)
         inputs = np.array(self.puzzles.inputs[index])
         labels = np.array(self.puzzles.labels[index])
@@ -162,7 +162,7 @@ class MazeSource:
         self.canvas = max(self.sizes) if canvas is None else canvas
         for size in self.sizes:
             maze.check_settings(size, braid=braid, min_path=min_path, canvas=self.canvas)
-        self.seed = _checked_seed(seed)
+        self.seed = checked_seed(seed)
         self.braid = braid
         self.min_path = min_path
         self.blanks_only = blanks_only
@@ -170,7 +170,7 @@ class MazeSource:
 
     def batch(self, step: int, rows: range, num_rows: int) -> dict[str, torch.Tensor]:
         """See `Source.batch`; raises ValueError for rows outside the batch or a negative step."""
-        _check_slice(step, rows, num_rows)
+        check_slice(step, rows, num_rows)
         pairs = np.zeros((2, len(rows), self.canvas**2), dtype=np.uint8)
         for i, row in enumerate(rows):
             pairs[:, i] = self._one(np.random.default_rng([self.seed, step, row]))
@@ -220,18 +220,3 @@ def _tensors(
         "labels": torch.from_numpy(np.where(scored, labels, IGNORE)),
         "identifiers": torch.from_numpy(np.asarray(identifiers, dtype=np.int64)),
     }
-
-
-def _checked_seed(seed: int) -> int:
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed is {seed}; choose 0 to {MAX_SEED}")
-    return seed
-
-
-def _check_slice(step: int, rows: range, num_rows: int) -> None:
-    if step < 0:
-        raise ValueError(f"step is {step}; steps count from 0")
-    if len(rows) and (min(rows) < 0 or max(rows) >= num_rows):
-        raise ValueError(
-            f"rows {rows} lie outside a batch of {num_rows}; choose 0 to {num_rows - 1}"
-        )

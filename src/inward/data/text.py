@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from inward.checks import check_slice, checked_seed
+
 if TYPE_CHECKING:
     import torch
 
 IGNORE = -100
-MAX_SEED = 2**32 - 1  # one word of a seed sequence: [seed, step, row] cannot be ambiguous
 # numpy pads a seed sequence with zeros, so these must not look like a step and a row.
 _QUESTIONS, _EPOCH = (0, 2), (0, 1)
 
@@ -88,7 +89,7 @@ def questions(rows: Rows, num: int, *, difficulty: int, seed: int) -> Questions:
     """
     if num < 1:
         raise ValueError(f"num is {num}; ask for at least 1 question")
-    _check_seed(seed)
+    checked_seed(seed)
     made = [
         rows.question(np.random.default_rng([seed, difficulty, i, *_QUESTIONS]), difficulty)
         for i in range(num)
@@ -121,11 +122,11 @@ class TextSource:
 
     def __init__(self, rows: Rows, *, seed: int) -> None:
         self.rows = rows
-        self.seed = _check_seed(seed)
+        self.seed = checked_seed(seed)
 
     def batch(self, step: int, rows: range, num_rows: int) -> dict[str, torch.Tensor]:
         """Rows `rows` of batch `step`; ValueError for rows outside it or a negative step."""
-        _check_slice(step, rows, num_rows)
+        check_slice(step, rows, num_rows)
         made = [self.rows.row(np.random.default_rng([self.seed, step, row])) for row in rows]
         return _tensors([ids for ids, _ in made], [x for _, x in made], self.rows.row_length)
 
@@ -146,7 +147,7 @@ class TokenSource:
         """Raises FileNotFoundError if nothing is there, ValueError for files of another form."""
         self.folder = Path(folder)
         self.length, self.vocab_size = length, vocab_size
-        self.seed = _check_seed(seed)
+        self.seed = checked_seed(seed)
         self._files = [_token_file(path, length) for path in _npy_files(self.folder)]
         self._ends = np.cumsum([len(file) for file in self._files])
         self._orders: dict[int, np.ndarray] = {}  # a memo of `_order`, not state
@@ -156,7 +157,7 @@ class TokenSource:
 
     def batch(self, step: int, rows: range, num_rows: int) -> dict[str, torch.Tensor]:
         """See `TextSource.batch`; ValueError also for an id outside the vocabulary."""
-        _check_slice(step, rows, num_rows)
+        check_slice(step, rows, num_rows)
         made = [self._row(step * num_rows + row) for row in rows]
         return _tensors(made, made, self.length)
 
@@ -234,18 +235,3 @@ def _tensors(
         "weight": (wide[:, 1:] != IGNORE).sum(1),
     }
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def _check_seed(seed: int) -> int:
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed is {seed}; choose 0 to {MAX_SEED}")
-    return seed
-
-
-def _check_slice(step: int, rows: range, num_rows: int) -> None:
-    if step < 0:
-        raise ValueError(f"step is {step}; steps count from 0")
-    if len(rows) and (min(rows) < 0 or max(rows) >= num_rows):
-        raise ValueError(
-            f"rows {rows} lie outside a batch of {num_rows}; choose 0 to {num_rows - 1}"
-        )

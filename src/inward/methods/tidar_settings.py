@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-
-def _need(good: bool, name: str, value: object, limit: str) -> None:
-    if not good:
-        raise ValueError(f"{name} is {value!r}, but must be {limit}")
+from inward.checks import need
 
 
 @dataclass(frozen=True)
@@ -36,15 +33,15 @@ class TiDARSettings:
     exists at a time. batch: all at once, faster, with a mask for each."""
 
     def __post_init__(self) -> None:
-        _need(self.block_size >= 1, "block_size", self.block_size, "1 or more")
-        _need(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
-        _need(0 < self.min_mask <= 1, "min_mask", self.min_mask, "in (0, 1]")
+        need(self.block_size >= 1, "block_size", self.block_size, "1 or more")
+        need(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
+        need(0 < self.min_mask <= 1, "min_mask", self.min_mask, "in (0, 1]")
         for name, choices in (
             ("masking", ("full", "random")),
             ("grid", ("random", "fixed")),
             ("dense_masks", ("one", "batch")),
         ):
-            _need(getattr(self, name) in choices, name, getattr(self, name), f"one of {choices}")
+            need(getattr(self, name) in choices, name, getattr(self, name), f"one of {choices}")
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,6 @@ class AdapterSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _need(self.rank >= 1, "rank", self.rank, "1 or more")
-        _need(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
-        _need(self.seed >= 0, "seed", self.seed, "0 or more")
+        need(self.rank >= 1, "rank", self.rank, "1 or more")
+        need(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
+        need(self.seed >= 0, "seed", self.seed, "0 or more")

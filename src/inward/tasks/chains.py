@@ -19,6 +19,7 @@ import numpy as np
 
 from inward.data import chains
 from inward.data.records import Record
+from inward.tasks import paired
 from inward.tasks.prosqa import final_answer, spoken_steps
 
 _NUMBER = r"-?\d*\.?\d+"
@@ -154,19 +155,8 @@ def report(
 
     Raises ValueError if the numbers of records and outputs differ, or are 0.
     """
-    for name, given in (("texts", texts), ("swapped_texts", swapped_texts)):
-        if given is not None and (len(given) != len(records) or not records):
-            raise ValueError(f"{len(records)} records but {len(given)} {name}; give one each")
-    scores = [task.score(record, text) for record, text in zip(records, texts, strict=True)]
-    right = np.array([score.right for score in scores])
-    metrics = {"accuracy": float(right.mean())}
-    other: list[ChainScore] = []
-    if swapped_texts is not None:
-        swaps = task.swap(records)
-        other = [task.score(r, text) for r, text in zip(swaps, swapped_texts, strict=True)]
-        also = np.array([score.right for score in other])
-        metrics["paired"] = float((right & also).mean())
-        metrics["both_sides"] = float((right.mean() + also.mean()) / 2)
+    scores, other = paired.scores(task, records, texts, swapped_texts)
+    metrics = paired.accuracies(scores, other)
     spoken = sum(score.num_spoken for score in scores)
     if spoken:
         metrics["true_equations"] = sum(score.num_true for score in scores) / spoken

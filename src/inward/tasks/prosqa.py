@@ -29,6 +29,7 @@ from inward.data.prosqa import (
     swapped,
 )
 from inward.data.records import Record
+from inward.tasks import paired
 
 OUTCOMES = (
     "correct_path",
@@ -167,26 +168,14 @@ def report(
 
     Raises ValueError if the numbers of records and outputs differ, or are 0.
     """
-    for name, given in (("texts", texts), ("swapped_texts", swapped_texts)):
-        if given is not None and (len(given) != len(records) or not records):
-            raise ValueError(f"{len(records)} records but {len(given)} {name}; give one each")
-    scores = [task.score(record, text) for record, text in zip(records, texts, strict=True)]
-    other: list[Score] = []
-    if swapped_texts is not None:
-        swaps = task.swap(records)
-        other = [task.score(r, text) for r, text in zip(swaps, swapped_texts, strict=True)]
+    scores, other = paired.scores(task, records, texts, swapped_texts)
     return Report(_metrics(records, scores, other), scores, other)
 
 
 def _metrics(
     records: Sequence[Record], scores: Sequence[Score], other: Sequence[Score]
 ) -> dict[str, float]:
-    right = np.array([score.right for score in scores])
-    metrics = {"accuracy": float(right.mean())}
-    if other:
-        also = np.array([score.right for score in other])
-        metrics["paired"] = float((right & also).mean())
-        metrics["both_sides"] = float((right.mean() + also.mean()) / 2)
+    metrics = paired.accuracies(scores, other)
     spoken = sum(score.num_spoken for score in scores)
     if spoken:
         metrics["valid_edges"] = sum(score.num_edges for score in scores) / spoken

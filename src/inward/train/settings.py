@@ -10,11 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-
-def _need(good: bool, name: str, value: object, limit: str) -> None:
-    """Raise the one kind of error that a wrong field causes."""
-    if not good:
-        raise ValueError(f"{name} is {value!r}, but must be {limit}")
+from inward.checks import need
 
 
 @dataclass(frozen=True)
@@ -42,16 +38,16 @@ class OptimSettings:
 
     def __post_init__(self) -> None:
         names = ("adam_atan2", "adamw", "ellis_adam", "muon")
-        _need(self.name in names, "optim.name", self.name, f"one of {', '.join(names)}")
+        need(self.name in names, "optim.name", self.name, f"one of {', '.join(names)}")
         rests = ("adam_atan2", "adamw")
-        _need(self.muon_rest in rests, "optim.muon_rest", self.muon_rest, f"one of {rests}")
+        need(self.muon_rest in rests, "optim.muon_rest", self.muon_rest, f"one of {rests}")
         for name in ("lr", "weight_decay", "sparse_lr", "sparse_weight_decay"):
             value = getattr(self, name)
-            _need(0 <= value < float("inf"), f"optim.{name}", value, "0 or more and finite")
-        _need(self.muon_lr is None or self.muon_lr >= 0, "optim.muon_lr", self.muon_lr, ">= 0")
-        _need(0 <= self.muon_momentum < 1, "optim.muon_momentum", self.muon_momentum, "in [0, 1)")
+            need(0 <= value < float("inf"), f"optim.{name}", value, "0 or more and finite")
+        need(self.muon_lr is None or self.muon_lr >= 0, "optim.muon_lr", self.muon_lr, ">= 0")
+        need(0 <= self.muon_momentum < 1, "optim.muon_momentum", self.muon_momentum, "in [0, 1)")
         good = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        _need(good, "optim.betas", self.betas, "two numbers in [0, 1)")
+        need(good, "optim.betas", self.betas, "two numbers in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -98,12 +94,12 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_rows", "accumulation", "keep", "log_every"):
-            _need(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+            need(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("seed", "warmup", "eval_every", "save_every"):
-            _need(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _need(0 <= self.clip < float("inf"), "clip", self.clip, "0 (off) or a positive number")
-        _need(0 <= self.min_ratio <= 1, "min_ratio", self.min_ratio, "in [0, 1]")
-        _need(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
+            need(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        need(0 <= self.clip < float("inf"), "clip", self.clip, "0 (off) or a positive number")
+        need(0 <= self.min_ratio <= 1, "min_ratio", self.min_ratio, "in [0, 1]")
+        need(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
         self._check_choices()
 
     def _check_choices(self) -> None:
@@ -114,4 +110,4 @@ class TrainSettings:
             ("progress", ("auto", "on", "off")),
         ):
             value = getattr(self, name)
-            _need(value in choices, name, value, f"one of {', '.join(choices)}")
+            need(value in choices, name, value, f"one of {', '.join(choices)}")
