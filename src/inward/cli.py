@@ -1,6 +1,6 @@
 """The command `inward`: which verbs there are, how their options are read, how errors are told.
 
-    inward demo | train | eval | arc | solve | data | bench | env
+    inward demo | train | eval | arc | solve | generate | data | bench | env
 
 The top-level help is written by hand and imports nothing, so it costs what Python costs to start.
 The verbs are in `commands.py`: dataclasses whose fields are the options, which tyro reads by type.
@@ -22,6 +22,7 @@ VERBS = {
     "eval": "accuracy and cost of a model on held-out puzzles or a file",
     "arc": "score models on ARC-AGI by votes, write a submission",
     "solve": "solve what you type, show the draft being rewritten",
+    "generate": "a language model continues your text, and shows how it thought",
     "data": "make or look at puzzles: sudoku, maze, arc, show",
     "bench": "start-up, training and solving speed on this machine",
     "env": "versions and hardware, for bug reports",
@@ -72,7 +73,7 @@ def _run(words: list[str]) -> int:
 
 def _help() -> str:
     lines = [USAGE, "", "Models that think inside instead of out loud.", ""]
-    lines += [f"  {verb:<8}{about}" for verb, about in VERBS.items()]
+    lines += [f"  {verb:<9}{about}" for verb, about in VERBS.items()]
     return "\n".join(lines)
 
 

@@ -40,6 +40,13 @@ def solve(words: list[str]) -> int:
     return _go(Solve, "solve", words)
 
 
+def generate(words: list[str]) -> int:
+    """Continue what the user types."""
+    from inward.commands_generate import Generate
+
+    return _go(Generate, "generate", words)
+
+
 def bench(words: list[str]) -> int:
     """Measure speed."""
     return _go(Bench, "bench", words)
@@ -81,8 +88,8 @@ def _load(name: str) -> Any:
     model = load(name)
     if not hasattr(model, "solve"):
         raise ValueError(
-            f"{name} is a {type(model).__name__}, which writes text; eval and solve are for models "
-            "that solve puzzles"
+            f"{name} is a {type(model).__name__}, which writes text: use `inward generate`; "
+            "eval and solve are for models that solve puzzles"
         )
     return model
 

@@ -80,7 +80,7 @@ def test_the_released_test_set_can_be_the_test(shared_data):
     recipe = replace(recipe, data=replace(recipe.data, test_file=path))
     asked = recipe.task().ask(recipe.data.split("test"))
     assert len(asked) == 500
-    prompts = recipe.prompts(recipe.model(), asked[:5])
+    prompts = recipe.prompts(recipe.model(), [record.question for record in asked[:5]])
     assert {prompt.num_thoughts for prompt in prompts} == {6}
 
 

@@ -224,6 +224,18 @@ def _first_unknown(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return text
 
 
+def encode_question(
+    question: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    form: Form | None = None,
+    literal: Literal["refuse", "keep"] = "refuse",
+) -> tuple[int, ...]:
+    """Token ids of a question as a record begins with it; ValueError as in `encode_text`."""
+    text = question + (form or Form()).after_question
+    return encode_text(tokenizer, text, literal=literal, start=True)
+
+
 def encode_record(
     record: Record,
     tokenizer: PreTrainedTokenizerBase,
@@ -241,11 +253,11 @@ def encode_record(
     if not isinstance(eos, int):
         raise ValueError("the tokenizer has no EOS token; set tokenizer.eos_token")
 
-    def ids(text: str, *, start: bool = False) -> tuple[int, ...]:
-        return encode_text(tokenizer, text, literal=literal, start=start)
+    def ids(text: str) -> tuple[int, ...]:
+        return encode_text(tokenizer, text, literal=literal)
 
     return Pieces(
-        question=ids(record.question + form.after_question, start=True),
+        question=encode_question(record.question, tokenizer, form=form, literal=literal),
         steps=tuple(ids(step + form.after_step) for step in record.steps),
         answer=(*ids(form.before_answer + record.answer), eos),
         scores=tuple(record.meta.get("scores", ())),

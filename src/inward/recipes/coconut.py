@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from inward.data import chains, prosqa, records
 from inward.data.curriculum import Curriculum, Layout, Stages
-from inward.data.patterns import Cot, Fixed, NoCot, Prefix, Rhythm
+from inward.data.patterns import Cot, Fixed, NoCot, Pieces, Prefix, Rhythm
 from inward.data.records import Record
 from inward.data.segments import Sample
 from inward.data.tokenizers import Form
@@ -318,7 +318,7 @@ class CoconutRecipe:
         from inward.methods.coconut_generate import generate
 
         said: list[str] = []
-        prompts = self.prompts(model, asked)
+        prompts = self.prompts(model, [record.question for record in asked])
         options = {
             "max_new_tokens": self.max_new_tokens,
             "policy": self.policy(model),
@@ -329,12 +329,12 @@ class CoconutRecipe:
             said += model.tokenizer.batch_decode(made.tokens, skip_special_tokens=True)
         return said
 
-    def prompts(self, model: Coconut, asked: Sequence[Record]) -> list[Sample]:
+    def prompts(self, model: Coconut, questions: Sequence[str]) -> list[Sample]:
         """Questions with the thoughts that the last stage opens with."""
-        from inward.data.tokenizers import encode_record, pause_of
+        from inward.data.tokenizers import encode_question, pause_of
 
         stage, pause = self.curriculum.pattern.last_stage, pause_of(model.tokenizer)
-        pieces = [encode_record(record, model.tokenizer) for record in asked]
+        pieces = [Pieces(encode_question(q, model.tokenizer), (), ()) for q in questions]
         return [self.curriculum.prompt(p, stage, model.specials, pause=pause) for p in pieces]
 
     def policy(self, model: Coconut) -> Any:

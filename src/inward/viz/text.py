@@ -1,0 +1,104 @@
+"""Traces of language models in the terminal: the text, and beside each piece how it came about.
+
+    told(trace, decode)     Huginn: recurrences under every token; Coconut: thoughts through the
+                            lens between the words; TiDAR: one line a forward, what was drafted and
+                            what stood
+
+Colour is a help, never the carrier: numbers and marks say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.text import Text
+
+from inward.trace import Step, Trace
+
+Decode = Callable[[Sequence[int]], str]
+"""token ids -> text"""
+
+_WIDTH = 72
+
+
+def told(trace: Trace, decode: Decode) -> Text:
+    """The story of one text.
+
+    Raises ValueError for a trace of a method that writes no text.
+    """
+    tellers = {"huginn": _depths, "coconut": _thoughts, "tidar": _bursts}
+    if trace.method not in tellers:
+        raise ValueError(f"a trace of {trace.method!r} tells no text; known are {sorted(tellers)}")
+    return tellers[trace.method](trace, decode)
+
+
+def piece(text: str) -> str:
+    """A token as one visible word: blanks at its ends dropped, line ends written as \\n."""
+    return text.replace("\n", "\\n").strip() or "_"
+
+
+def _depths(trace: Trace, decode: Decode) -> Text:
+    """Words above, recurrences below, in lines of _WIDTH columns."""
+    steps = [step for step in trace.steps if step.tokens is not None]
+    most = max((step.scores["steps"] for step in steps), default=1.0)
+    lines, words, depths = [], Text(), Text()
+    for step in steps:
+        assert step.tokens is not None
+        word, depth = piece(decode(step.tokens.tolist())), f"{step.scores['steps']:.0f}"
+        width = max(len(word), len(depth)) + 1
+        if len(words) + width > _WIDTH:
+            lines += [words, depths]
+            words, depths = Text(), Text()
+        style = ("dim", "", "bold")[min(2, int(3 * step.scores["steps"] / (most + 1)))]
+        words.append(word.ljust(width), style)
+        depths.append(depth.ljust(width), "cyan")
+    return Text("\n").join([*lines, words, depths])
+
+
+def _thoughts(trace: Trace, decode: Decode) -> Text:
+    """A line a thought, with what the lens reads in it; spoken words in lines of their own."""
+    lines: list[Text] = []
+    spoken: list[int] = []
+
+    def speak() -> None:
+        if text := decode(spoken).strip("\n"):
+            lines.append(Text(text, "bold"))
+        spoken.clear()
+
+    number = 0
+    for step in trace.steps:
+        assert step.tokens is not None
+        if step.kind == "thought":
+            speak()
+            number += 1
+            lines.append(_lens(number, step, decode))
+        else:
+            spoken += step.tokens.tolist()
+    speak()
+    return Text("\n").join(lines)
+
+
+def _lens(number: int, step: Step, decode: Decode) -> Text:
+    assert step.tokens is not None and step.confidence is not None
+    seen = [
+        f"{piece(decode([int(token)]))} {share:.0%}"
+        for token, share in zip(step.tokens, step.confidence, strict=True)
+    ]
+    return Text(f"  ~ thought {number:>2}: {', '.join(seen)}", "magenta")
+
+
+def _bursts(trace: Trace, decode: Decode) -> Text:
+    """A line a forward: +accepted of offered, and the words that it added."""
+    lines, before = [], 0
+    for number, step in enumerate(trace.steps, start=1):
+        assert step.tokens is not None
+        new = step.tokens[before:].tolist()
+        before = len(step.tokens)
+        accepted, offered = step.scores.get("accepted"), step.scores.get("offered")
+        judged = "" if not offered else f"{accepted:.0f} of {offered:.0f} stood"
+        line = Text(f"{number:>4}  {judged:<15}", "dim")
+        kept = int(accepted or 0)
+        line.append(decode(new[:kept]).replace("\n", "\\n"), "green")
+        line.append(decode(new[kept:]).replace("\n", "\\n"), "bold")
+        lines.append(line)
+    return Text("\n").join(lines)
