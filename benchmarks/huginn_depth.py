@@ -154,7 +154,7 @@ def gains(rows: list[dict], *, depth: int = 16) -> str:
 def _percent(shares: list[float]) -> str:
     if len(shares) < 2:
         return f"{100 * shares[0]:.1f}"
-    found = over_seeds(shares)
+    found = over_seeds(shares, within=(0.0, 1.0))
     return f"{100 * found.value:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
 

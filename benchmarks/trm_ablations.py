@@ -64,7 +64,7 @@ def table(rows: list[dict]) -> str:
 def _cell(shares: list[float]) -> str:
     if len(shares) < 2:
         return f"{100 * shares[0]:.1f} %"
-    found = over_seeds(shares)
+    found = over_seeds(shares, within=(0.0, 1.0))
     return f"{100 * found.value:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
 

@@ -123,7 +123,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _percent(shares: list[float]) -> str:
     if len(shares) < 2:
         return f"{100 * shares[0]:.1f} %"
-    found = over_seeds(shares)
+    found = over_seeds(shares, within=(0.0, 1.0))
     return f"{100 * found.value:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
 
@@ -136,7 +136,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         curves = [row["curve"] for row in rows if row["kind"] == "run" and row["rung"] == name]
         for looks in zip(*curves, strict=True):
             values = [look[2] for look in looks]
-            mean = over_seeds(values) if len(values) > 1 else Interval(*values * 3)
+            mean = (
+                over_seeds(values, within=(0.0, 1.0)) if len(values) > 1 else Interval(*values * 3)
+            )
             lines.setdefault(name, []).append((looks[0][1] / 1e12, mean))
     plots.save(plots.curves(lines, x_label="training TFLOP"), path)
 

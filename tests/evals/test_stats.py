@@ -54,6 +54,12 @@ def test_t_quantiles_match_the_printed_table():
     assert t_quantile(0.975, 100_001) == pytest.approx(1.95999, abs=1e-4)
 
 
+def test_over_seeds_stays_within_what_can_be():
+    wide = over_seeds([0.90, 1.0])
+    cut = over_seeds([0.90, 1.0], within=(0.0, 1.0))
+    assert wide.high > 1.0 and (cut.low, cut.high) == (wide.low, 1.0)
+
+
 def test_over_seeds_is_the_textbook_interval():
     interval = over_seeds([0.90, 0.92, 0.94])
     assert interval.value == pytest.approx(0.92)

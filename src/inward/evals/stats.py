@@ -138,8 +138,15 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail / 2**num)
 
 
-def over_seeds(values: Sequence[float], *, level: float = 0.95) -> Interval:
+def over_seeds(
+    values: Sequence[float],
+    *,
+    level: float = 0.95,
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> Interval:
     """Mean over independent runs with Student's interval: mean +- t * s / sqrt(n).
+
+    within: what the quantity can be at all, (0, 1) for shares; the interval is cut there.
 
     Raises ValueError for fewer than two runs, or values that are not finite.
     """
@@ -150,7 +157,8 @@ def over_seeds(values: Sequence[float], *, level: float = 0.95) -> Interval:
         raise ValueError(f"runs are {list(values)}; only finite results can be averaged")
     half = t_quantile((1 + level) / 2, len(runs) - 1) * runs.std(ddof=1) / math.sqrt(len(runs))
     mean = float(runs.mean())
-    return Interval(mean, mean - float(half), mean + float(half), level)
+    low, high = max(mean - float(half), within[0]), min(mean + float(half), within[1])
+    return Interval(mean, low, high, level)
 
 
 def t_quantile(probability: float, freedom: int) -> float:
