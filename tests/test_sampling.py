@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
+    GenerationConfig,
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
@@ -27,6 +28,7 @@ from inward.sampling import (
     inverse_cdf,
     matched,
     residual,
+    sampling_of,
 )
 
 V = 6
@@ -261,3 +263,38 @@ def test_processing_happens_up_to_the_first_rejection_only():
 def test_wrong_settings_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Sampling(**wrong)
+
+
+# --- what a generation config of transformers asks for ------------------------------------------
+
+
+def test_processors_of_a_config_in_transformers_order():
+    sampling = sampling_of(
+        GenerationConfig(
+            do_sample=True, temperature=0.5, top_k=1, top_p=0.9, min_p=0.1, typical_p=0.8
+        ),
+        rule="match",
+    )
+    names = [type(p).__name__ for p in sampling.processors]
+    assert sampling.rule == "match"
+    assert [n[:5] for n in names] == ["Tempe", "TopKL", "TopPL", "MinPL", "Typic"]
+    greedy = sampling_of(GenerationConfig(temperature=0.5, no_repeat_ngram_size=2))
+    assert greedy.rule == "greedy" and len(greedy.processors) == 1
+    assert sampling_of(None) == Sampling()
+
+
+def test_a_setting_of_one_is_not_unset():
+    asked = sampling_of(GenerationConfig(do_sample=True, temperature=1.0, top_k=1))
+    assert asked.rule == "gumbel" and len(asked.processors) == 1
+    assert len(sampling_of(GenerationConfig(no_repeat_ngram_size=1)).processors) == 1
+
+
+@pytest.mark.parametrize(
+    "wish", [{"num_beams": 2}, {"penalty_alpha": 0.5}, {"min_new_tokens": 1}, {"max_time": 1}]
+)
+def test_what_is_not_done_is_refused(wish):
+    with pytest.raises(ValueError, match=next(iter(wish))):
+        sampling_of(GenerationConfig(**wish))
+    sampling_of(GenerationConfig(num_beams=1, stop_strings="a"))
+    with pytest.raises(ValueError, match="stop_strings"):
+        sampling_of(GenerationConfig(stop_strings="a"), refuse=("stop_strings",))

@@ -10,7 +10,6 @@ from transformers import GenerationConfig
 from inward.data.segments import Latent, Sample, Text
 from inward.methods.coconut import Coconut
 from inward.methods.coconut_generate import generate, stream, vote
-from inward.methods.coconut_plan import sampling_of
 from inward.methods.coconut_policies import Boundary, Budget, EntropySwitch, Script, Speak, View
 from inward.trace import Trace
 from tests.methods.coconut_toys import (
@@ -352,22 +351,6 @@ def test_processors_see_the_words_of_their_row_alone(gpt2):
     out = generate(gpt2, prompts(), max_new_tokens=10, repetition_penalty=1.7)
     assert out.tokens[0] == want[0, ids.shape[1] :].tolist()
     assert out.tokens[0] != generate(gpt2, [row], max_new_tokens=10).tokens[0]
-
-
-def test_samplings_of_configs():
-    sampling = sampling_of(
-        GenerationConfig(
-            do_sample=True, temperature=0.5, top_k=1, top_p=0.9, min_p=0.1, typical_p=0.8
-        )
-    )
-    names = [type(p).__name__ for p in sampling.processors]
-    assert sampling.rule == "match"
-    assert [n[:5] for n in names] == ["Tempe", "TopKL", "TopPL", "MinPL", "Typic"]
-    greedy = sampling_of(GenerationConfig(temperature=0.5, no_repeat_ngram_size=2))
-    assert greedy.rule == "greedy" and len(greedy.processors) == 1
-    for bad in ({"num_beams": 2}, {"penalty_alpha": 0.5}, {"min_new_tokens": 3}):
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            sampling_of(GenerationConfig(**bad))
 
 
 def test_noise_and_edits_touch_thoughts_only(gpt2):

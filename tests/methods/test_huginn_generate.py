@@ -16,7 +16,7 @@ from inward.cache import reference_policy
 from inward.methods.huginn import HuginnForCausalLM
 from inward.methods.huginn_config import HuginnConfig
 from inward.methods.huginn_generate import generate, generate_one
-from inward.methods.huginn_plan import plan, sampling_of
+from inward.methods.huginn_plan import plan
 from inward.sampling import Sampling
 from inward.trace import read_traces, write_traces
 from tests.golden_folders import golden_folders, golden_ids
@@ -369,14 +369,6 @@ def test_bad_input_is_refused_before_the_first_forward(options, message):
     setattr(model, "embed", None)  # noqa: B010 - nothing may run
     with pytest.raises(ValueError, match=message):
         short(model, **options)
-
-
-def test_a_setting_of_one_is_not_unset():
-    asked = sampling_of(GenerationConfig(do_sample=True, temperature=1.0, top_k=1))
-    assert (asked.rule, asked.top_k, asked.temperature) == ("gumbel", 1, 1.0)
-    for name in ("no_repeat_ngram_size", "min_new_tokens"):
-        with pytest.raises(ValueError, match=name):
-            sampling_of(GenerationConfig(**{name: 1}))
 
 
 def test_a_rule_that_does_not_answer_row_by_row_is_told(model):

@@ -1,8 +1,7 @@
 """The options of generation with thoughts, checked before any work.
 
 How tokens are drawn is transformers' business: a `GenerationConfig` says it, and its processors do
-it, in transformers' order. One difference: a field that nobody set is off (transformers' sampling
-would still cut to the 50 likeliest tokens).
+it (`inward.sampling.sampling_of`).
 """
 
 from __future__ import annotations
@@ -12,23 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from transformers import (
-    GenerationConfig,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    NoBadWordsLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
+from transformers import GenerationConfig
 
 from inward.methods.coconut import Coconut, Edit, PerPass
 from inward.methods.coconut_policies import Policy, Speak
-from inward.sampling import Sampling
+from inward.sampling import Sampling, sampling_of
 
 
 @dataclass(frozen=True)
@@ -114,7 +101,7 @@ def plan(
     ends = frozenset(np.atleast_1d([] if config.eos_token_id is None else config.eos_token_id))
     return Plan(
         policy=policy or Speak(),
-        sampling=sampling or sampling_of(config, seed),
+        sampling=sampling or sampling_of(config, seed, rule="match"),
         ends=frozenset(int(token) for token in ends),
         max_new_tokens=max_new_tokens,
         max_new_thoughts=max_new_thoughts,
@@ -128,49 +115,3 @@ def plan(
         logprobs=logprobs,
         per_pass=per_pass,
     )
-
-
-_REFUSED = (
-    *("num_beams", "num_beam_groups", "num_return_sequences", "penalty_alpha", "dola_layers"),
-    *("constraints", "force_words_ids", "guidance_scale", "watermarking_config", "max_time"),
-    *("min_length", "min_new_tokens", "forced_bos_token_id", "forced_eos_token_id", "top_h"),
-    *("epsilon_cutoff", "eta_cutoff", "sequence_bias", "encoder_repetition_penalty"),
-    *("exponential_decay_length_penalty", "begin_suppress_tokens", "assistant_early_exit"),
-)
-
-
-def sampling_of(config: GenerationConfig, seed: int = 0) -> Sampling:
-    """How a generation config of transformers draws tokens, by transformers' own processors.
-
-    Raises:
-        ValueError: it asks for a search, or a processor that is not offered here.
-    """
-    asked = {k: v for k, v in config.to_dict().items() if v not in (None, False, [], {})}
-    other = sorted(name for name in _REFUSED if asked.get(name, 1) not in (0, 1))
-    if other:
-        raise ValueError(
-            f"the generation config sets {other}, which generation with thoughts does not do; "
-            "unset it, or pass sampling=Sampling(processors=...) with what you need"
-        )
-    chain = LogitsProcessorList()
-    if asked.get("repetition_penalty", 1.0) != 1.0:
-        chain.append(RepetitionPenaltyLogitsProcessor(float(asked["repetition_penalty"])))
-    if "no_repeat_ngram_size" in asked:
-        chain.append(NoRepeatNGramLogitsProcessor(asked["no_repeat_ngram_size"]))
-    if "bad_words_ids" in asked:
-        chain.append(NoBadWordsLogitsProcessor(asked["bad_words_ids"], config.eos_token_id))
-    if "suppress_tokens" in asked:
-        chain.append(SuppressTokensLogitsProcessor(asked["suppress_tokens"]))
-    if not config.do_sample:
-        return Sampling(processors=tuple(chain), seed=seed)
-    if asked.get("temperature", 1.0) != 1.0:
-        chain.append(TemperatureLogitsWarper(float(asked["temperature"])))
-    if "top_k" in asked:
-        chain.append(TopKLogitsWarper(asked["top_k"]))
-    if asked.get("top_p", 1.0) < 1.0:
-        chain.append(TopPLogitsWarper(float(asked["top_p"])))
-    if "min_p" in asked:
-        chain.append(MinPLogitsWarper(float(asked["min_p"])))
-    if asked.get("typical_p", 1.0) < 1.0:
-        chain.append(TypicalLogitsWarper(float(asked["typical_p"])))
-    return Sampling(rule="match", processors=tuple(chain), seed=seed)

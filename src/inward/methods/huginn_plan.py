@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
+from transformers import GenerationConfig
 
 from inward import halting
 from inward.cache import PerDepth, Policy
 from inward.cache import policy as policy_of
-from inward.sampling import Sampler, Sampling
+from inward.sampling import Sampler, Sampling, sampling_of
 from inward.trace import Cost, Step, Trace
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def plan(
         start=start,
         warm=warm,
         ends=ends_of(eos_token_id, generation, config.vocab_size),
-        sampling=sampling_of(generation) if sampling is None else sampling,
+        sampling=sampling or sampling_of(generation, refuse=("stop_strings",)),
         state_seeds=seeds,
         limit=config.block_size,
         trace=trace,
@@ -157,50 +157,6 @@ def ends_of(
     if any(not 0 <= token < vocab_size for token in ends):
         raise ValueError(f"end tokens {sorted(ends)}: the vocabulary has {vocab_size}")
     return ends
-
-
-def sampling_of(generation: GenerationConfig | None, seed: int = 0) -> Sampling:
-    """Greedy, or the sampling that a transformers GenerationConfig asks for.
-
-    Raises:
-        ValueError: it asks for a search over several texts, or for a processor not made here; build
-            a `Sampling` with processors instead.
-    """
-    if generation is None:
-        return Sampling()
-    unset = (None, False, [], {}, 1, 1.0)
-    # these do something at 1 too
-    counted = {"top_k", "no_repeat_ngram_size", "min_new_tokens", "max_time"}
-    asked = {
-        name: value
-        for name, value in generation.to_dict().items()
-        if value not in unset or (name in counted and value)
-    }
-    other = set(asked) & {
-        *("num_beams", "num_beam_groups", "num_return_sequences", "penalty_alpha", "dola_layers"),
-        *("min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "no_repeat_ngram_size"),
-        *("bad_words_ids", "sequence_bias", "suppress_tokens", "stop_strings", "max_time"),
-        *("min_new_tokens", "guidance_scale", "watermarking_config", "constraints"),
-    }
-    if other:
-        raise ValueError(
-            f"the generation config sets {sorted(other)}, which this generator does not do; pass "
-            "sampling=Sampling(processors=...), which takes any of transformers' LogitsProcessors"
-        )
-    penalty = asked.get("repetition_penalty")
-    processors: tuple[Any, ...] = ()
-    if penalty is not None:
-        processors = (RepetitionPenaltyLogitsProcessor(float(penalty)),)
-    if not generation.do_sample:
-        return Sampling(processors=processors, seed=seed)
-    return Sampling(
-        rule="gumbel",
-        temperature=asked.get("temperature", 1.0),
-        top_k=asked.get("top_k", 0),
-        top_p=asked.get("top_p", 1.0),
-        processors=processors,
-        seed=seed,
-    )
 
 
 def prompts_of(
