@@ -1,12 +1,14 @@
-"""Accuracy against training FLOPs (`python benchmarks/trm_compute.py`, 3 h on one core).
+"""Accuracy against training FLOPs (`python benchmarks/trm_compute.py`, 2 h on one core).
 
 First pilots: every rate of every rung at a third of the budget, judged by the cells of validation
-puzzles it gets right (exact accuracy may still be 0 there). Then, with the best rate of each, the
-runs: three seeds to the same FLOPs, accuracy on validation puzzles along the way, on test puzzles
-once at the end. Runs are resumed where they stopped and a finished one is not done again: the same
-command goes on. Rows go to benchmarks/trm_compute.jsonl.
+puzzles it gets right (exact accuracy may still be 0 there). Then the runs, the published recipe and
+that rung which did best in the pilots, each at its best rate: three seeds to the same FLOPs,
+accuracy on validation puzzles along the way, on test puzzles once at the end. Runs are resumed
+where they stopped and a finished one is not done again: the same command goes on. Rows go to
+benchmarks/trm_compute.jsonl.
 
-The rungs are those of `inward.recipes.trm_compute`; `--only` takes more of them than the two ends.
+The rungs are those of `inward.recipes.trm_compute`; `--only` names those to run, `--seeds 0` stops
+after the pilots.
 """
 
 import argparse
@@ -150,7 +152,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budget", type=float, default=BUDGET, help="training FLOPs of a run")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
-    parser.add_argument("--only", nargs="+", default=["published", "cheaper"], choices=LADDER)
+    parser.add_argument("--only", nargs="+", choices=LADDER, help="rungs; the best two otherwise")
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--figure", type=Path, help=".svg or .png of accuracy against FLOPs")
     args = parser.parse_args()
@@ -160,20 +162,22 @@ def main() -> None:
         append_row(args.rows, row)
         rows.append(row)
 
-    best = {}
-    for name in args.only:
+    best: dict[str, tuple[float, float]] = {}
+    for name in args.only or LADDER:
         for lr in args.rates:
             done = {(row["rung"], row["lr"]) for row in rows if row["kind"] == "pilot"}
             if (name, lr) not in done:
                 keep(pilot(name, lr, args.out, args.budget))
                 print(f"pilot {name} {lr:g}: {100 * rows[-1]['cells']:.1f} % cells", flush=True)
         tried = [row for row in rows if row["kind"] == "pilot" and row["rung"] == name]
-        best[name] = max(tried, key=lambda row: row["cells"])["lr"]
+        best[name] = max((row["cells"], row["lr"]) for row in tried)
+    others = [name for name in best if name != "published"]
+    names = args.only or ["published", max(others, key=lambda name: best[name])]
     for seed in range(args.seeds):
-        for name in args.only:
+        for name in names:
             done = {(row["rung"], row["seed"]) for row in rows if row["kind"] == "run"}
             if (name, seed) not in done:
-                keep(measured(name, seed, best[name], args.out, args.budget))
+                keep(measured(name, seed, best[name][1], args.out, args.budget))
                 print(table(rows), flush=True)
     print(table(rows))
     if args.figure is not None:
