@@ -1,6 +1,6 @@
-"""Accuracy against training FLOPs (`python benchmarks/trm_compute.py`, 2 h on one core).
+"""Accuracy against training FLOPs (`python benchmarks/trm_compute.py`, 80 minutes on one core).
 
-First pilots: every rate of every rung at a third of the budget, judged by the cells of validation
+First pilots: every rate of every rung at half of the budget, judged by the cells of validation
 puzzles it gets right (exact accuracy may still be 0 there). Then the runs, the published recipe and
 that rung which did best in the pilots, each at its best rate: three seeds to the same FLOPs,
 accuracy on validation puzzles along the way, on test puzzles once at the end. Runs are resumed
@@ -66,7 +66,7 @@ def trained(run: TRMRecipe, folder: Path) -> dict[str, Any]:
 
 def pilot(name: str, lr: float, out: Path, budget: float) -> dict[str, Any]:
     """A short run that only judges a rate."""
-    run = recipe(name, PILOT_SEED, budget=budget / 3, lr=lr, looks=2)
+    run = recipe(name, PILOT_SEED, budget=budget / 2, lr=lr, looks=2)
     row = trained(run, out / f"pilot-{name}-{lr:g}")
     return {"kind": "pilot", "rung": name, "cells": row["curve"][-1][3]} | row
 

@@ -104,9 +104,11 @@ class Generate:
     def _tell(self, prompt: str, one: Any, codec: Any) -> None:
         from rich.console import Console
 
-        from inward.viz import terminal, text
+        from inward.viz import terminal, text, thoughts
 
-        if self.show:
+        if self.show and one.trace.method == "coconut":
+            thoughts.show_thoughts(one.trace, lambda token: codec.decode([token]))
+        elif self.show:
             Console().print(text.told(one.trace, codec.decode), highlight=False)
         print(f"{prompt}{one.text}")
         cost = terminal.flops_text(one.trace.cost.flops)

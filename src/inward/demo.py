@@ -6,8 +6,8 @@ what cost. Everything that depends on the checkpoint comes from its recipe.json,
 that joins later is in the demo without a change here.
 
 Training used seeds of its recipe (small numbers, see recipes/); the seeds here start far above, so
-the puzzles are new. Language models have a part of their own (demo_depth.py). Mazes come in the
-trained size and two larger ones, with steps in proportion.
+the puzzles are new. Language models have parts of their own (demo_depth.py, demo_thoughts.py,
+demo_draft.py). Mazes come in the trained size and two larger ones, with steps in proportion.
 """
 
 from __future__ import annotations
@@ -75,8 +75,6 @@ def demo(
 
     Raises ValueError if no checkpoint is shipped, or `num` or `seed` is out of range.
     """
-    from inward.demo_depth import depth_demo
-    from inward.evals.run import recipe_of
     from inward.hub import load, shipped
     from inward.viz import plots
 
@@ -96,8 +94,7 @@ def demo(
     for name in shipped():
         model = load(name)
         if not hasattr(model, "solve"):
-            recipe: Any = recipe_of(name)
-            depth_demo(name, model, recipe, seed=FIRST_SEED + seed, num=num, console=console)
+            _language(name, model, seed=FIRST_SEED + seed, num=num, console=console)
             continue
         for kind in kinds(name, model, seed=seed, num=num):
             outcomes.append(_run(kind, model, Path(out), console, seconds))
@@ -106,6 +103,30 @@ def demo(
     if pictures:
         console.print(f"Pictures: {', '.join(str(path) for path in pictures)}", soft_wrap=True)
     return outcomes
+
+
+def _language(name: str, model: Any, **options: Any) -> None:
+    """The part of a model that writes text."""
+    from inward.evals.run import recipe_of
+
+    kind = type(model).__name__
+    if kind == "TiDAR":
+        from transformers import AutoTokenizer
+
+        from inward.demo_draft import draft_demo
+        from inward.hub import resolve
+
+        draft_demo(name, model, AutoTokenizer.from_pretrained(resolve(name)), **options)
+        return
+    recipe: Any = recipe_of(name)
+    if kind == "Coconut":
+        from inward.demo_thoughts import thoughts_demo
+
+        thoughts_demo(name, model, recipe, **options)
+    else:
+        from inward.demo_depth import depth_demo
+
+        depth_demo(name, model, recipe, **options)
 
 
 def kinds(name: str, model: Any, *, seed: int, num: int | None) -> Iterator[Kind]:

@@ -298,3 +298,19 @@ def test_concept_names_go_on():
     assert names[:38] == prosqa.CONCEPTS and len(set(names)) == 300
     with pytest.raises(ValueError, match="use fewer nodes"):
         prosqa.concepts(10_000)
+
+
+def test_joined_edges_are_the_same_edges():
+    (record,) = prosqa.generate(1, seed=3, rendering="symbolic")
+    once = prosqa.joined(record)
+    head, _, tail = once.question.partition(prosqa.QUERY)
+    pairs = [tuple(word.split("_")) for word in head.split()]
+    symbols = record.meta["idx_to_symbol"]
+    assert sorted(pairs) == sorted((symbols[a], symbols[b]) for a, b in record.meta["edges"])
+    assert record.question.endswith(prosqa.QUERY + tail)
+    assert (once.steps, once.answer, once.meta) == (record.steps, record.answer, record.meta)
+    # a joined question has a swap like any other, with the same edges
+    assert prosqa.swapped(once) == prosqa.joined(prosqa.swapped(record))
+    (text,) = prosqa.generate(1, seed=3)
+    with pytest.raises(ValueError, match="not symbolic"):
+        prosqa.joined(text)

@@ -2,14 +2,16 @@
 
 import json
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import torch
 import tyro
 
 from inward.data import prosqa
 from inward.data.patterns import Script, Speak, Think
 from inward.data.prosqa import ProsQASettings
+from inward.methods.coconut import Coconut
 from inward.recipes import coconut
 from inward.recipes.coconut import ChainData, CoconutRecipe, FileData, ProsQAData, SmallBase
 from inward.train.settings import TrainSettings
@@ -36,7 +38,7 @@ def small(recipe: CoconutRecipe, **changes) -> CoconutRecipe:
 @pytest.mark.parametrize("row", list(coconut.rows(first=1, each=1)))
 def test_every_row_trains_and_answers(row):
     run: Any = small(coconut.prosqa_symbolic(row)).build()
-    for step in (0, 8, 40):  # from the first stage to the last
+    for step in (0, 60, 200):  # from the first stage to the last
         batch = run.source.batch(step, range(4), 4)
         loss = run.model.loss(batch, None, None)
         assert float(loss.total.detach()) > 0
@@ -77,11 +79,11 @@ def test_splits_share_no_puzzle():
 def test_the_released_test_set_can_be_the_test(shared_data):
     path = str(shared_data / "prosqa" / "prosqa_test.json")
     recipe = small(coconut.prosqa_symbolic())
-    recipe = replace(recipe, data=replace(recipe.data, test_file=path))
+    recipe = replace(recipe, data=replace(recipe.data, test_file=path, num_symbols=28))
     asked = recipe.task().ask(recipe.data.split("test"))
     assert len(asked) == 500
     prompts = recipe.prompts(recipe.model(), [record.question for record in asked[:5]])
-    assert {prompt.num_thoughts for prompt in prompts} == {6}
+    assert {prompt.num_thoughts for prompt in prompts} == {4}
 
 
 def test_policies_fit_the_rows():
@@ -145,3 +147,86 @@ def test_fields_can_be_overridden_on_a_command_line():
     )
     assert recipe.train.steps == 3 and recipe.base.width == 32
     assert recipe.curriculum.pattern.thoughts == 5
+
+
+# --- a shared start -------------------------------------------------------------------------------
+
+
+def trained(tmp_path, recipe: CoconutRecipe, name: str = "cot"):
+    """A run of two steps."""
+    from inward.train import train
+
+    train(recipe.build(), recipe.train, tmp_path / name)
+    return tmp_path / name
+
+
+def test_a_row_starts_from_a_trained_folder(tmp_path):
+    folder = trained(tmp_path, small(coconut.prosqa_symbolic("cot")))
+    row = small(coconut.prosqa_symbolic("coconut", start=str(folder / "model")))
+    assert row.curriculum.stages.at(0) == 1
+    assert coconut.prosqa_symbolic("coconut").curriculum.stages.at(0) == 0
+    built: Any = row.build()
+    weights = Coconut.from_pretrained(folder / "model").base.state_dict()
+    ours = built.model.base.state_dict()
+    assert all(torch.equal(ours[name], weight) for name, weight in weights.items())
+    fresh: Any = replace(row, start="").build()
+    assert not torch.equal(fresh.model.embedding.weight, built.model.embedding.weight)
+    # the run's folder will do, and the first batch thinks
+    again: Any = replace(row, start=str(folder)).build()
+    assert torch.equal(again.model.embedding.weight, built.model.embedding.weight)
+    assert bool(built.source.batch(0, range(4), 4)["latent"].any())
+    assert asdict(row)["start"] == str(folder / "model")  # a resumed run knows where it began
+
+
+def test_a_start_that_does_not_fit_is_refused(tmp_path):
+    folder = str(trained(tmp_path, small(coconut.prosqa_symbolic("cot"))))
+    row = small(coconut.prosqa_symbolic("coconut", start=folder))
+    wide = replace(row, base=replace(row.base, width=32))
+    with pytest.raises(ValueError, match="of wrong shape"):
+        wide.build()
+    deep = replace(row, base=replace(row.base, num_layers=2))
+    with pytest.raises(ValueError, match="missing"):
+        deep.build()
+    with pytest.raises(ValueError, match="another vocabulary"):
+        small(coconut.chains_symbolic("coconut", start=folder)).build()
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        replace(row, start=str(tmp_path / "nowhere")).build()
+
+
+def test_rows_that_share_the_start_begin_with_spoken_steps():
+    later, whole = coconut.rows(first=0, each=2), coconut.rows(first=3, each=2)
+    for name, curriculum in whole.items():
+        stages, rest = curriculum.stages, later[name].stages
+        if name not in coconut.SHARE_COT:
+            assert stages == rest
+        elif stages.lengths:
+            # the same stages, without the first
+            assert [rest.at(e) for e in range(20)] == [stages.at(e + 3) for e in range(20)]
+            assert stages.at(0) == 0 and rest.at(0) == 1
+
+
+def test_the_small_base_has_the_spread_it_is_given():
+    for kind in ("gpt2", "llama"):
+        torch.manual_seed(0)
+        model = SmallBase(kind, width=64, init_std=0.1).build(50, 0)
+        weight = cast(Any, model).get_input_embeddings().weight.detach()
+        assert float(weight.std()) == pytest.approx(0.1, rel=0.1)
+
+
+def test_fewer_numbers_name_the_nodes():
+    data = ProsQAData(graphs=TINY, num_train=4, num_valid=4, num_test=20, num_symbols=12)
+    asked = data.task().ask(data.split("test"))
+    names = {int(name) for record in asked for name in record.meta["idx_to_symbol"]}
+    assert names == set(range(12))
+
+
+def test_edges_can_be_one_word():
+    recipe = small(coconut.prosqa_symbolic("cot"))
+    recipe = replace(recipe, data=replace(recipe.data, joined=True, num_symbols=10))
+    run: Any = recipe.build()
+    (sample,) = run.source.samples(0, range(1), 4)
+    words = run.model.tokenizer.convert_ids_to_tokens(sample.segments[0].ids)
+    at = words.index("[Q]")
+    assert all("_" in word for word in words[:at]) and len(words[at:]) == 6  # options, root, line
+    found = run.evaluate(run.model.eval())
+    assert {"accuracy", "paired", "outcome_hallucination"} <= set(found)

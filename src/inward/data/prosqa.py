@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -418,6 +418,21 @@ def rendered(
         names = record.meta["idx_to_symbol"]
         symbols = names if rendering == "text" else [str(i) for i in range(graph.num_nodes)]
     return render(graph, rng, rendering=rendering, symbols=symbols, num_symbols=num_symbols)
+
+
+def joined(record: Record) -> Record:
+    """A symbolic puzzle whose question lists every edge as one word: "3_14 1_3 [Q] 14 9 [R] 1".
+
+    A small model finds the child of a node in one look then, as it needs no head that first joins
+    the two numbers of a pair (arXiv 2505.12514 gives its first layer to that). Steps stay pairs.
+
+    Raises ValueError for another rendering.
+    """
+    head, mark, tail = record.question.partition(QUERY)
+    if not mark:
+        raise ValueError(f"{record.question[:40]!r} is not symbolic; only symbols can be joined")
+    edges = ["_".join(edge.split()) for edge in head.split(BAR)]
+    return replace(record, question=" ".join([*edges, mark + tail]))
 
 
 def swapped(record: Record, rng: np.random.Generator | None = None) -> Record:

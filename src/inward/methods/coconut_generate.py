@@ -229,7 +229,7 @@ class _Engine:
         self.columns = self.batch["attention_mask"].shape[1]
         self.mask = F.pad(self.batch["attention_mask"], (0, _MORE))
         self.num_passes = 0
-        self.num_weights, self.per_position = _weights(model)
+        self.num_weights, self.per_position = position_cost(model)
 
     # -- the loop
 
@@ -524,7 +524,7 @@ class _Engine:
         )
 
 
-def _weights(model: Coconut) -> tuple[int, int]:
+def position_cost(model: Coconut) -> tuple[int, int]:
     """(weights that multiply one position, FLOPs of attention per cached position)."""
     base = unwrapped(model.base)
     tables = [m.weight.numel() for m in base.modules() if isinstance(m, torch.nn.Embedding)]

@@ -1,7 +1,8 @@
 """Runs of Coconut and of interleaved thinking: small ones from scratch, and the published ones.
 
-    prosqa_rows(...)     the rows of the comparison on ProsQA: one `Curriculum` each, same budget
-    prosqa_symbolic()    two layers, width 128, edge pairs and numbers; test = the released 500
+    rows(...)            the rows of a comparison: one `Curriculum` each, same budget
+    prosqa_symbolic()    two layers, width 64, small graphs whose edges are one word each
+    chains_symbolic()    two layers, width 128, arithmetic as equations
     published_*()        the paper's settings with their sources. NOT RUN HERE
 
 Every run of one table shares data, model, steps and batch; rows differ in the curriculum alone.
@@ -11,17 +12,17 @@ Sources: arXiv 2412.06769 (section 4 and appendix), the released args/*.yaml and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from inward.data import chains, prosqa, records
+from inward.data import prosqa
 from inward.data.curriculum import Curriculum, Layout, Stages
 from inward.data.patterns import Cot, Fixed, NoCot, Pieces, Prefix, Rhythm
 from inward.data.records import Record
 from inward.data.segments import Sample
 from inward.data.tokenizers import Form
+from inward.recipes.coconut_data import ChainData, FileData, ProsQAData
 from inward.tasks.chains import ChainTask
 from inward.tasks.prosqa import ProsQATask
 from inward.train.settings import OptimSettings, TrainSettings
@@ -31,127 +32,8 @@ if TYPE_CHECKING:
 
     from inward.data.latents import LatentSource
     from inward.methods.coconut import Coconut
+    from inward.methods.coconut_generate import Generated
     from inward.train.loop import Run
-
-# --------------------------------------------------------------------------------------------------
-# Data: what a recipe trains on, and what it is measured on
-
-
-@dataclass(frozen=True)
-class ProsQAData:
-    """Generated puzzles for training, none of them in valid or test; written anew at every visit.
-
-    test_file   the released prosqa_test.json; empty: generated as well
-    pairs       a question and its swap stand side by side in every batch
-    """
-
-    rendering: prosqa.Rendering = "symbolic"
-    graphs: prosqa.ProsQASettings = field(default_factory=prosqa.ProsQASettings)
-    num_train: int = 17_886
-    num_valid: int = 300
-    num_test: int = 500
-    test_file: str = ""
-    pairs: bool = False
-    seed: int = 0
-
-    @property
-    def group(self) -> int:
-        """Records that stay together."""
-        return 2 if self.pairs else 1
-
-    def task(self) -> ProsQATask:
-        """How to ask and score; 28 numbers, or as many as the graphs have nodes."""
-        return ProsQATask(self.rendering, num_symbols=max(28, self.graphs.num_nodes))
-
-    def split(self, name: Literal["train", "valid", "test"]) -> list[Record]:
-        """Puzzles of a split, the same for the same fields."""
-        if name == "test":
-            return records.read_json(self.test_file) if self.test_file else self._test()
-        if name == "valid":
-            return self._make(self.num_valid, 2, self.split("test"))
-        held_out = self.split("test") + self.split("valid")
-        return self._make(self.num_train, 3, held_out, pairs=self.pairs)
-
-    def _test(self) -> list[Record]:
-        return self._make(self.num_test, 1, [])
-
-    def _make(
-        self, num: int, stream: int, exclude: list[Record], *, pairs: bool = False
-    ) -> list[Record]:
-        return prosqa.generate(
-            num, seed=10 * self.seed + stream, settings=self.graphs, exclude=exclude, pairs=pairs
-        )
-
-    def words(self) -> list[str]:
-        """Texts that hold every word of the rendering, whatever was generated."""
-        if self.rendering == "symbolic":
-            numbers = " ".join(str(i) for i in range(max(28, self.graphs.num_nodes)))
-            return [f"{numbers} {prosqa.BAR} {prosqa.QUERY} {prosqa.ROOT}\n### 0"]
-        names = " ".join([*prosqa.ENTITIES, *prosqa.concepts(max(38, self.graphs.num_nodes))])
-        return [f"Every {names} is a or. Is?\n### a"]
-
-
-@dataclass(frozen=True)
-class ChainData:
-    """Generated arithmetic chains, digits as tokens; no computation of training is in the tests."""
-
-    rendering: chains.Rendering = "symbolic"
-    settings: chains.ChainSettings = field(default_factory=chains.ChainSettings)
-    num_train: int = 20_000
-    num_valid: int = 300
-    num_test: int = 500
-    pairs: bool = False
-    seed: int = 0
-
-    @property
-    def group(self) -> int:
-        """Records that stay together."""
-        return 2 if self.pairs else 1
-
-    def task(self) -> ChainTask:
-        """How to ask and score."""
-        return ChainTask(self.rendering)
-
-    def split(self, name: Literal["train", "valid", "test"]) -> list[Record]:
-        """Chains of a split, the same for the same fields."""
-        before: dict[str, list[str]] = {"test": [], "valid": ["test"], "train": ["test", "valid"]}
-        exclude = [r for earlier in before[name] for r in self.split(cast(Any, earlier))]
-        stream = ("test", "valid", "train").index(name) + 1
-        return chains.generate(
-            getattr(self, f"num_{name}"),
-            seed=10 * self.seed + stream,
-            settings=self.settings,
-            rendering=self.rendering,
-            exclude=exclude,
-            pairs=self.pairs and name == "train",
-        )
-
-    def words(self) -> list[str]:
-        """Texts that hold every word of the rendering."""
-        names = chains.LETTERS if self.rendering == "symbolic" else chains.NAMES
-        told = " ".join([*names, "has times as many coins than more fewer How"])
-        return [f"{told}. 0123456789?\n<<0+0-0*0=0>>\n### 0"]
-
-
-@dataclass(frozen=True)
-class FileData:
-    """The released JSON, or GSM8k-Aug's text: question, steps, answer as they stand."""
-
-    train: str
-    valid: str
-    test: str
-    kind: Literal["json", "icot"] = "json"
-    group: int = 1
-
-    def task(self) -> ChainTask | ProsQATask:
-        """Exact answers: arithmetic for GSM8k; ProsQA's own for files with graphs."""
-        return ChainTask() if self.kind == "icot" else ProsQATask("text")
-
-    def split(self, name: Literal["train", "valid", "test"]) -> list[Record]:
-        """Records of a split; FileNotFoundError names the file that is missing."""
-        path = Path(getattr(self, name))
-        return records.read_icot(path) if self.kind == "icot" else records.read_json(path)
-
 
 # --------------------------------------------------------------------------------------------------
 # The base
@@ -159,13 +41,18 @@ class FileData:
 
 @dataclass(frozen=True)
 class SmallBase:
-    """A GPT-2 or Llama type from scratch over the words of the data."""
+    """A GPT-2 or Llama type from scratch over the words of the data.
+
+    init_std   spread of the initial weights. The libraries' 0.02 was chosen for widths of 768 and
+               more; 1 / sqrt(width) is 0.125 at 64
+    """
 
     kind: Literal["gpt2", "llama"] = "gpt2"
     num_layers: int = 2
     width: int = 128
     num_heads: int = 4
     max_positions: int = 320
+    init_std: float = 0.02
 
     def build(self, vocab_size: int, eos: int) -> nn.Module:
         """The untrained model; draws from torch's global generator (seed it first)."""
@@ -177,6 +64,7 @@ class SmallBase:
             "bos_token_id": eos,
             "eos_token_id": eos,
             "pad_token_id": eos,
+            "initializer_range": self.init_std,
         }
         if self.kind == "gpt2":
             dropped = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
@@ -210,7 +98,11 @@ class PretrainedBase:
 
 @dataclass(frozen=True)
 class CoconutRecipe:
-    """One complete run."""
+    """One complete run.
+
+    start   folder of a trained model (or its run) whose base the run starts from: weights alone, a
+            new optimizer. Rows of a table share a CoT run so, and begin with `Stages(first=1)`
+    """
 
     name: str
     about: str
@@ -221,6 +113,7 @@ class CoconutRecipe:
     max_new_tokens: int = 64
     num_evaluated: int = 100
     """validation records answered, each with its swap, at every evaluation"""
+    start: str = ""
 
     def task(self) -> ProsQATask | ChainTask:
         """How to ask and score."""
@@ -229,7 +122,8 @@ class CoconutRecipe:
     def build(self) -> Run:
         """Model, source and evaluation, ready for `train`.
 
-        Raises ValueError before any work: a curriculum, context or data that do not fit.
+        Raises ValueError before any work: a curriculum, context or data that do not fit, or a
+        start of another vocabulary or shape; FileNotFoundError for a start that is not there.
         """
         import torch
 
@@ -237,6 +131,8 @@ class CoconutRecipe:
 
         torch.manual_seed(self.train.seed)
         model = self.model()
+        if self.start:
+            _start_from(model, self.start)
         source = self.source(model)
         return Run(
             model=model,
@@ -307,7 +203,7 @@ class CoconutRecipe:
         def evaluate(model: Coconut) -> dict[str, float]:
             texts = self.answers(model, asked)
             other = None if swaps is None else self.answers(model, swaps)
-            return _report(task, asked, texts, other)
+            return score(task, asked, texts, other)
 
         return evaluate
 
@@ -315,19 +211,30 @@ class CoconutRecipe:
         self, model: Coconut, asked: Sequence[Record], *, batch: int = 50, **options: Any
     ) -> list[str]:
         """What the model says after each question, boundary tokens left out (greedy)."""
+        said: list[str] = []
+        for made in self.generated(model, asked, batch=batch, **options):
+            said += model.tokenizer.batch_decode(made.tokens, skip_special_tokens=True)
+        return said
+
+    def generated(
+        self, model: Coconut, asked: Sequence[Record], *, batch: int = 50, **options: Any
+    ) -> Iterator[Generated]:
+        """The same with all that generation knows, batch by batch."""
         from inward.methods.coconut_generate import generate
 
-        said: list[str] = []
         prompts = self.prompts(model, [record.question for record in asked])
-        options = {
+        options = self.options(model) | options
+        for start in range(0, len(prompts), batch):
+            yield generate(model, prompts[start : start + batch], **options)
+
+    def options(self, model: Coconut) -> dict[str, Any]:
+        """Of `generate`, and of the measurements in `inward.evals.thoughts`, for this run."""
+        return {
             "max_new_tokens": self.max_new_tokens,
             "policy": self.policy(model),
             "boundaries": self.curriculum.layout.boundaries != "none",
-        } | options
-        for start in range(0, len(prompts), batch):
-            made = generate(model, prompts[start : start + batch], do_sample=False, **options)
-            said += model.tokenizer.batch_decode(made.tokens, skip_special_tokens=True)
-        return said
+            "do_sample": False,
+        }
 
     def prompts(self, model: Coconut, questions: Sequence[str]) -> list[Sample]:
         """Questions with the thoughts that the last stage opens with."""
@@ -352,12 +259,36 @@ class CoconutRecipe:
         return Script(blocks, sentences=pattern.sentences, ends=frozenset({end}))
 
 
-def _report(
+def _start_from(model: Coconut, folder: str) -> None:
+    """Put the base's weights of a saved model into this one.
+
+    Raises ValueError that says which words or weights differ.
+    """
+    from inward.hub import check_fit, resolve
+    from inward.methods.coconut import Coconut
+
+    path = resolve(folder)
+    other = Coconut.from_pretrained(path)
+    here, there = (m.tokenizer.get_vocab() if m.tokenizer else {} for m in (model, other))
+    differing = sorted(dict(here.items() ^ there.items()))
+    if differing:
+        raise ValueError(
+            f"{path} was trained with another vocabulary; {len(differing)} words or their numbers "
+            f"differ, such as {', '.join(map(repr, differing[:5]))}. Start from a run on data of "
+            "the same kind"
+        )
+    weights = other.base.state_dict()
+    check_fit(weights, model.base.state_dict(), path)
+    model.base.load_state_dict(weights)
+
+
+def score(
     task: ProsQATask | ChainTask,
     asked: Sequence[Record],
     texts: Sequence[str],
     other: Sequence[str] | None,
 ) -> dict[str, float]:
+    """The task's metrics of what was said to the questions, and to their swaps."""
     from inward.tasks import chains as chain_scores
     from inward.tasks import prosqa as prosqa_scores
 
@@ -382,15 +313,22 @@ def rows(
 ) -> dict[str, Curriculum]:
     """The rows of the comparison: the same data and steps, another curriculum each.
 
-    first      epochs of stage 0, which is CoT: Coconut variants can share this start per seed
+    first      epochs of stage 0, which is CoT; 0: the rows of `SHARE_COT` begin at stage 1, for
+               runs that start from a CoT run
     each       epochs of every later stage
     c, max_stage          of the prefix curriculum
     thoughts, sentences   of the interleaved rows, which hide one step behind each block
     """
     prefix = Prefix(c=c, max_stage=max_stage)
     rhythm = Rhythm(thoughts, hidden=1, sentences=sentences, blocks=max(1, (max_stage + 1) // 2))
-    stages = Stages((first, *(each,) * max_stage), reset=reset)
-    blocks = Stages((first, *(each,) * (rhythm.blocks - 1)), reset=reset)
+
+    def later(num: int) -> Stages:
+        """Stage 0, `num` stages of equal length, and the last one to the end."""
+        if not first:
+            return Stages((each,) * num, first=1, reset=reset)
+        return Stages((first, *(each,) * num), reset=reset)
+
+    stages, blocks = later(max_stage), later(rhythm.blocks - 1)
     coconut = Curriculum(prefix, stages=stages)
     return {
         "coconut": coconut,
@@ -403,9 +341,17 @@ def rows(
         "without-thought": replace(coconut, layout=Layout("nothing")),
         "without-curriculum": replace(coconut, stages=Stages(first=max_stage + 1)),
         "one-at-a-time": Curriculum(
-            replace(prefix, one_at_a_time=True), stages=Stages((first, *(each,) * (c * max_stage)))
+            replace(prefix, one_at_a_time=True), stages=later(c * max_stage)
         ),
     }
+
+
+SHARE_COT = (
+    *("coconut", "interleaved", "interleaved-learned", "cot", "pause-as-thought"),
+    *("without-thought", "one-at-a-time"),
+)
+"""Rows whose training begins with CoT, so that one CoT run a seed serves them all. The others never
+speak a step and are trained from scratch, as in the paper."""
 
 
 _FAST = TrainSettings(
@@ -421,17 +367,51 @@ _FAST = TrainSettings(
 )
 
 
-def prosqa_symbolic(row: str = "coconut") -> CoconutRecipe:
-    """One row of the ProsQA table; graphs without the shortcut, pairs together. A first guess."""
-    table = rows(first=4, each=1)
+def _row(row: str, table: dict[str, Curriculum]) -> Curriculum:
     if row not in table:
         raise ValueError(f"there is no row {row!r}; rows are {', '.join(table)}")
+    return table[row]
+
+
+PROSQA_GRAPHS = prosqa.ProsQASettings(
+    num_nodes=16, mean_parents=1.2, depth_weight=6.0, min_hops=3, max_hops=4, shortcut=False
+)
+"""12 nodes and 15 edges in the mean, two options equally deep, almost all three hops."""
+
+
+def prosqa_symbolic(row: str = "coconut", *, start: str = "") -> CoconutRecipe:
+    """One row of the ProsQA table: small graphs without the shortcut, every edge one word.
+
+    start   folder of a CoT run of 3000 steps; then the rows of `SHARE_COT` begin at stage 1 and
+            take 3000 more. Without it, a run takes the 6000 steps by itself
+
+    Why this setting: written as pairs ("3 14 | 1 3"), a node's child takes two steps to find (join
+    the pair, then match it), and small models stay for long at naming any node of the graph: 27 to
+    40 % of the spoken steps were edges after 1 to 3 CPU minutes of 10-node graphs (Llama type; two
+    initial spreads, two batch sizes, both orders within a pair). With an edge as one word, 20 CPU
+    seconds teach it. At a constant rate the chain stayed at 92 % edges after 3000 steps; hence the
+    cosine.
+    """
+    curriculum = _row(row, rows(first=0 if start else 12, each=2, max_stage=4))
     return CoconutRecipe(
         name=f"prosqa-{row}",
-        about=f"ProsQA as symbols, 2 layers, width 128, from scratch: {row}",
-        curriculum=table[row],
-        data=ProsQAData(graphs=prosqa.ProsQASettings(shortcut=False), pairs=True),
-        train=_FAST,
+        about=f"ProsQA as symbols, 16 nodes, 2 layers, width 64, from scratch: {row}",
+        curriculum=curriculum,
+        base=SmallBase("llama", num_layers=2, width=64, num_heads=4, init_std=0.1),
+        start=start,
+        data=ProsQAData(
+            graphs=PROSQA_GRAPHS, num_train=8000, pairs=True, num_symbols=16, joined=True
+        ),
+        train=replace(
+            _FAST,
+            steps=3000 if start else 6000,
+            batch_rows=32,
+            optim=replace(_FAST.optim, lr=2e-3, weight_decay=0.1),
+            schedule="cosine",
+            min_ratio=0.05,
+            eval_every=500,
+        ),
+        max_new_tokens=24,
     )
 
 
@@ -450,17 +430,16 @@ def prosqa_cot() -> CoconutRecipe:
     return prosqa_symbolic("cot")
 
 
-def chains_symbolic(row: str = "coconut") -> CoconutRecipe:
+def chains_symbolic(row: str = "coconut", *, start: str = "") -> CoconutRecipe:
     """One row of the table on arithmetic chains, where the paper's CoT wins. A first guess."""
-    table = rows(first=4, each=1, c=2, max_stage=3)
-    if row not in table:
-        raise ValueError(f"there is no row {row!r}; rows are {', '.join(table)}")
+    curriculum = _row(row, rows(first=0 if start else 4, each=1, c=2, max_stage=3))
     return CoconutRecipe(
         name=f"chains-{row}",
         about=f"arithmetic chains, 2 layers, width 128, from scratch: {row}",
-        curriculum=table[row],
+        curriculum=curriculum,
+        start=start,
         data=ChainData(),
-        train=_FAST,
+        train=replace(_FAST, steps=2750 if start else 4000),
     )
 
 

@@ -13,7 +13,7 @@ rung gets the same training FLOPs, so a cheaper step means more steps.
 
 Scaled down alike for all: width 64, batch 64, T = 2, n = 3 (published: 512, 768, 3, 6), a short
 average of the weights, and 9x9 puzzles with so many clues that both ends of the ladder learn
-something within about 9 minutes on one core. The published rate (1e-4) would leave all of that
+something within about 6 minutes on one core. The published rate (1e-4) would leave all of that
 at 0 %: each rung gets its own, the best of `RATES` in pilots judged on validation puzzles.
 
 Data: 1,000 base puzzles, each visit under a fresh random symmetry. The published set holds 1,000
@@ -29,8 +29,8 @@ from inward.methods.trm_settings import TRMSettings
 from inward.recipes.trm import SudokuData, TRMRecipe
 from inward.train.settings import OptimSettings, TrainSettings
 
-BUDGET = 25e12
-"""training FLOPs of one run; about 9 minutes on one core"""
+BUDGET = 50e12 / 3
+"""training FLOPs of one run; about 6 minutes on one core"""
 
 RATES = (4e-3, 8e-3, 16e-3)
 """what a pilot tries"""

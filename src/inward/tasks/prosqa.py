@@ -25,6 +25,7 @@ from inward.data.prosqa import (
     blind_depth,
     distances,
     graph_of,
+    joined,
     rendered,
     swapped,
 )
@@ -70,11 +71,13 @@ class ProsQATask:
 
     rename       new names or numbers at each rewriting (see `inward.data.prosqa.rendered`)
     num_symbols  numbers of the symbolic rendering; the released graphs need 28
+    joined       an edge of the symbolic question is one word (see `inward.data.prosqa.joined`)
     """
 
     rendering: Rendering = "text"
     rename: bool = True
     num_symbols: int | None = 28
+    joined: bool = False
 
     @property
     def name(self) -> str:
@@ -83,13 +86,14 @@ class ProsQATask:
 
     def rewrite(self, record: Record, rng: np.random.Generator) -> Record:
         """The puzzle anew: order, names and path drawn. For `LatentSource`."""
-        return rendered(
+        written = rendered(
             record,
             rng,
             rendering=self.rendering,
             rename=self.rename,
             num_symbols=self.num_symbols if self.rendering == "symbolic" else None,
         )
+        return joined(written) if self.joined else written
 
     def ask(self, records: Sequence[Record], *, seed: int = 0) -> list[Record]:
         """Records as they are put to a model: untouched as text, drawn from `seed` as symbols."""

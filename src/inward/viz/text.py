@@ -1,10 +1,10 @@
 """Traces of language models in the terminal: the text, and beside each piece how it came about.
 
-    told(trace, decode)     Huginn: recurrences under every token; Coconut: thoughts through the
-                            lens between the words; TiDAR: one line a forward, what was drafted and
-                            what stood
+    told(trace, decode)     Huginn: recurrences under every token; TiDAR: one line a forward, what
+                            was drafted and what stood
 
-Colour is a help, never the carrier: numbers and marks say the same.
+Thoughts of Coconut have a module of their own, `inward.viz.thoughts`. Colour is a help, never the
+carrier: numbers and marks say the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from rich.text import Text
 
-from inward.trace import Step, Trace
+from inward.trace import Trace
 
 Decode = Callable[[Sequence[int]], str]
 """token ids -> text"""
@@ -24,11 +24,11 @@ _WIDTH = 72
 def told(trace: Trace, decode: Decode) -> Text:
     """The story of one text.
 
-    Raises ValueError for a trace of a method that writes no text.
+    Raises ValueError for a trace of another method.
     """
-    tellers = {"huginn": _depths, "coconut": _thoughts, "tidar": _bursts}
+    tellers = {"huginn": _depths, "tidar": _bursts}
     if trace.method not in tellers:
-        raise ValueError(f"a trace of {trace.method!r} tells no text; known are {sorted(tellers)}")
+        raise ValueError(f"a trace of {trace.method!r} is not told here; {sorted(tellers)} are")
     return tellers[trace.method](trace, decode)
 
 
@@ -53,38 +53,6 @@ def _depths(trace: Trace, decode: Decode) -> Text:
         words.append(word.ljust(width), style)
         depths.append(depth.ljust(width), "cyan")
     return Text("\n").join([*lines, words, depths])
-
-
-def _thoughts(trace: Trace, decode: Decode) -> Text:
-    """A line a thought, with what the lens reads in it; spoken words in lines of their own."""
-    lines: list[Text] = []
-    spoken: list[int] = []
-
-    def speak() -> None:
-        if text := decode(spoken).strip("\n"):
-            lines.append(Text(text, "bold"))
-        spoken.clear()
-
-    number = 0
-    for step in trace.steps:
-        assert step.tokens is not None
-        if step.kind == "thought":
-            speak()
-            number += 1
-            lines.append(_lens(number, step, decode))
-        else:
-            spoken += step.tokens.tolist()
-    speak()
-    return Text("\n").join(lines)
-
-
-def _lens(number: int, step: Step, decode: Decode) -> Text:
-    assert step.tokens is not None and step.confidence is not None
-    seen = [
-        f"{piece(decode([int(token)]))} {share:.0%}"
-        for token, share in zip(step.tokens, step.confidence, strict=True)
-    ]
-    return Text(f"  ~ thought {number:>2}: {', '.join(seen)}", "magenta")
 
 
 def _bursts(trace: Trace, decode: Decode) -> Text:
