@@ -20,11 +20,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 
+from inward.data import tokenizers
 from inward.data.segments import Specials
 from inward.hub import CLASSES, load, strict
-
-TOKEN_NAMES = ("<|start-latent|>", "<|end-latent|>", "<|latent|>")
-"""As the released code calls them."""
 
 
 def unwrapped(base: nn.Module) -> PreTrainedModel:
@@ -134,16 +132,10 @@ def _load_model(source: str | Path, **kwargs: Any) -> nn.Module:
 
 
 def add_specials(
-    tokenizer: Any,
-    base: PreTrainedModel | None = None,
-    *,
-    names: tuple[str, str, str] = TOKEN_NAMES,
-    init_from: int | None = None,
+    tokenizer: Any, base: PreTrainedModel, *, init_from: int | None = None
 ) -> Specials:
-    """Give a tokenizer (and the base's embeddings) the tokens <bot>, <eot> and placeholder.
-
-    They become ordinary tokens, not special ones, so that decoding keeps them. Tokens that are
-    there already keep their rows.
+    """Give a tokenizer the tokens <bot>, <eot> and placeholder (`inward.data.tokenizers`), and the
+    base their rows. Tokens that are there already keep their rows.
 
     Args:
         init_from: token whose embedding and head rows the new tokens start from (paper: "<<").
@@ -155,10 +147,8 @@ def add_specials(
     old = len(tokenizer)
     if init_from is not None and not 0 <= init_from < old:
         raise ValueError(f"init_from is {init_from}, must be one of the {old} tokens")
-    tokenizer.add_tokens(list(names))
-    ids = [int(i) for i in tokenizer.convert_tokens_to_ids(list(names))]
-    if base is None:
-        return Specials(*ids)
+    specials = tokenizers.add_specials(tokenizer)
+    ids = [specials.bot, specials.eot, specials.latent]
     size = cast(nn.Embedding, base.get_input_embeddings()).weight.shape[0]
     if max(ids) >= size:
         base.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
@@ -167,19 +157,4 @@ def add_specials(
         for weight in {id(table.weight): table.weight for table in tables}.values():
             start = weight[:old].mean(0) if init_from is None else weight[init_from].clone()
             weight[[i for i in ids if i >= old]] = start
-    return Specials(*ids)
-
-
-def encode(tokenizer: Any, text: str, specials: Specials, **kwargs: Any) -> tuple[int, ...]:
-    """Ids of a user's text.
-
-    Raises:
-        ValueError: the text spells out one of the three special tokens; it would switch the model's
-            mode, or pass for a thought.
-    """
-    ids = tuple(int(i) for i in tokenizer.encode(text, **kwargs))
-    found = {specials.bot, specials.eot, specials.latent}.intersection(ids)
-    if found:
-        names = ", ".join(repr(tokenizer.decode([i])) for i in sorted(found))
-        raise ValueError(f"the text holds the special token {names}; leave it out")
-    return ids
+    return specials
