@@ -33,9 +33,10 @@ Shape letters: B batch rows, S new tokens, N heads, H width of a head.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -204,12 +205,23 @@ class Place:
     start: int | Tensor
     num_new: int
     width: int
+    known: tuple[Any, Tensor] | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def columns(self) -> Tensor:
         """(B or 1, S) the new tokens' columns."""
         start = self.start if isinstance(self.start, Tensor) else torch.tensor([self.start])
         return start[:, None] + torch.arange(self.num_new, device=start.device)
+
+    def flat(self, slot: int | Tensor, num_rows: int) -> Tensor:
+        """(B,) where rows lie in a store whose slots and `num_rows` rows are one axis."""
+        if self.known is not None and self.known[0] is slot:
+            return self.known[1]
+        device = slot.device if isinstance(slot, Tensor) else None
+        rows = torch.arange(num_rows, device=device) if self.rows is None else self.rows
+        at = slot * num_rows + rows
+        object.__setattr__(self, "known", (slot, at))  # the next layer asks the same
+        return at
 
     def select(self, index: Tensor, num_rows: int) -> Place:
         """The place of some of the `num_rows` batch rows (B', in this order)."""
@@ -242,6 +254,7 @@ class RecurrentCache(Cache):
     ):
         super().__init__(layers=[])
         self.policy = policy(policy_)
+        self.strict = self.policy == PerDepth()
         self.capacity, self.num_recurrences = capacity, num_recurrences
         self.num_rows = num_rows or 0  # 0: as many as the first batch
         self.layout: Layout | None = None
@@ -273,10 +286,15 @@ class RecurrentCache(Cache):
         return Place(rows, start, num_new, width)
 
     def update(  # type: ignore[override]
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int | Tensor, place: Place
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int | Tensor | tuple[int, Tensor],
+        place: Place,
     ) -> tuple[Tensor, Tensor]:
         """Write keys and values (B, N, S, H) of the new tokens, and return those of all columns,
-        (B, N, width, H). `layer_idx` as at the top of this file; (B,) if rows differ in depth.
+        (B, N, width, H). `layer_idx` as at the top of this file; (B,) if rows differ in depth; or
+        (layer, slots) where `find` has found the slots.
 
         Raises:
             ValueError: gradients are asked for; or PerDepth, and an earlier token never came this
@@ -288,22 +306,68 @@ class RecurrentCache(Cache):
                 "transformers.DynamicCache()"
             )
         layer, slot = self._find(layer_idx, place)
-        keys, values = self.store[layer]
+        store = self.store[layer]
         if isinstance(slot, int) and place.rows is None and isinstance(place.start, int):
-            columns = slice(place.start, place.start + place.num_new)
-            keys[slot, :, :, columns] = key_states
-            values[slot, :, :, columns] = value_states
-            return keys[slot, :, :, : place.width], values[slot, :, :, : place.width]
-        rows = self._rows(place)
-        at = slot[:, None] if isinstance(slot, Tensor) else slot
-        columns = place.columns  # indices on the CPU serve any device
-        keys[at, rows[:, None], :, columns] = key_states.transpose(1, 2)
-        values[at, rows[:, None], :, columns] = value_states.transpose(1, 2)
+            store = store.select(1, slot)
+            new = store.narrow(3, place.start, place.num_new)
+            new[0].copy_(key_states)
+            new[1].copy_(value_states)
+            keys, values = store.narrow(3, 0, place.width).unbind(0)
+            return keys, values
+        keys, values = self._write(key_states, value_states, layer, slot, place)
         keys, values = keys[..., : place.width, :], values[..., : place.width, :]
-        if isinstance(slot, int):
-            keys, values = keys[slot], values[slot]
-            return (keys, values) if place.rows is None else (keys[rows], values[rows])
-        return keys[slot, rows], values[slot, rows]
+        if isinstance(slot, int) and place.rows is None:
+            first = slot * self.num_rows
+            return keys[first : first + self.num_rows], values[first : first + self.num_rows]
+        at = place.flat(slot, self.num_rows)
+        return keys.index_select(0, at), values.index_select(0, at)
+
+    def update_views(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int | Tensor | tuple[int, Tensor],
+        place: Place,
+        lengths: Sequence[int],
+    ) -> list[tuple[Tensor, Tensor]]:
+        """As `update`, but returns for each row its own first lengths[b] columns, a view (1, N,
+        lengths[b], H): nothing is gathered."""
+        layer, slot = self._find(layer_idx, place)
+        at, store = place.flat(slot, self.num_rows), self.store[layer].flatten(1, 2)
+        alone = len(lengths) == 1
+        if not alone:
+            self._write(key_states, value_states, layer, slot, place)
+        views = []
+        for row, length in zip(at.tolist(), lengths, strict=True):
+            seen = store.narrow(1, row, 1)
+            if alone:  # cheaper than by an index
+                new = seen.narrow(3, length - 1, 1)
+                new[0].copy_(key_states)
+                new[1].copy_(value_states)
+            keys, values = seen.narrow(3, 0, length).unbind(0)
+            views.append((keys, values))
+        return views
+
+    def _write(
+        self, k: Tensor, v: Tensor, layer: int, slot: int | Tensor, place: Place
+    ) -> tuple[Tensor, Tensor]:
+        """Write, and return all keys and values of the layer, (slots * rows, N, columns, H)."""
+        keys, values = self.store[layer].flatten(1, 2).unbind(0)
+        at = place.flat(slot, self.num_rows)[:, None], slice(None), place.columns
+        keys[at] = k.transpose(1, 2).to(keys.dtype)
+        values[at] = v.transpose(1, 2)
+        return keys, values
+
+    def find(self, recurrence: Tensor, place: Place) -> Tensor:
+        """(B,) the core slots of rows at these recurrences, made if they are not there yet."""
+        deepest = int(recurrence.max())
+        if self.strict:
+            self._check_depth(deepest, place)
+        if self.policy.slots(deepest + 1) > self.num_slots:
+            self._grow_slots(self.policy.slots(max(deepest + 1, 2 * self.num_slots)))
+        slot = self.policy.slot(recurrence)
+        assert isinstance(slot, Tensor)
+        return slot
 
     def commit(self, place: Place, depth: int | Tensor) -> None:
         """Keep the tokens of `place`, which ran `depth` recurrences ((B,): each row its own)."""
@@ -476,22 +540,27 @@ class RecurrentCache(Cache):
                 extra = old[:, -1:].expand(-1, slots - old.shape[1], -1, -1, -1, -1)
                 self.store[i] = torch.cat([old, extra], dim=1)
 
-    def _find(self, layer_idx: int | Tensor, place: Place) -> tuple[int, int | Tensor]:
+    def _find(
+        self, layer_idx: int | Tensor | tuple[int, Tensor], place: Place
+    ) -> tuple[int, int | Tensor]:
         """(layer, slot) of an index."""
+        if isinstance(layer_idx, tuple):
+            return layer_idx
         assert self.layout is not None, "begin comes before update"
-        outer = self.layout.prelude + self.layout.coda
-        if isinstance(layer_idx, int) and layer_idx < outer:
+        outer, core = self.layout.prelude + self.layout.coda, self.layout.core
+        if isinstance(layer_idx, Tensor):
+            layer = outer + int((layer_idx[0] - outer) % core)
+            return layer, self.find((layer_idx - outer) // core, place)
+        if layer_idx < outer:
             return layer_idx, 0
-        recurrence = (layer_idx - outer) // self.layout.core
-        layer = (layer_idx - outer) % self.layout.core
-        deepest = int(recurrence.max()) if isinstance(recurrence, Tensor) else recurrence
-        if isinstance(layer, Tensor):
-            layer = int(layer[0])
-        if self.policy == PerDepth():
-            self._check_depth(deepest, place)
-        if self.policy.slots(deepest + 1) > self.num_slots:
-            self._grow_slots(self.policy.slots(max(deepest + 1, 2 * self.num_slots)))
-        return outer + layer, self.policy.slot(recurrence)
+        recurrence, layer = divmod(layer_idx - outer, core)
+        if self.strict:
+            self._check_depth(recurrence, place)
+        if self.policy.slots(recurrence + 1) > self.num_slots:
+            self._grow_slots(self.policy.slots(max(recurrence + 1, 2 * self.num_slots)))
+        slot = self.policy.slot(recurrence)
+        assert isinstance(slot, int)
+        return outer + layer, slot
 
     def _check_depth(self, recurrence: int, place: Place) -> None:
         rows = self._rows(place).cpu()

@@ -434,18 +434,21 @@ class Bench:
     """Measure start-up, training steps and solving; medians and quartiles over repeats."""
 
     subjects: tuple[str, ...]
-    """startup, recipes, models, trm (the published Sudoku shape); none: startup and the small
-    recipes"""
+    """startup, recipes, models, trm (the published Sudoku shape), huginn (30M parameters), coconut
+    (4 layers of width 256); none: startup and the small recipes"""
     repeats: int = 7
     """counted runs of each measurement"""
     threads: int | None = None
     """threads of torch"""
     rows: int | None = None
-    """rows of a training batch; None: the recipe's (trm: 16 and 64)"""
+    """rows of a training batch; None: the recipe's (trm: 16 and 64, coconut: 16)"""
     reference: Path | None = None
-    """trm: a clone of SamsungSAILMontreal/TinyRecursiveModels to run beside ours"""
+    """a clone to run beside ours; trm: of SamsungSAILMontreal/TinyRecursiveModels, huginn: of
+    seal-rg/recurrent-pretraining, coconut: of facebookresearch/coconut"""
+    reference_packages: Path | None = None
+    """huginn, coconut: folder with the transformers 4.53 that their clones need"""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """trm: None: both"""
+    """trm, huginn: None: both"""
     compile: bool = False
     """trm: also under torch.compile"""
     out: Path | None = None
@@ -462,6 +465,7 @@ class Bench:
             threads=self.threads,
             num_rows=self.rows,
             reference=self.reference,
+            reference_packages=self.reference_packages,
             dtype=self.dtype,
             compile=self.compile,
             say=lambda text: print(text, file=sys.stderr),

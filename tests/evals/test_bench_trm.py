@@ -159,7 +159,7 @@ def test_another_folder_is_refused_at_once(tmp_path, capsys):
         job(tmp_path)
     assert main(["bench", "trm", "--reference", str(tmp_path)]) == 1
     assert "--reference takes a clone" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="belong to the subject trm"):
+    with pytest.raises(ValueError, match="belongs to the subjects trm"):
         bench(("startup",), reference=tmp_path)
 
 

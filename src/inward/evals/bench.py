@@ -4,8 +4,10 @@
     inward bench maze11 --threads 1    one recipe
     inward bench runs/mine/model       solving with a trained model, steps with its recipe
     inward bench trm --reference DIR   TRM beside the official code (see bench_trm.py)
+    inward bench huginn --reference D  Huginn beside the official module (see bench_huginn.py)
+    inward bench coconut --reference D Coconut beside the official module (see bench_coconut.py)
 
-A subject is a name of `SUBJECTS`, a recipe, a shipped model or a model folder, or trm. Every
+A subject is a name of `SUBJECTS` or of `BESIDE`, a recipe, a shipped model or a model folder. Every
 subject returns rows of the same form, so they end up in the same table. Random weights do for
 speed: nothing here depends on values, because solving runs a fixed number of steps (halt="never").
 """
@@ -26,7 +28,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inward.evals import bench_trm
+from inward.evals import bench_huginn, bench_trm
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,6 +59,14 @@ class Row:
         return asdict(self)
 
 
+BESIDE: dict[str, tuple[str, ...]] = {
+    "trm": ("reference", "num_rows", "dtype", "compile"),
+    "huginn": ("reference", "reference_packages", "dtype"),
+    "coconut": ("reference", "reference_packages", "num_rows"),
+}
+"""Methods that can be measured beside their official code, and the options they take"""
+
+
 def bench(
     subjects: tuple[str, ...] = DEFAULT,
     *,
@@ -64,14 +74,16 @@ def bench(
     threads: int | None = None,
     num_rows: int | None = None,
     reference: Path | None = None,
+    reference_packages: Path | None = None,
     dtype: str | None = None,
     compile: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:
     """Measure every subject.
 
-    num_rows: rows of a training batch (default: the recipe's); reference, dtype, compile: of the
-    subject trm, see `bench_trm.job`; say: told what is being measured.
+    num_rows: rows of a training batch (default: the recipe's); reference, reference_packages,
+    dtype, compile: of the subjects that `BESIDE` names, see their `job`; say: told what is being
+    measured.
 
     Raises ValueError for an unknown subject, a number below 1 or an option without its subject,
     before anything is measured.
@@ -79,15 +91,22 @@ def bench(
     for name, value in (("repeats", repeats), ("threads", threads), ("num_rows", num_rows)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    if "trm" not in subjects and (reference is not None or dtype is not None or compile):
-        raise ValueError("reference, dtype and compile belong to the subject trm; name it too")
+    given = {
+        "num_rows": num_rows,
+        "reference": reference,
+        "reference_packages": reference_packages,
+        "dtype": dtype,
+        "compile": compile or None,
+    }
+    _check_options(subjects, {name for name, value in given.items() if value is not None})
     jobs = []
     for subject in subjects:
-        if subject == "trm":
-            options = {"num_rows": num_rows, "dtype": dtype, "compile": compile, "say": say}
-            jobs.append(bench_trm.job(reference, **options))
-        else:
+        if subject not in BESIDE:
             jobs.append(_job(subject, num_rows))
+            continue
+        options = {name: given[name] for name in BESIDE[subject] if name != "reference"}
+        options["compile"] = compile
+        jobs.append(_beside(subject, reference, options, say))
     rows = []
     with _threads(threads) as used:
         for subject, job in zip(subjects, jobs, strict=True):
@@ -96,6 +115,33 @@ def bench(
                 low, median, high = quartiles(times)
                 rows.append(Row(subject, what, median, low, high, unit, len(times), used, note))
     return rows
+
+
+def _check_options(subjects: tuple[str, ...], given: set[str]) -> None:
+    """Refuse an option that no subject takes, and one clone for two official codes."""
+    for name in sorted(given):
+        takers = [subject for subject in BESIDE if name in BESIDE[subject]]
+        others = [subject for subject in subjects if subject not in BESIDE]
+        if not set(takers) & set(subjects) and not (name == "num_rows" and others):
+            raise ValueError(f"{name} belongs to the subjects {', '.join(takers)}; name one too")
+    beside = [subject for subject in subjects if subject in BESIDE]
+    if len(beside) > 1 and "reference" in given:
+        raise ValueError(f"a reference is a clone for one of {', '.join(beside)}; measure one")
+
+
+def _beside(
+    subject: str, reference: Path | None, options: dict[str, Any], say: Callable[[str], None]
+) -> Job:
+    """The measurement of a method beside its official code."""
+    if subject == "trm":
+        return bench_trm.job(reference, **options, say=say)
+    packages = options["reference_packages"]
+    if subject == "huginn":
+        return bench_huginn.job(reference, packages=packages, dtype=options["dtype"], say=say)
+    from inward.evals import bench_coconut  # imports torch
+
+    rows = options["num_rows"]
+    return bench_coconut.job(reference, packages=packages, num_rows=rows, say=say)
 
 
 Measured = tuple[str, str, list[float], str]
@@ -126,8 +172,9 @@ def _recipe(subject: str) -> Any:
             )
         return recipe
     except FileNotFoundError as error:
+        names = ", ".join([*SUBJECTS, *BESIDE])
         raise ValueError(
-            f"cannot bench {subject!r}: it is neither {', '.join(SUBJECTS)}, trm, a recipe "
+            f"cannot bench {subject!r}: it is neither {names}, a recipe "
             f"({', '.join(recipes.RECIPES)}) nor a model with a recipe"
         ) from error
 

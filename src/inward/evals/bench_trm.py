@@ -21,12 +21,8 @@ stand-ins, which are told. With one thread, CPU time is taken, otherwise wall ti
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +31,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from inward.evals.bench_process import Process
 from inward.evals.bench_trm_sides import MODEL_FILE, Order
 
 if TYPE_CHECKING:
@@ -123,16 +120,20 @@ def _case(
             orders["official"] = replace(orders["ours"], side="official")
         if order.compile:
             orders |= {f"{k} compiled": replace(o, compile=True) for k, o in orders.items()}
-        sides = {k: stack.enter_context(_Process(o)) for k, o in orders.items()}
+        sides = {k: stack.enter_context(_process(o)) for k, o in orders.items()}
         for name, side in sides.items():
             if side.ready["about"]:
                 say(f"{name}: {side.ready['about']}")
         outputs, compiling = _outputs(sides)
         if order.reference:
             say(f"{label}: {_agreement(outputs, dtype)}")
-        products = stack.enter_context(_Process(replace(order, side="products")))
+        products = stack.enter_context(_process(replace(order, side="products")))
         for work in ("step", "forward"):
             yield from _turns(f"{work} {label}", work, sides, products, repeats, compiling)
+
+
+def _process(order: Order) -> Process:
+    return Process(order, "inward.evals.bench_trm_sides", bench="trm")
 
 
 def _write_weights(folder: Path, settings: dict[str, Any]) -> Path:
@@ -152,7 +153,7 @@ def _write_weights(folder: Path, settings: dict[str, Any]) -> Path:
     return path
 
 
-def _outputs(sides: dict[str, _Process]) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+def _outputs(sides: dict[str, Process]) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
     """What each side computes from the same weights and inputs, and the seconds (wall time) that
     torch.compile took for it: the time beyond that of the same side without it."""
     found, seconds = {}, {}
@@ -191,8 +192,8 @@ def _agreement(found: dict[str, dict[str, Any]], dtype: str) -> str:
 def _turns(
     what: str,
     work: Work,
-    sides: dict[str, _Process],
-    products: _Process,
+    sides: dict[str, Process],
+    products: Process,
     repeats: int,
     compiling: dict[str, float],
 ) -> Iterator[tuple[str, str, list[float], str]]:
@@ -221,50 +222,3 @@ def _turns(
     for name, seconds in times.items():
         shares = [100 * flops[name] / s / r for s, r in zip(seconds, rates, strict=True)]
         yield f"{what}, share of {name}", "%", shares, "of the rate of the products"
-
-
-class _Process:
-    """A process that builds one side and does one piece of work per line it reads."""
-
-    def __init__(self, order: Order):
-        paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-        env = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            "PYTHONDONTWRITEBYTECODE": "1",  # nothing is left behind in the clone
-            "OMP_NUM_THREADS": str(order.threads),
-        }
-        program = "from inward.evals.bench_trm_sides import serve; serve()"
-        self.name = order.side
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=env,
-        )
-        self.order = order
-
-    def __enter__(self) -> _Process:
-        try:
-            self.ready = self.ask(json.dumps(asdict(self.order)))
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        self.process.communicate()
-
-    def ask(self, line: str) -> dict[str, Any]:
-        """The answer to one line; an error over there is a ValueError here."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        try:
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it ended; the empty answer tells
-        answer = json.loads(self.process.stdout.readline() or '{"error": "its process ended"}')
-        if "error" in answer:
-            raise ValueError(f"bench trm, the side {self.name}: {answer['error']}")
-        return answer

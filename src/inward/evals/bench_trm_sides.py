@@ -1,23 +1,20 @@
 """The processes of `bench_trm`: ours, the official code, and the matrix products alone.
 
 Each reads an order, a line of JSON, builds its side, and then answers one word per line: "outputs"
-(to compare), "step" or "forward" (seconds). Standard output belongs to the answers; whatever else
-is printed goes to standard error.
+(to compare), "step" or "forward" (seconds); see `bench_process`.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
+
+from inward.evals.bench_process import clock, commit_of, serve
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,21 +41,9 @@ class Order:
     """how long the products run per turn"""
 
 
-def serve() -> None:
-    """Read an order, then one word of work per line; answer each with a line of JSON."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the official code prints must not mix with the answers
-
-    def answer(values: dict[str, Any]) -> None:
-        print(json.dumps(values), file=answers, flush=True)
-
-    try:
-        side = _build(Order(**json.loads(sys.stdin.readline())))
-        answer({"about": side.about, "flops": side.flops})
-        for line in sys.stdin:
-            answer(side.do(line.strip()))
-    except Exception as error:  # noqa: BLE001 - told to the other process, which raises it
-        answer({"error": f"{type(error).__name__}: {error}"})
+def serve_order() -> None:
+    """Be the side that the order on standard input names; see `bench_process`."""
+    serve(lambda order: _build(Order(**order)))
 
 
 def _build(order: Order) -> _Side | _Products:
@@ -71,11 +56,6 @@ def _build(order: Order) -> _Side | _Products:
     if order.side == "products":
         return _Products(settings, order)
     return {"ours": _Ours, "official": _Official}[order.side](settings, order)
-
-
-def clock(threads: int) -> Callable[[], float]:
-    """CPU time of one thread, which neighbours on the machine hardly change; else wall time."""
-    return time.process_time if threads == 1 else time.perf_counter
 
 
 def reference_config(settings: TRMSettings, rows: int) -> dict[str, Any]:
@@ -305,11 +285,8 @@ class _Record:
 
 
 def _about(clone: Path, stood_in: list[str], *, compiled: bool) -> str:
-    git = ["git", "-C", str(clone), "rev-parse", "--short", "HEAD"]
-    asked = subprocess.run(git, capture_output=True, text=True, check=False)
-    commit = asked.stdout.strip() if asked.returncode == 0 else "unknown"
     told = (
-        f"{clone}, commit {commit}: TinyRecursiveReasoningModel_ACTV1 in ACTLossHead "
+        f"{clone}, commit {commit_of(clone)}: TinyRecursiveReasoningModel_ACTV1 in ACTLossHead "
         "(stablemax_cross_entropy), CastedSparseEmbeddingSignSGD_Distributed, and in place of "
         "adam_atan2, which needs CUDA, the AdamATan2 of inward"
     )

@@ -100,7 +100,7 @@ class Attention(nn.Module):
         self.qk_bias = nn.Parameter(torch.zeros(2, 1, config.n_heads, config.head_dim))
         self.proj = OutProjection(config.n_embd, config.n_embd, bias=False)
 
-    def forward(self, h: Tensor, context: Context, layer_idx: int | Tensor) -> Tensor:
+    def forward(self, h: Tensor, context: Context, layer_idx: Any) -> Tensor:
         q, k, v = self.Wqkv(h).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         # the bias comes after the projection was rounded, and before the rotation
         q = rotate_pairs(q + self.qk_bias[0].to(q.dtype), *context.rotary)
@@ -140,7 +140,7 @@ class SandwichBlock(nn.Module):
         self.attn = Attention(config)
         self.mlp = GatedMLP(config)
 
-    def forward(self, x: Tensor, context: Context, layer_idx: int | Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context, layer_idx: Any) -> Tensor:
         a = self.norm_2(x + self.attn(self.norm_1(x), context, layer_idx))
         return self.norm_4(a + self.mlp(self.norm_3(a)))
 
@@ -239,6 +239,13 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @property
+    def parts(self) -> Any:
+        """The blocks to run: `transformer` and the head, or what `huginn_cpu.packed` made of
+        them, which knows no gradients."""
+        packed = self.__dict__.get("active_parts")
+        return self.transformer if packed is None or torch.is_grad_enabled() else packed
+
     # -- P: the prelude
 
     def embed(
@@ -255,7 +262,7 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
         if it is not all of them."""
         x = self.transformer.wte(input_ids) if inputs_embeds is None else inputs_embeds
         context = self.context(x, attention_mask, position_ids, cache, rows)
-        for p, block in enumerate(self.transformer.prelude):
+        for p, block in enumerate(self.parts.prelude):
             x = block(x, context, p)
         return x, context
 
@@ -294,10 +301,11 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> Tensor:
         """s_{i+1} = R(e, s_i), all (B, S, d). `recurrence` is i, from 0: it says which cache slots
         are read and written; (B,) if the rows have come differently far."""
-        prelude, core, coda = self.config.layers
-        h = self.transformer.adapter(torch.cat([s, e], dim=-1))
-        for l, block in enumerate(self.transformer.core_block):  # noqa: E741 - as in cache.py
-            h = block(h, context, prelude + coda + core * recurrence + l)
+        parts = self.parts
+        h = parts.adapter(torch.cat([s, e], dim=-1))
+        indices = context.visit(recurrence, self.config.layers)
+        for block, layer_idx in zip(parts.core_block, indices, strict=False):
+            h = block(h, context, layer_idx)
         return h
 
     # -- C: the coda
@@ -314,15 +322,17 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
 
     def decode(self, s: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """(ln_f(s), what the head reads), each (B, S, d)."""
-        latents = x = self.transformer.ln_f(s)
-        for c, block in enumerate(self.transformer.coda):
+        parts = self.parts
+        latents = x = parts.ln_f(s)
+        for c, block in enumerate(parts.coda):
             x = block(x, context, self.config.n_layers_in_prelude + c)
-        return latents, self.transformer.ln_f(x)
+        return latents, parts.ln_f(x)
 
     def head(self, x: Tensor, logits_to_keep: int | Tensor = 0) -> Tensor:
         """Logits (B, S or fewer, V) of what `decode` returned."""
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return self.lm_head(x[:, kept])
+        parts = self.parts
+        return (self if parts is self.transformer else parts).lm_head(x[:, kept])
 
     # -- all of it
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from functools import cached_property
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,8 @@ class Context:
     mask: (B or 1, N or 1, S, K) bool (True = may look) or additive; None: see `causal`.
     causal: without a mask, token j looks at tokens 0..j; else at all K.
     cache, place: where keys and values are kept, and where in it these tokens lie.
+    lengths: (B,) if each row's one new token looks at so many columns of its own, from the first
+        on; then the mask says nothing else.
     """
 
     positions: Tensor
@@ -40,8 +43,26 @@ class Context:
     causal: bool
     cache: Cache | None = None
     place: Place | None = None
+    lengths: tuple[int, ...] | None = None
 
-    def extend(self, k: Tensor, v: Tensor, layer_idx: int | Tensor) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def turn(self) -> Tensor:
+        """(B or 1, S, 1, 1, H / 2) the rotary angles as complex numbers."""
+        return torch.complex(*self.rotary)[:, :, None]
+
+    def visit(self, recurrence: int | Tensor, layers: tuple[int, int, int]) -> Sequence[Any]:
+        """What the core layers of (prelude, core, coda) call `extend` with at a recurrence: an
+        index each, see cache.py; the slots of rows that differ, found once for all of them."""
+        prelude, core, coda = layers
+        first = prelude + coda
+        if isinstance(recurrence, int):
+            return range(first + core * recurrence, first + core * (recurrence + 1))
+        if self.place is None:
+            raise ValueError("rows at different recurrences need a RecurrentCache")
+        slots = cast(RecurrentCache, self.cache).find(recurrence, self.place)
+        return [(first + layer, slots) for layer in range(core)]
+
+    def extend(self, k: Tensor, v: Tensor, layer_idx: Any) -> tuple[Tensor, Tensor]:
         """Keys and values (B, N, K, H) that the new ones (B, N, S, H) come last in."""
         if self.cache is None:
             return k, v
@@ -59,8 +80,11 @@ class Context:
         cos, sin = self.rotary
         place = None if self.place is None else self.place.select(index, num_rows)
         mask = None if self.mask is None else rows(self.mask)
+        lengths = self.lengths
+        if lengths is not None:
+            lengths = tuple(lengths[i] for i in index.tolist())
         moved = replace(self, positions=rows(self.positions), rotary=(rows(cos), rows(sin)))
-        return replace(moved, mask=mask, place=place)
+        return replace(moved, mask=mask, place=place, lengths=lengths)
 
 
 def rotary_angles(positions: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,8 @@ Shape letters: B rows in a pass, S tokens, d width, V vocabulary, K columns of t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ from torch import Tensor
 from inward import halting
 from inward.cache import Place, Policy, RecurrentCache
 from inward.halting import DepthView, Seen
+from inward.methods import huginn_cpu
 from inward.methods.huginn_context import Context, rotary_angles
 from inward.methods.huginn_plan import (
     Detail,
@@ -80,6 +82,7 @@ def generate(
     in_flight: int | None = None,
     trace: Detail | None = None,
     on_token: OnToken | None = None,
+    packed: bool | None = None,
 ) -> Generated:
     """Continue prompts, each token as deep as the exit rule asks.
 
@@ -107,6 +110,8 @@ def generate(
             the more there are, the larger the batches in which tokens are read out.
         trace: "tokens": a step a token; "recurrences": also one for each recurrence.
         on_token: called with (row, token, recurrences) as soon as a token stands.
+        packed: whether weights are packed for a CPU first, see `huginn_cpu.packed`; None: if they
+            can be and take less than 4 GiB.
     Raises:
         ValueError: bad prompts or options, before any work.
     """
@@ -132,7 +137,7 @@ def generate(
     )
     texts = texts_of(chosen, prompts)
     engine = Engine(model, chosen, batch_size, min(seats, len(texts)))
-    with inference(model):
+    with inference(model, packed=packed):
         engine.run(texts)
     return generated(chosen, texts, engine.passes, engine.meta())
 
@@ -146,20 +151,17 @@ def _seats(batch_size: int, in_flight: int | None) -> int:
     return 2 * batch_size if in_flight is None else in_flight
 
 
-class inference:
-    """Evaluation mode without gradients, and the mode from before afterwards."""
-
-    def __init__(self, model: torch.nn.Module):
-        self.model, self.was_training = model, model.training
-        self.mode = torch.inference_mode()
-
-    def __enter__(self) -> None:
-        self.model.eval()
-        self.mode.__enter__()
-
-    def __exit__(self, *exc: object) -> None:
-        self.mode.__exit__(*exc)  # type: ignore[arg-type]
-        self.model.train(self.was_training)
+@contextmanager
+def inference(model: HuginnForCausalLM, *, packed: bool | None = None) -> Iterator[None]:
+    """Evaluation mode without gradients, and the mode from before afterwards; `packed` as in
+    `huginn_cpu.packed`."""
+    was_training = model.training
+    model.eval()
+    try:
+        with huginn_cpu.packed(model, wanted=packed), torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -178,13 +180,20 @@ class Thought:
     logits: Tensor
 
 
-def generate_one(model: HuginnForCausalLM, prompt: list[int], chosen: Plan, row: int = 0) -> Text:
+def generate_one(
+    model: HuginnForCausalLM,
+    prompt: list[int],
+    chosen: Plan,
+    row: int = 0,
+    *,
+    packed: bool | None = False,
+) -> Text:
     """Generate for one prompt, token by token; see `generate` for the plan."""
     text = texts_of(chosen, [[]] * row + [prompt])[row]
     cache = RecurrentCache(chosen.policy, num_recurrences=chosen.max_steps)
     seen = Seen(1, model.config.vocab_size, model.device)
     work, state, ids = Work(model.config), None, prompt
-    with inference(model):
+    with inference(model, packed=packed):
         while not text.stopped:
             tokens = torch.tensor([ids], device=model.device)
             e, context = model.embed(tokens, cache=cache)
@@ -283,7 +292,8 @@ def context_at(
         mask = torch.zeros(hidden.shape, device=rows.device).masked_fill_(hidden, -torch.inf)
         mask = mask[:, None]
     rotary = rotary_angles(columns, model.config.head_dim, model.config.rope_base)
-    return Context(columns, rotary, mask, False, cache, place)
+    lengths = tuple((starts + 1).tolist()) if num_new == 1 else None
+    return Context(columns, rotary, mask, False, cache, place, lengths)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,7 +48,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from inward import masks
 from inward.masks import Rows
-from inward.methods.tidar_base import check_masks, context_limit, num_embedded, special_ids
+from inward.methods.tidar_base import (
+    check_masks,
+    context_limit,
+    num_embedded,
+    special_ids,
+    splits,
+)
 from inward.methods.tidar_settings import TiDARSettings
 from inward.train.draws import Batch, Draws, Loss
 from inward.train.state import write_json
@@ -151,9 +157,57 @@ class Part:
     """see `hidden_tokens`"""
 
 
-def branch(name: str, logits: Tensor, labels: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Unread:
+    """Rows whose logits would be too many: last hidden states (B, n, d), and what reads them.
+
+    Only labelled rows are ever read, `at_once` of them at a time, and read again in backward, so
+    that no more than at_once x V logits (and as many of their gradients) exist together.
+    """
+
+    hidden: Tensor
+    read: Callable[[Tensor], Tensor]
+    at_once: int
+
+    def select(self, start: int, stop: int | None = None) -> Unread:
+        """Rows start..stop-1 of every sample."""
+        return Unread(self.hidden[:, start:stop], self.read, self.at_once)
+
+    def argmax(self) -> Tensor:
+        """(B, n) the likeliest token of every row."""
+        rows = self.hidden.flatten(0, 1).split(self.at_once)
+        best = torch.cat([self.read(piece).argmax(-1) for piece in rows])
+        return best.view(self.hidden.shape[:2])
+
+    def sums(self, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and right answers over the labelled rows, times `weight` (B, 1)."""
+        rows = (labels != IGNORE).flatten().nonzero()[:, 0]
+        if len(rows) == 0:  # one unlabelled row: nothing, but with its place in the graph
+            rows = rows.new_zeros(1)
+        shares = torch.ones_like(labels, dtype=torch.float32)
+        shares = shares if weight is None else shares * weight
+        chosen = (self.hidden.flatten(0, 1), labels.flatten(), shares.flatten())
+        total = self.hidden.new_zeros(2, dtype=torch.float32)
+        for piece in zip(*(t[rows].split(self.at_once) for t in chosen), strict=True):
+            found = checkpoint(self._sums, *piece, use_reentrant=False, preserve_rng_state=False)
+            total = total + cast(Tensor, found)
+        return total[0], total[1].detach()
+
+    def _sums(self, hidden: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
+        logits = self.read(hidden).float()
+        losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+        right = (logits.detach().argmax(-1) == labels).float()
+        return torch.stack([(losses * shares).sum(), (right * shares).sum()])
+
+
+def branch(
+    name: str, logits: Tensor | Unread, labels: Tensor, weight: Tensor | None
+) -> dict[str, Tensor]:
     """Sums over the labelled rows: cross-entropy in float32 and right answers, times `weight`
     (B, 1)."""
+    if isinstance(logits, Unread):
+        loss, right = logits.sums(labels, weight)
+        return {f"{name}_loss": loss, f"{name}_accuracy": right}
     losses = F.cross_entropy(
         logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none"
     ).view_as(labels)
@@ -163,7 +217,7 @@ def branch(name: str, logits: Tensor, labels: Tensor, weight: Tensor | None) -> 
     return {f"{name}_loss": losses.sum(), f"{name}_accuracy": right.sum()}
 
 
-def draft_branch(logits: Tensor, part: Part) -> dict[str, Tensor]:
+def draft_branch(logits: Tensor | Unread, part: Part) -> dict[str, Tensor]:
     """`branch` of the mask rows, (B, S, V): only tokens that were masked count."""
     if part.hidden is None:
         return branch("draft", logits, part.wanted, None)
@@ -253,6 +307,7 @@ class TiDAR(nn.Module):
         attention_mask: Any,
         draft_rows: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        unread: bool = False,
         **options: Any,
     ) -> Any:
         """One forward of the wrapped model; the output's logits never favour the mask token.
@@ -265,18 +320,22 @@ class TiDAR(nn.Module):
             draft_rows: (B, n) bool, the rows that an adapter acts on; default those that hold the
                 mask id.
             logits_to_keep: as in transformers: the last so many rows, or a 1-D index tensor.
+            unread: stop before the vocabulary head; only for a model that `splits`.
             options: past_key_values, use_cache, and whatever else the model takes.
         """
         masked = input_ids == self.mask_id
-        if self._keeps_logits:
+        if self._keeps_logits and not unread:
             options["logits_to_keep"] = logits_to_keep
+        model = self.model.base_model if unread else self.model
         with self._acting(masked if draft_rows is None else draft_rows):
-            output = self.model(
+            output = model(
                 **self._embedded(input_ids, masked),
                 position_ids=position_ids.expand(input_ids.shape[0], -1),
                 attention_mask=self._mask(attention_mask),
                 **options,
             )
+        if unread:
+            return output
         if not self._keeps_logits:
             number = isinstance(logits_to_keep, int)
             keep = slice(-logits_to_keep or None, None) if number else logits_to_keep
@@ -372,26 +431,46 @@ class TiDAR(nn.Module):
     def _loss_of(self, part: Part) -> dict[str, Tensor]:
         if self.adapter is not None:
             return self.adapter.losses(self, part)
-        logits = self.logits(part)
+        logits = self.read_or_not(part)
         S = part.ids.shape[1]
-        ar = branch("ar", logits[:, :S], next_targets(part.wanted), None)
-        draft = draft_branch(logits[:, S:], part)
+        clean, masked = (
+            logits[:, rows] if isinstance(logits, Tensor) else logits.select(rows.start, rows.stop)
+            for rows in (slice(0, S), slice(S, None))
+        )
+        ar = branch("ar", clean, next_targets(part.wanted), None)
+        draft = draft_branch(masked, part)
         return ar | draft | {"count": (part.wanted != IGNORE).sum()}
+
+    def scores(self, input_ids: Tensor, **inputs: Any) -> Tensor | Unread:
+        """Logits (B, n, V) of all rows of a forward; unread where settings.max_logits forbids."""
+        V, limit = num_embedded(self.model), self.settings.max_logits
+        if not limit or input_ids.numel() * V <= limit or not splits(self.model):
+            return self(input_ids, **inputs).logits
+        head = cast(nn.Module, self.model.get_output_embeddings())
+        hidden = self(input_ids, unread=True, **inputs).last_hidden_state
+        return Unread(hidden, lambda rows: self.ban(head(rows)), max(1, limit // V))
 
     def logits(self, part: Part) -> Tensor:
         """(B, 2S, V) of the doubled sequence."""
+        return self(**self._inputs(part)).logits
+
+    def read_or_not(self, part: Part) -> Tensor | Unread:
+        """The same, see `scores`."""
+        return self.scores(**self._inputs(part))
+
+    def _inputs(self, part: Part) -> dict[str, Any]:
         ids = doubled(part.ids, self.mask_id, None if part.hidden is None else part.hidden[0])
         n, predicate = ids.shape[1], masks.sees(part.rows)
         form = masks.block if self._flex else masks.dense
         mask = form(predicate, n, num_samples=part.rows.shape[0], device=ids.device)
         second_half = torch.arange(n, device=ids.device).expand_as(ids) >= n // 2
-        return self(
-            ids,
-            position_ids=part.rows.position,
-            attention_mask=mask,
-            draft_rows=second_half,
-            use_cache=False,
-        ).logits
+        return {
+            "input_ids": ids,
+            "position_ids": part.rows.position,
+            "attention_mask": mask,
+            "draft_rows": second_half,
+            "use_cache": False,
+        }
 
     def _check_batch(self, batch: Batch) -> None:
         ids = batch["input_ids"]
@@ -434,8 +513,8 @@ class TiDAR(nn.Module):
         """Load what `save_pretrained` wrote, in evaluation mode.
 
         Args:
-            base: the model an adapter belongs to, or its folder; default the name in the
-                adapter's file.
+            base: the model an adapter belongs to, or its folder; default: the model in the same
+                folder, if there is one, else the name in the adapter's file.
             options: for the model's own from_pretrained (dtype, attn_implementation, ...).
 
         Raises:
@@ -471,7 +550,8 @@ def acceptance(tidar: TiDAR, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
     K, S = tidar.block_size, batch["input_ids"].shape[1]
     rows = training_rows(batch, tidar.settings, None)
     wanted = targets(batch, rows)
-    best = tidar.logits(Part(batch["input_ids"], wanted, rows)).argmax(-1)
+    scores = tidar.read_or_not(Part(batch["input_ids"], wanted, rows))
+    best = scores.argmax() if isinstance(scores, Unread) else scores.argmax(-1)
     match = best[:, S + 1 :] == best[:, : S - 1]  # places 1 .. S-1
     block = rows.block[:, S:]
     place = torch.arange(S, device=block.device)
@@ -493,6 +573,8 @@ def _base_model(
 ) -> PreTrainedModel:
     if isinstance(base, PreTrainedModel):
         return base
+    if base is None and (folder / "config.json").exists():
+        base = folder
     if base is None:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base = config.get("base_model_name_or_path") or ""

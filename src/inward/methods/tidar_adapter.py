@@ -48,7 +48,7 @@ from inward.methods.tidar_settings import AdapterSettings
 from inward.train.state import write_json, write_tensors
 
 if TYPE_CHECKING:
-    from inward.methods.tidar import Part, TiDAR
+    from inward.methods.tidar import Part, TiDAR, Unread
 
 _PREFIX = "base_model.model."
 """What PEFT puts before the names of the model's layers"""
@@ -281,9 +281,10 @@ def _check_kind(config: dict[str, Any], source: Path) -> None:
         )
 
 
-def draft_logits(tidar: TiDAR, part: Part) -> Tensor:
-    """(B, S, V) logits of the mask rows, with gradient to the adapter alone: the clean half runs
-    first, without gradient, and its keys and values are a constant prefix."""
+def draft_logits(tidar: TiDAR, part: Part) -> Tensor | Unread:
+    """(B, S, V) logits of the mask rows, or the rows unread (`TiDAR.scores`), with gradient to the
+    adapter alone: the clean half runs first, without gradient, and its keys and values are a
+    constant prefix."""
     B, S = part.ids.shape
     from inward.methods.tidar import doubled  # it knows this module
 
@@ -304,14 +305,14 @@ def draft_logits(tidar: TiDAR, part: Part) -> Tensor:
             logits_to_keep=1,
         )
     mask = masks.dense(masks.sees(masked, clean), S, 2 * S, num_samples=num_masks, device=device)
-    return tidar(
+    return tidar.scores(
         doubled(part.ids, tidar.mask_id, part.hidden and part.hidden[0])[:, S:],
         position_ids=masked.position,
         attention_mask=mask,
         draft_rows=~nobody,
         past_key_values=cache,
         use_cache=True,
-    ).logits
+    )
 
 
 # --------------------------------------------------------------------------------------------------

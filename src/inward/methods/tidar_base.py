@@ -7,6 +7,7 @@ mask, a model that combines the mask with a causal one, positions that are ignor
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, cast
 
 import torch
@@ -156,3 +157,36 @@ def _broken_promises(model: PreTrainedModel) -> list[str]:
     if moved(S + 4) != [S + 3, S + 4]:
         wrong.append("a mask block does not see itself, both ways and alone")
     return wrong
+
+
+# --------------------------------------------------------------------------------------------------
+# Is the head apart?
+
+_SPLITS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def splits(model: PreTrainedModel) -> bool:
+    """True if the model's logits are its output embedding applied to its backbone's last hidden
+    state, to the last bit; found out with two tokens, once per model."""
+    if model not in _SPLITS:
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()  # dropout would make any two forwards differ
+        try:
+            _SPLITS[model] = _try_split(model)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+    return _SPLITS[model]
+
+
+def _try_split(model: PreTrainedModel) -> bool:
+    backbone, head = model.base_model, model.get_output_embeddings()
+    if backbone is model or head is None:
+        return False
+    ids = torch.tensor([[1, 0]], device=model.device)
+    output = backbone(input_ids=ids, use_cache=False)
+    hidden = output.get("last_hidden_state")
+    if hidden is None:
+        return False
+    return torch.equal(head(hidden), model(input_ids=ids, use_cache=False).logits)

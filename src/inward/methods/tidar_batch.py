@@ -35,7 +35,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from inward import masks
 from inward.methods.tidar import TiDAR
-from inward.methods.tidar_base import check_masks
+from inward.methods.tidar_base import check_masks, splits
 
 # --------------------------------------------------------------------------------------------------
 # The piece of one text
@@ -266,29 +266,7 @@ class RaggedCache(Cache):
 # The model: hidden rows first, logits of chosen rows later
 
 
-_SPLITS: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 _HONEST: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-@torch.no_grad()
-def splits(model: PreTrainedModel) -> bool:
-    """True if the model's logits are its output embedding applied to its backbone's last hidden
-    state, to the last bit; found out with two tokens, once per model."""
-    if model not in _SPLITS:
-        _SPLITS[model] = _try_split(model)
-    return _SPLITS[model]
-
-
-def _try_split(model: PreTrainedModel) -> bool:
-    backbone, head = model.base_model, model.get_output_embeddings()
-    if backbone is model or head is None:
-        return False
-    ids = torch.tensor([[1, 0]], device=model.device)
-    output = backbone(input_ids=ids, use_cache=False)
-    hidden = output.get("last_hidden_state")
-    if hidden is None:
-        return False
-    return torch.equal(head(hidden), model(input_ids=ids, use_cache=False).logits)
 
 
 @dataclass

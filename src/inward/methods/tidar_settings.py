@@ -32,7 +32,13 @@ class TiDARSettings:
     run one after the other and recompute their forward in backward, so that only one (2S)^2 mask
     exists at a time. batch: all at once, faster, with a mask for each."""
 
+    max_logits: int = 2**25
+    """Logits that the loss makes at once, 128 MB in float32. Where all rows would be more, the
+    vocabulary head runs piece by piece over the rows that count, again in backward: a row of the
+    published recipes (8,192 x 151,936) would else be 5 GB. 0: no limit."""
+
     def __post_init__(self) -> None:
+        need(self.max_logits >= 0, "max_logits", self.max_logits, "0 (no limit) or more")
         need(self.block_size >= 1, "block_size", self.block_size, "1 or more")
         need(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
         need(0 < self.min_mask <= 1, "min_mask", self.min_mask, "in (0, 1]")
