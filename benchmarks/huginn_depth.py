@@ -147,14 +147,14 @@ def gains(rows: list[dict], *, depth: int = 16) -> str:
             for s in seeds
         ]
         if differences:
-            lines.append(f"base (r = {depth}) - {name}: {_percent(differences)}")
+            lines.append(f"base (r = {depth}) - {name}: {_percent(differences, -1.0)}")
     return "\n".join(lines)
 
 
-def _percent(shares: list[float]) -> str:
+def _percent(shares: list[float], least: float = 0.0) -> str:
     if len(shares) < 2:
         return f"{100 * shares[0]:.1f}"
-    found = over_seeds(shares, within=(0.0, 1.0))
+    found = over_seeds(shares, within=(least, 1.0))
     return f"{100 * found.value:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
 

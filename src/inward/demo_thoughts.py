@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from inward.data import prosqa
+from inward.data.patterns import Rhythm
 from inward.evals.thoughts_search import read_out
 from inward.tasks.prosqa import report
 from inward.viz.thoughts import show_thoughts, show_tree
@@ -79,10 +80,13 @@ def _interesting(asked: list[Record], scores: list) -> int:
 def _show(
     name: str, model: Coconut, recipe: CoconutRecipe, record: Record, console: Console
 ) -> None:
-    hops = len(record.steps)
+    hops, pattern = len(record.steps), recipe.curriculum.pattern
+    per_hop, hidden = getattr(pattern, "c", 1), hops
+    if isinstance(pattern, Rhythm):  # a block hides so many hops, then it speaks
+        per_hop, hidden = pattern.thoughts, pattern.hidden
     console.print(f"{hops} hops, model {name}: which of the two is reached?", style="bold")
     console.print(f"  {record.question}", highlight=False)
-    (tree,) = read_out(model, [record], num=hops)
+    (tree,) = read_out(model, [record], num=per_hop * hidden, per_hop=per_hop)
     show_tree(tree, console=console, title="the silent search, from")
     (made,) = recipe.generated(model, [record], trace=True, lens=3)
     show_thoughts(made.traces[0], lambda token: model.tokenizer.decode([token]), console=console)

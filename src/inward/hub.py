@@ -44,7 +44,8 @@ SHIPPED = Path(__file__).parent / "checkpoints"
 
 def shipped() -> dict[str, Path]:
     """Names and folders of the checkpoints that come with the package."""
-    return {path.parent.name: path.parent for path in sorted(SHIPPED.glob("*/config.json"))}
+    found = [path for name in ("config.json", TIDAR) for path in SHIPPED.glob(f"*/{name}")]
+    return {path.parent.name: path.parent for path in sorted(found)}
 
 
 def resolve(name_or_path: str | Path) -> Path:

@@ -169,7 +169,8 @@ def _coconut(
     from inward.methods.coconut_generate import generate
     from inward.methods.coconut_policies import Boundary, Script
 
-    if recipe is not None and thoughts is None:
+    asked = recipe is not None and thoughts is None  # as a question, which ends its line
+    if asked:
         samples = recipe.prompts(model, [text.rstrip("\n") for text in prompts])
         options |= {
             "policy": recipe.policy(model),
@@ -182,7 +183,7 @@ def _coconut(
     made = generate(model, samples, trace=True, **options)
     return [
         Written(
-            codec.decode(tokens),
+            "\n" * asked + codec.decode(tokens),
             tokens,
             trace,
             f"{sum(step.kind == 'thought' for step in trace.steps)} thoughts",

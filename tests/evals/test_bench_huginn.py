@@ -127,10 +127,12 @@ def test_bad_options_are_refused_at_once(tmp_path, clone, capsys):
         job(None, contexts=(60,), shape=TINY)
     assert main(["bench", "huginn", "--reference", str(tmp_path)]) == 1
     assert "a clone of the repository seal-rg" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="measure them separately"):
+    with pytest.raises(ValueError, match="one of trm, huginn"):
         bench(("trm", "huginn"), reference=tmp_path)
-    with pytest.raises(ValueError, match="reference_packages to huginn"):
+    with pytest.raises(ValueError, match="belongs to the subjects huginn, coconut"):
         bench(("trm",), reference_packages=tmp_path)
+    with pytest.raises(ValueError, match="num_rows belongs to the subjects trm, coconut"):
+        bench(("huginn",), num_rows=3)
 
 
 def logits(scale: float, later: float | None = None) -> list[list[float]]:

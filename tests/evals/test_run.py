@@ -23,7 +23,9 @@ from inward.methods.trm import TRM
 from inward.methods.trm_settings import TRMSettings
 from inward.methods.trm_solve import Solution
 from inward.recipes import RECIPES, find
+from inward.recipes.coconut import CoconutRecipe
 from inward.recipes.huginn import HuginnRecipe
+from inward.recipes.tidar import TiDARRecipe
 from inward.tasks.arc import ArcTask
 from inward.tasks.maze import MazeTask
 from inward.tasks.sudoku import SudokuTask
@@ -237,6 +239,17 @@ def test_shipped_models_have_recipes_that_fit_them():
             )
             for key in ("n_embd", "layers", "vocab_size", "block_size", "mean_recurrence"):
                 assert getattr(model.config, key) == getattr(want, key), key
+        elif isinstance(recipe, CoconutRecipe):
+            fresh = recipe.model()
+            assert fresh.tokenizer.get_vocab() == model.tokenizer.get_vocab()
+            assert fresh.specials == model.specials
+            weights, want = model.base.state_dict(), fresh.base.state_dict()
+            assert {n: w.shape for n, w in weights.items()} == {n: w.shape for n, w in want.items()}
+        elif isinstance(recipe, TiDARRecipe):
+            assert (
+                recipe.method == model.settings
+                and recipe.adapter.rank == model.adapter.settings.rank
+            )
         else:
             assert recipe.model == model.settings
 

@@ -90,7 +90,7 @@ def test_compute_pilots_choose_the_rate_and_nothing_is_done_twice(tmp_path, monk
     small = replace(published, data=data, model=model, train=settings)
     monkeypatch.setattr(trm_compute, "_published", lambda: small)
     options = ["--out", str(tmp_path / "runs"), "--budget", "5e9", "--seeds", "2"]
-    options += ["--rates", "1e-3", "2e-3", "--only", "cheaper"]
+    options += ["--rates", "1e-3", "2e-3", "--only", "cycles"]
     rows = rows_of("trm_compute", options, tmp_path / "rows", monkeypatch)
     pilots = [row for row in rows if row["kind"] == "pilot"]
     runs = [row for row in rows if row["kind"] == "run"]

@@ -513,7 +513,7 @@ class TiDAR(nn.Module):
         """Load what `save_pretrained` wrote, in evaluation mode.
 
         Args:
-            base: the model an adapter belongs to, or its folder; default: the model in the same
+            base: the model an adapter belongs to, or its folder; default: base/ in the adapter's
                 folder, if there is one, else the name in the adapter's file.
             options: for the model's own from_pretrained (dtype, attn_implementation, ...).
 
@@ -573,8 +573,8 @@ def _base_model(
 ) -> PreTrainedModel:
     if isinstance(base, PreTrainedModel):
         return base
-    if base is None and (folder / "config.json").exists():
-        base = folder
+    if base is None and (folder / "base" / "config.json").exists():
+        base = folder / "base"
     if base is None:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base = config.get("base_model_name_or_path") or ""

@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from inward.data.tokenizers import BOT, EOT
 from inward.trace import Step, Trace
 from inward.viz.plots import AMBER, BLUE, GREEN, INK, LINE, SERIES, SOFT, _dress, _figure, _mix
 from inward.viz.terminal import Look, percent
@@ -91,7 +92,8 @@ def show_thoughts(
     number = 0
     for turn in turns(trace):
         if not turn.silent:
-            said = " ".join(piece(_text(step, decode)) for step in turn.steps)
+            words = [_text(step, decode) for step in turn.steps]
+            said = " ".join(piece(word) for word in words if word not in (BOT, EOT))
             console.print(Text("  says    ") + Text(said, look.style("bold")))
             continue
         for step in turn.steps:
