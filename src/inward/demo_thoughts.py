@@ -17,7 +17,7 @@ from rich.text import Text
 from inward.data import prosqa
 from inward.data.patterns import Rhythm
 from inward.evals.thoughts_search import read_out
-from inward.tasks.prosqa import report
+from inward.tasks.prosqa import ProsQATask, report
 from inward.viz.thoughts import show_thoughts, show_tree
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def thoughts_demo(
     """Show one question and print what came of `num` fresh ones."""
     data, task = recipe.data, recipe.task()
     graphs = getattr(data, "graphs", None)
-    if graphs is None:
+    if graphs is None or not isinstance(task, ProsQATask):
         raise ValueError(f"{name} was not trained on generated ProsQA; there is nothing to show")
     count = NUM_QUESTIONS if num is None else num
     asked = task.ask(prosqa.generate(count, seed=seed, settings=graphs), seed=seed)

@@ -169,8 +169,9 @@ def _coconut(
     from inward.methods.coconut_generate import generate
     from inward.methods.coconut_policies import Boundary, Script
 
-    asked = recipe is not None and thoughts is None  # as a question, which ends its line
-    if asked:
+    asked = False
+    if recipe is not None and thoughts is None:
+        asked = True  # as a question, which ends its line
         samples = recipe.prompts(model, [text.rstrip("\n") for text in prompts])
         options |= {
             "policy": recipe.policy(model),
