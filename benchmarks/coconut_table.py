@@ -30,7 +30,7 @@ from inward.hub import load
 from inward.methods.coconut import Coconut
 from inward.methods.coconut_generate import position_cost
 from inward.recipes import coconut
-from inward.recipes.coconut import SHARE_COT, CoconutRecipe, score
+from inward.recipes.coconut import CoconutRecipe, score, shares_cot
 from inward.train import train
 
 ROWS = Path(__file__).with_suffix(".jsonl")
@@ -59,7 +59,7 @@ def row_recipe(
     task: str, row: str, seed: int, start: str, cot_steps: int, steps: int | None
 ) -> CoconutRecipe:
     """A row: from the CoT run of its seed, or from scratch with the steps of both."""
-    shared = row in SHARE_COT
+    shared = shares_cot(row)
     recipe = _seeded(TASKS[task](row, start=start if shared else ""), seed)
     num = steps or TASKS[task](row, start="cot").train.steps
     return _long(recipe, num if shared else cot_steps + num)

@@ -43,10 +43,14 @@ def test_a_chain_computes_its_answer(seed, rendering, num_steps, num_branches):
 def test_a_chain_by_hand():
     chain = chains.Chain(5, 7, ((0, "+", 3), (1, "*", 2), (0, "-", 1)), asked=2)
     assert chain.values() == [5, 8, 16, 4] and chain.needed() == [0, 1]
-    record = chains._written(chain, ["a", "b", "c", "d"], [2, 3, 0, 1], "symbolic")
+    how = {"names": list("abcd"), "order": [2, 3, 0, 1], "rendering": "symbolic", "shuffled": True}
+    record = chains._written(chain, how)
     assert record.question == "c=b*2. d=a-1. a=5. b=a+3. c=?"
     assert record.steps == ("<<5+3=8>>", "<<8*2=16>>") and record.answer == "16"
-    told = chains._written(chain, ["Ann", "Bob", "Cat", "Dan"], [0, 1, 2, 3], "text")
+    names = ["Ann", "Bob", "Cat", "Dan"]
+    told = chains._written(
+        chain, {"names": names, "order": [0, 1, 2, 3], "rendering": "text", "shuffled": False}
+    )
     assert told.question == (
         "Ann has 5 coins. Bob has 3 coins more than Ann. Cat has 2 times as many coins as Bob. "
         "Dan has 1 coins fewer than Ann. How many coins has Cat?"
@@ -72,6 +76,14 @@ def test_rewriting_keeps_the_numbers():
     assert again.steps == record.steps and again.answer == record.answer
     assert "coins" not in again.question
     assert chains.rendered(record, np.random.default_rng(1)).question != record.question
+
+
+def test_a_chain_told_in_order_stays_so():
+    settings = ChainSettings(shuffled=False)
+    for record in chains.generate(6, seed=4, settings=settings, pairs=True):
+        for one in (record, chains.rendered(record, np.random.default_rng(5))):
+            assert one.meta["order"] == list(range(len(one.meta["names"])))
+    assert chains.rendered(record, np.random.default_rng(5)).question != record.question
 
 
 def test_bad_settings(monkeypatch):

@@ -12,7 +12,7 @@ from inward.data import prosqa
 from inward.data.patterns import Script, Speak, Think
 from inward.data.prosqa import ProsQASettings
 from inward.methods.coconut import Coconut
-from inward.recipes import coconut
+from inward.recipes import coconut, coconut_published
 from inward.recipes.coconut import ChainData, CoconutRecipe, FileData, ProsQAData, SmallBase
 from inward.train.settings import TrainSettings
 
@@ -68,6 +68,19 @@ def test_rows_differ_in_the_curriculum_alone():
         coconut.chains_symbolic("magic")
 
 
+def test_a_rhythm_is_a_row():
+    recipe = coconut.prosqa_symbolic("rhythm-4-2", start="somewhere")
+    same = coconut.prosqa_symbolic("interleaved", start="somewhere")
+    rhythm: Any = recipe.curriculum.pattern
+    assert (rhythm.thoughts, rhythm.sentences, rhythm.hidden) == (4, 2, 1)
+    assert replace(recipe, name="", about="", curriculum=same.curriculum) == replace(
+        same, name="", about=""
+    )
+    assert coconut.shares_cot("rhythm-4-2") and not coconut.shares_cot("no-cot")
+    with pytest.raises(ValueError, match="rhythm-K-M"):
+        coconut.prosqa_symbolic("rhythm-0-1")
+
+
 def test_splits_share_no_puzzle():
     data = ProsQAData(graphs=TINY, num_train=30, num_valid=8, num_test=8, pairs=True)
     keys = {n: {prosqa.key(r) for r in data.split(n)} for n in ("train", "valid", "test")}
@@ -101,12 +114,17 @@ def test_policies_fit_the_rows():
 
 
 def test_published_values():
-    gsm, pro = coconut.published_gsm8k(), coconut.published_prosqa()
+    gsm, pro = coconut_published.published_gsm8k(), coconut_published.published_prosqa()
     stages = [gsm.curriculum.stages.at(epoch) for epoch in (0, 3, 6, 9, 21)]
     assert stages == [1, 2, 3, 4, 4]
     assert gsm.curriculum.pattern.script(4) == Script((Think(6), Speak()))
     assert [pro.curriculum.stages.at(epoch) for epoch in (0, 5, 30, 35, 49)] == [0, 1, 6, 7, 7]
-    for recipe in (gsm, pro, coconut.published_prontoqa(), coconut.published_gsm8k_cot()):
+    for recipe in (
+        gsm,
+        pro,
+        coconut_published.published_prontoqa(),
+        coconut_published.published_gsm8k_cot(),
+    ):
         assert recipe.about.startswith("NOT RUN HERE")
         assert isinstance(recipe.data, FileData)
         settings = recipe.train
@@ -133,9 +151,9 @@ def test_the_optimizer_starts_afresh_where_the_curriculum_says():
 
 def test_files_need_a_trained_base():
     with pytest.raises(ValueError, match="use a PretrainedBase"):
-        replace(coconut.published_prosqa(), base=SmallBase()).model()
+        replace(coconut_published.published_prosqa(), base=SmallBase()).model()
     with pytest.raises(FileNotFoundError, match="prosqa_train"):
-        coconut.published_prosqa().data.split("train")
+        coconut_published.published_prosqa().data.split("train")
 
 
 def test_fields_can_be_overridden_on_a_command_line():

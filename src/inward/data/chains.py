@@ -50,6 +50,7 @@ class ChainSettings:
     num_branches           quantities that the question does not need
     max_value              largest number that may occur
     max_term, max_factor   largest k of + k and - k, and of * k (from 2)
+    shuffled               sentences in any order; False: in the order of the computation
     """
 
     min_steps: int = 2
@@ -58,6 +59,7 @@ class ChainSettings:
     max_value: int = 99
     max_term: int = 20
     max_factor: int = 4
+    shuffled: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_steps <= self.max_steps or self.num_branches < 0:
@@ -149,21 +151,24 @@ def render(
     rng: np.random.Generator,
     *,
     rendering: Rendering = "text",
+    shuffled: bool = True,
 ) -> Record:
-    """Write a chain down, under drawn names and in drawn order."""
+    """Write a chain down, under drawn names and in drawn order (or in that of the chain)."""
     if rendering not in ("text", "symbolic"):
         raise ValueError(f"rendering is {rendering!r}; choose 'text' or 'symbolic'")
     pool = NAMES if rendering == "text" else list(LETTERS)
     num = len(chain.links) + 1
     names = [pool[i] for i in rng.permutation(len(pool))[:num]]
-    return _written(chain, names, rng.permutation(num).tolist(), rendering)
+    order = rng.permutation(num).tolist() if shuffled else list(range(num))
+    meta = {"names": names, "order": order, "rendering": rendering, "shuffled": shuffled}
+    return _written(chain, meta)
 
 
-def _written(
-    chain: Chain, names: Sequence[str], order: Sequence[int], rendering: Rendering
-) -> Record:
+def _written(chain: Chain, how: dict[str, Any]) -> Record:
+    """`how`: names, order, rendering, shuffled; kept in the record's meta."""
+    names, rendering = how["names"], how["rendering"]
     values = chain.values()
-    told = [_sentence(chain, i, names, rendering) for i in order]
+    told = [_sentence(chain, i, names, rendering) for i in how["order"]]
     asked = names[chain.asked]
     told.append(f"How many coins has {asked}?" if rendering == "text" else f"{asked}=?")
     steps = []
@@ -175,9 +180,7 @@ def _written(
         "other_start": chain.other_start,
         "links": [list(link) for link in chain.links],
         "asked": chain.asked,
-        "names": list(names),
-        "order": list(order),
-        "rendering": rendering,
+        **how,
     }
     return Record(" ".join(told), tuple(steps), str(values[chain.asked]), meta)
 
@@ -208,14 +211,19 @@ def chain_of(record: Record) -> Chain:
 def rendered(
     record: Record, rng: np.random.Generator, *, rendering: Rendering | None = None
 ) -> Record:
-    """The same chain written anew: other names, another order."""
-    return render(chain_of(record), rng, rendering=rendering or record.meta["rendering"])
+    """The same chain written anew: other names, another order if it had a drawn one."""
+    return render(
+        chain_of(record),
+        rng,
+        rendering=rendering or record.meta["rendering"],
+        shuffled=record.meta["shuffled"],
+    )
 
 
 def swapped(record: Record) -> Record:
     """The same text but for the number it starts from, with another answer."""
-    meta = record.meta
-    return _written(chain_of(record).swapped, meta["names"], meta["order"], meta["rendering"])
+    how = {name: record.meta[name] for name in ("names", "order", "rendering", "shuffled")}
+    return _written(chain_of(record).swapped, how)
 
 
 def key(record: Record) -> tuple[Any, ...]:
@@ -246,7 +254,8 @@ def generate(
     while len(records) < num:
         rng = np.random.default_rng([seed, len(records)])
         for _ in range(MAX_TRIES):
-            record = render(draw_chain(settings, rng), rng, rendering=rendering)
+            chain = draw_chain(settings, rng)
+            record = render(chain, rng, rendering=rendering, shuffled=settings.shuffled)
             if (own := key(record)) not in seen:
                 break
         else:

@@ -51,7 +51,13 @@ from transformers import AutoTokenizer, Cache, PreTrainedModel
 
 from inward.data.segments import Sample, Specials
 from inward.hub import check_fit
-from inward.methods.coconut_base import check_base, head_input, load_base, unwrapped
+from inward.methods.coconut_base import (
+    check_base,
+    head_input,
+    load_base,
+    unwrapped,
+    without_frozen,
+)
 from inward.methods.coconut_batch import (
     IGNORE,
     LatentBatch,
@@ -192,6 +198,8 @@ class Coconut(nn.Module):
         if self.settings.step_decoder and decoder is None:
             raise ValueError("settings.step_decoder is on, but no decoder was given")
         self.decoder = decoder
+        if unwrapped(self.base) is not self.base:
+            self.register_state_dict_post_hook(without_frozen)
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -570,9 +578,11 @@ class Coconut(nn.Module):
         tokenizer = None
         if (folder / "tokenizer").is_dir():
             tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        specials = Specials(**config["specials"])
+        num_tokens = 1 + max(specials.bot, specials.eot, specials.latent)
         model = cls(
-            load_base(folder / "base", base, **kwargs),
-            Specials(**config["specials"]),
+            load_base(folder / "base", base, num_tokens=num_tokens, **kwargs),
+            specials,
             CoconutSettings(**config["settings"]),
             tokenizer=tokenizer,
         )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 
+from inward.bases import open_base
 from inward.data import tokenizers
 from inward.data.segments import Specials
 from inward.hub import CLASSES, load, strict
@@ -73,6 +74,13 @@ def check_base(base: nn.Module, specials: Specials) -> frozenset[str]:
     return accepts
 
 
+def without_frozen(module: nn.Module, tensors: dict[str, Tensor], prefix: str, _: Any) -> None:
+    """Hook for a model below an adapter: resume states need not repeat what never changes."""
+    for name, parameter in module.named_parameters(prefix.rstrip("."), remove_duplicate=False):
+        if not parameter.requires_grad:
+            tensors.pop(name, None)
+
+
 @contextmanager
 def head_input(base: PreTrainedModel, wanted: Tensor | None) -> Iterator[list[Tensor]]:
     """While open, catch what the head of `base` reads, and let it read only the wanted columns.
@@ -96,8 +104,14 @@ def head_input(base: PreTrainedModel, wanted: Tensor | None) -> Iterator[list[Te
         handle.remove()
 
 
-def load_base(folder: Path, base: nn.Module | None = None, **kwargs: Any) -> nn.Module:
+def load_base(
+    folder: Path, base: nn.Module | None = None, *, num_tokens: int = 0, **kwargs: Any
+) -> nn.Module:
     """A saved base: a model, or a PEFT adapter on top of `base` (or of the model it names).
+
+    Args:
+        num_tokens: rows that the embedding needs at least; a model below an adapter is given them.
+            The adapter holds what stands in them.
 
     Raises:
         FileNotFoundError: there is nothing to load.
@@ -113,7 +127,11 @@ def load_base(folder: Path, base: nn.Module | None = None, **kwargs: Any) -> nn.
                 f"{folder} is an adapter that does not say of which model; pass it as base="
             )
         if base is None:
-            base = _load_model(named, **kwargs)
+            own = (Path(named) / "config.json").is_file()
+            base = _load_model(named, **kwargs) if own else open_base(named, **kwargs)[0]
+        inner = cast(PreTrainedModel, base)
+        if cast(Tensor, inner.get_input_embeddings().weight).shape[0] < num_tokens:
+            inner.resize_token_embeddings(num_tokens, mean_resizing=False)
         return PeftModel.from_pretrained(cast(Any, base), str(folder), is_trainable=False)
     return base if base is not None else _load_model(folder, **kwargs)
 

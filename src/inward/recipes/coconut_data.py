@@ -6,6 +6,7 @@ stay together (`group`); those that are generated also name their `words`, for a
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -125,19 +126,58 @@ class ChainData:
 
 @dataclass(frozen=True)
 class FileData:
-    """The released JSON, or GSM8k-Aug's text: question, steps, answer as they stand."""
+    """Files as they stand: the released JSON, GSM8k-Aug's text, or GSM8K's own JSON lines.
+
+    Files are paths, or names in $INWARD_DATA.
+
+    valid       empty: the last `num_valid` records of the training file
+    num_train   the first ones only; 0: all
+    longest     leave out records of more characters, question and steps together; 0: none
+    """
 
     train: str
     valid: str
     test: str
-    kind: Literal["json", "icot"] = "json"
+    kind: Literal["json", "icot", "gsm8k"] = "json"
     group: int = 1
+    num_valid: int = 0
+    num_train: int = 0
+    longest: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.valid and self.num_valid < 1:
+            raise ValueError(
+                f"valid is empty and num_valid is {self.num_valid}; name a file, or hold 1 or more "
+                "training records out"
+            )
 
     def task(self) -> ChainTask | ProsQATask:
-        """Exact answers: arithmetic for GSM8k; ProsQA's own for files with graphs."""
-        return ChainTask() if self.kind == "icot" else ProsQATask("text")
+        """Exact answers: arithmetic for GSM8K; ProsQA's own for files with graphs."""
+        return ProsQATask("text") if self.kind == "json" else ChainTask()
 
     def split(self, name: Literal["train", "valid", "test"]) -> list[Record]:
         """Records of a split; FileNotFoundError names the file that is missing."""
-        path = Path(getattr(self, name))
-        return records.read_icot(path) if self.kind == "icot" else records.read_json(path)
+        own = getattr(self, name)
+        found = self._read(own or self.train)
+        if name == "valid":
+            return found if own else found[-self.num_valid :]
+        if name == "train":
+            found = found if self.valid else found[: -self.num_valid]
+            return found[: self.num_train or None]
+        return found
+
+    def _read(self, name: str) -> list[Record]:
+        path = Path(name)
+        if not path.exists():
+            path = Path(os.environ.get("INWARD_DATA", "data")) / name
+        if self.kind == "json":
+            found = records.read_json(path)
+        elif self.kind == "icot":
+            found = records.read_icot(path)
+        else:  # a few solutions carry no calculator marks
+            found = records.with_steps(records.read_gsm8k(path), skip=True)
+        return [r for r in found if not self.longest or _length(r) <= self.longest]
+
+
+def _length(record: Record) -> int:
+    return len(record.question) + sum(map(len, record.steps))

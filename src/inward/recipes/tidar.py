@@ -5,7 +5,7 @@ learns to draft and its words change with it. A draft-only adapter leaves the wo
 trained on what the model itself says, which a recipe first lets it write (`OwnText`; kept in a
 file, so a second run reads it).
 
-Base models are folders in transformers' format: a path, or the name of one in $INWARD_MODELS.
+Base models are found by `inward.bases`.
 
 The published recipes carry the paper's numbers (arXiv 2511.08923, section 4.1) and are marked *not
 run here* with their cost; the paper does not disclose its data.
@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from inward.data.packed import PackedSource, Tokens
 from inward.methods.tidar_settings import AdapterSettings, TiDARSettings
@@ -32,15 +32,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OwnText:
-    """What the base model writes when it is asked questions, or when it just begins."""
+    """What the base model writes when it is asked questions, or when it just begins.
+
+    A chat model needs no questions: put where a user's turn begins, it writes one (Magpie, arXiv
+    2406.08464), and then answers it.
+    """
 
     path: str = "runs/own-text/stories260k.jsonl"
     """where it is kept; a run that was killed goes on writing there"""
     questions: str = ""
     """JSON lines with questions: a path, or a file in $INWARD_DATA; empty: the model begins texts
-    of its own, `opening` tokens each at temperature 1, so that they differ"""
+    of its own, or asks itself, in `opening` tokens or fewer"""
     field: str = "question"
     opening: int = 8
+    opening_temperature: float = 1.0
+    """so that the beginnings differ"""
     num_texts: int = 2000
     max_new_tokens: int = 200
     temperature: float = 0.0
@@ -64,7 +70,13 @@ class OwnText:
                 f"num_texts is {self.num_texts}, of which {self.num_valid} are held out; nothing "
                 "is left to train on"
             )
-        asked = self._asked(tokenizer) if self.questions else self._openings(model)
+        begins = not self.questions and tokenizer.chat_template is None
+        if self.questions:
+            asked = self._asked(tokenizer)
+        elif begins:
+            asked = self._openings(model, [model.config.get_text_config().bos_token_id])
+        else:
+            asked = self._own_questions(model, tokenizer)
         pairs = own_text(
             model,
             asked,
@@ -75,26 +87,36 @@ class OwnText:
             seed=self.seed,
             progress=_tell,
         )
-        if not self.questions:  # an opening is the model's own text as well
+        if begins:  # an opening is the model's own text as well
             pairs = [([], [*opening, *rest]) for opening, rest in pairs]
         train, valid = pairs[: -self.num_valid], pairs[-self.num_valid :]
         return Tokens.from_answers(train), Tokens.from_answers(valid)
 
-    def _openings(self, model: Any) -> list[list[int]]:
+    def _openings(self, model: Any, start: list[int | None]) -> list[list[int]]:
+        """`start`, each time with other tokens after it."""
         from inward.methods.tidar_adapter import own_text
 
-        start = model.config.get_text_config().bos_token_id
-        if start is None:
+        if not start or None in start:
             raise ValueError("this model has no beginning token; give it questions to answer")
         pairs = own_text(
             model,
-            [[start]] * self.num_texts,
+            [cast("list[int]", start)] * self.num_texts,
             f"{self.path}.openings",
             max_new_tokens=self.opening,
+            temperature=self.opening_temperature,
             batch_size=self.batch_size,
             seed=self.seed,
         )
         return [[*begin, *rest] for begin, rest in pairs]
+
+    def _own_questions(self, model: Any, tokenizer: Any) -> list[list[int]]:
+        """Prompts with what the model says where a user would speak."""
+        start, end = _around_question(tokenizer)
+        ids = tokenizer(start, add_special_tokens=False).input_ids
+        rows = [row[len(ids) :] for row in self._openings(model, ids)]
+        texts = tokenizer.batch_decode(rows, skip_special_tokens=False)
+        # its own end of turn, where it came to one, ends the question
+        return [_prompt(tokenizer, text.split(end)[0].strip() or "?") for text in texts]
 
     def _asked(self, tokenizer: Any) -> list[list[int]]:
         path = Path(self.questions)
@@ -122,6 +144,14 @@ def _prompt(tokenizer: Any, question: str) -> list[int]:
         return tokenizer(question).input_ids
     message = [{"role": "user", "content": question}]
     return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+
+
+def _around_question(tokenizer: Any) -> tuple[str, str]:
+    """What a chat template writes before a user's words, and the first line after them."""
+    words = "QUESTION"
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": words}], tokenize=False)
+    before, _, after = chat.partition(words)
+    return before, after.strip().split("\n")[0]
 
 
 def _tell(done: int, num: int) -> None:
@@ -155,7 +185,9 @@ class TiDARRecipe:
     name: str
     about: str
     base: str = "stories260k"
-    """folder of the base model, or its name in $INWARD_MODELS"""
+    """folder of the base model, or a name that `inward.bases` knows"""
+    dtype: str = "float32"
+    """of the base; with bfloat16 a draft-only adapter, itself float32, trains twice as fast"""
     attention: str = "sdpa"
     """flex_attention on GPUs: then no mask of (2S)^2 entries is ever made"""
     draft_only: bool = False
@@ -174,17 +206,17 @@ class TiDARRecipe:
             FileNotFoundError: no base model or data at the given place.
             ValueError: the model does not honour masks, or the data do not fit.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        import torch
 
+        from inward.bases import open_base
         from inward.methods.tidar import TiDAR
         from inward.methods.tidar_adapter import DraftAdapter
         from inward.methods.tidar_base import add_mask_token, num_embedded
         from inward.train.loop import Run
 
-        folder = find_base(self.base)
-        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=self.attention)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        source, held = self.data.sources(model.eval(), tokenizer)
+        options = {"attn_implementation": self.attention, "dtype": getattr(torch, self.dtype)}
+        model, tokenizer = open_base(self.base, **options)
+        source, held = self.data.sources(model, tokenizer)
         if self.draft_only:
             adapter = DraftAdapter(model, self.adapter)
             tidar = TiDAR(model, num_embedded(model), self.method, adapter=adapter)
@@ -205,21 +237,6 @@ class TiDARRecipe:
             return {name: float(total / count) for name, (total, count) in found.items()}
 
         return evaluate
-
-
-def find_base(name: str) -> Path:
-    """Folder of a base model.
-
-    Raises:
-        FileNotFoundError: there is none of that name.
-    """
-    for path in (Path(name), Path(os.environ.get("INWARD_MODELS", "models")) / name):
-        if (path / "config.json").exists():
-            return path
-    raise FileNotFoundError(
-        f"there is no model {name!r}; give a folder in transformers' format, or set INWARD_MODELS "
-        "to the folder it lies in"
-    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -266,23 +283,36 @@ def stories_adapter() -> TiDARRecipe:
 
 
 def smollm_adapter() -> TiDARRecipe:
-    """0.35 million tokens of its own answers to GSM8K questions, 3 passes."""
+    """0.1 million tokens of its own answers to its own questions, in bfloat16."""
     return TiDARRecipe(
         name="tidar-smollm-adapter",
-        about="draft-only adapter for SmolLM2-135M-Instruct on its own answers; hours on one core",
+        about="draft-only adapter for SmolLM2-135M-Instruct on its own answers; an hour or two",
         base="smollm2-135m-instruct",
+        dtype="bfloat16",
         draft_only=True,
         adapter=AdapterSettings(rank=32, alpha=64.0),
-        method=TiDARSettings(dense_masks="batch"),
+        method=TiDARSettings(dense_masks="batch", align_answers=False),
         data=OwnText(
-            path="runs/own-text/smollm2-gsm8k.jsonl",
-            questions="gsm8k/train.jsonl",
-            num_texts=1800,
-            max_new_tokens=200,
-            batch_size=24,
-            seq_len=512,
+            path="runs/own-text/smollm2.jsonl",
+            opening=40,
+            opening_temperature=0.8,
+            num_texts=672,
+            num_valid=32,
+            max_new_tokens=160,
+            batch_size=48,
+            seq_len=256,
         ),
-        train=replace(_FAST, steps=600, batch_rows=4, optim=replace(_FAST.optim, lr=1e-3)),
+        train=replace(
+            _FAST,
+            steps=400,
+            batch_rows=4,
+            optim=replace(_FAST.optim, lr=2e-3),
+            warmup=20,
+            eval_every=50,
+            save_every=25,
+            log_every=5,
+        ),
+        valid_rows=16,
     )
 
 

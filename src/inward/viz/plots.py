@@ -172,6 +172,31 @@ def curves(
     return figure
 
 
+def scatter(
+    groups: Mapping[str, Sequence[tuple[float, float, str]]], *, x_label: str, y_label: str
+) -> Figure:
+    """Named groups of labelled points (x, y, label), each group joined in its order.
+
+    Raises ValueError if there is no group, or one without points.
+    """
+    if not groups or not all(groups.values()):
+        raise ValueError("nothing to draw; give at least one group, each with at least one point")
+    figure = _figure((6.2, 3.8))
+    axes = figure.add_axes((0.11, 0.14, 0.84, 0.82))
+    for index, (name, points) in enumerate(groups.items()):
+        colour = SERIES[index % len(SERIES)]
+        xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
+        style = {"color": colour, "markersize": 5, "lw": 0.8, "label": name}
+        axes.plot(xs, ys, marker="osD^v"[index % 5], **style)
+        for x, y, label in points:
+            axes.annotate(
+                label, (x, y), xytext=(4, 4), textcoords="offset points", size=6.5, color=colour
+            )
+    _dress(axes, x_label, y_label)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    return figure
+
+
 def kind_of(path: str | os.PathLike) -> str:
     """svg, png or pdf, by the name's ending; ValueError for another one."""
     kind = Path(path).suffix.lower().lstrip(".")
