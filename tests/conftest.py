@@ -19,3 +19,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder}; set INWARD_DATA to one")
     return folder
+
+
+@pytest.fixture
+def shared_models() -> Path:
+    """Folder of small models (INWARD_MODELS, else shared/models beside the repository)."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "models"
+    folder = Path(os.environ.get("INWARD_MODELS", default))
+    if not (folder / "stories260k").is_dir():
+        pytest.skip(f"no model at {folder}/stories260k; set INWARD_MODELS to the folder around it")
+    return folder

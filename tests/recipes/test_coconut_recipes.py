@@ -156,6 +156,63 @@ def test_files_need_a_trained_base():
         coconut_published.published_prosqa().data.split("train")
 
 
+def gsm8k(tmp_path) -> FileData:
+    lines = [
+        {"question": f"{i} and {i}?", "answer": f"{i}+{i}=<<{i}+{i}={2 * i}>>{2 * i}\n#### {2 * i}"}
+        for i in range(1, 8)
+    ]
+    lines.append({"question": "unmarked?", "answer": "none\n#### 1"})
+    lines.append({"question": "long " * 40 + "?", "answer": "<<1+1=2>>2\n#### 2"})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "gsm.jsonl").write_text(text)
+    name = str(tmp_path / "gsm.jsonl")
+    return FileData(name, "", name, "gsm8k", num_valid=2, num_train=4, longest=100)
+
+
+def test_a_file_without_a_valid_set_lends_its_end(tmp_path):
+    data = gsm8k(tmp_path)
+    train, valid, test = (data.split(n) for n in ("train", "valid", "test"))
+    assert [r.answer for r in train] == ["2", "4", "6", "8"]
+    assert [r.answer for r in valid] == ["12", "14"]
+    assert len(test) == 7 and test[0].steps == ("<<1+1=2>>",)
+    assert len(replace(data, num_train=0).split("train")) == 5
+    with pytest.raises(ValueError, match="num_valid is 0"):
+        FileData("a", "", "b", "gsm8k")
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's
+@pytest.mark.filterwarnings("ignore:.*Could not find a config file:UserWarning")  # peft's
+def test_a_lora_on_a_real_model_trains_is_resumed_and_loads(tmp_path, shared_models):
+    pytest.importorskip("peft")
+    from inward.hub import load
+    from inward.train import train
+
+    base = replace(coconut.gsm8k_smollm().base, path=str(shared_models / "stories260k"))
+    recipe = replace(
+        coconut.gsm8k_smollm(),
+        base=base,
+        data=gsm8k(tmp_path),
+        train=replace(
+            *(coconut.gsm8k_smollm().train,),
+            **{"steps": 4, "batch_rows": 2, "eval_every": 4, "save_every": 2, "warmup": 0},
+        ),
+        num_evaluated=2,
+        max_new_tokens=4,
+    )
+    run: Any = recipe.build()
+    names = set(run.model.state_dict())
+    assert names and all("lora_" in name or "trainable_tokens" in name for name in names)
+    start = run.model.base.get_base_model().model.embed_tokens
+    before = start.original_module.weight.detach().clone()
+    train(run, recipe.train, tmp_path / "run")
+    assert torch.equal(before, start.original_module.weight), "the model below stays"
+    again = load(tmp_path / "run" / "model")
+    batch = run.source.batch(0, range(2), 2)
+    with torch.no_grad():
+        losses = [float(m.eval().loss(batch, None, None).total) for m in (run.model, again)]
+    assert losses[0] == losses[1]
+
+
 def test_fields_can_be_overridden_on_a_command_line():
     recipe: Any = tyro.cli(
         CoconutRecipe,

@@ -67,6 +67,28 @@ def test_own_text_answers_questions(models, tmp_path):
         shrunk(recipes.stories_adapter(), tmp_path, **{**asked, "num_texts": 9}).build()
 
 
+def test_a_chat_model_asks_itself(models, tmp_path):
+    from inward.bases import open_base
+
+    model, tokenizer = open_base("stories260k")
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    data = OwnText(str(tmp_path / "own.jsonl"), num_texts=6, num_valid=2, max_new_tokens=8)
+    train, valid = data.tokens(model, tokenizer)
+    assert len(train) == 4 and len(valid) == 2
+    marks = train.supervised
+    assert marks is not None
+    prompts = [
+        tokenizer.decode(train.ids[a:b][~marks[a:b]])
+        for a, b in zip(train.starts, train.starts[1:], strict=False)
+    ]
+    assert all("user" in prompt and prompt.rstrip().endswith("[assistant]") for prompt in prompts)
+    assert len(set(prompts)) == 4, "the questions differ"
+    assert all(prompt.count("</s>") == 1 for prompt in prompts)
+
+
 def test_a_published_recipe_reads_token_folders(tmp_path):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(

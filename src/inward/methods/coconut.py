@@ -55,6 +55,7 @@ from inward.methods.coconut_base import (
     check_base,
     head_input,
     load_base,
+    save_base,
     unwrapped,
     without_frozen,
 )
@@ -535,7 +536,7 @@ class Coconut(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").unlink(missing_ok=True)
-        self.base.save_pretrained(folder / "base", **kwargs)
+        save_base(self.base, folder / "base", **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder / "tokenizer")
         weights = {name: t.contiguous() for name, t in self.feedback.state_dict().items()}

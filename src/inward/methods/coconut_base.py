@@ -136,6 +136,14 @@ def load_base(
     return base if base is not None else _load_model(folder, **kwargs)
 
 
+def save_base(base: nn.Module, folder: Path, **kwargs: Any) -> None:
+    """Write a base, or its adapter; of embeddings, an adapter that trains single rows has these."""
+    if unwrapped(base) is not base:
+        rows = cast(Any, base).active_peft_config.to_dict().get("trainable_token_indices")
+        kwargs = ({"save_embedding_layers": False} if rows else {}) | kwargs
+    cast(PreTrainedModel, base).save_pretrained(folder, **kwargs)
+
+
 def _load_model(source: str | Path, **kwargs: Any) -> nn.Module:
     path = Path(source) / "config.json"
     if path.is_file():
