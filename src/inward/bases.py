@@ -59,7 +59,7 @@ def open_base(name: str, **options: Any) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(path, **options)
         return model.eval(), AutoTokenizer.from_pretrained(path)
     place = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    model = AutoModelForCausalLM.from_pretrained(**place, **options)
+    model: Any = AutoModelForCausalLM.from_pretrained(**place, **options)
     # its weights are ordinary ones by now, but while it says "quantized" it refuses to be saved
     model.hf_quantizer = None
     model.is_quantized = False

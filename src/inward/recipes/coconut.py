@@ -494,7 +494,7 @@ def chains_symbolic(row: str = "coconut", *, start: str = "") -> CoconutRecipe:
             schedule="cosine",
             min_ratio=0.05,
         ),
-        max_new_tokens=48,
+        max_new_tokens=80,
     )
 
 
