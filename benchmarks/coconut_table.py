@@ -157,7 +157,7 @@ def _percent(shares: Sequence[float | None]) -> str:
         return "-"
     if len(known) == 1:
         return f"{100 * known[0]:.1f} %"
-    found = over_seeds(known)
+    found = over_seeds(known, within=(0.0, 1.0))
     return f"{100 * found.value:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
 

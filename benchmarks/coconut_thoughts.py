@@ -78,7 +78,7 @@ def searching(model: Coconut, asked: Sequence[Any], num: int, figures: Path | No
     """The search tree and what thoughts hold; figures on request."""
     held = superposition(model, asked, num=num)
     trees = read_out(model, asked, num=num)
-    tables = [by_height(trees, hops=hops, kind="longest") for hops in (1, 2)]
+    tables = [by_height(trees, hops=hops, kind="longest") for hops in range(1, min(num, 2) + 1)]
     if figures is not None:
         plots.save(viz.tree(trees[0]), figures / "tree.svg")
         plots.save(viz.held(held), figures / "held.svg")

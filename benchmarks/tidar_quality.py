@@ -185,7 +185,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def _with_interval(values: list[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.3f}"
-    found = over_seeds(values, within=None)
+    found = over_seeds(values)
     return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
