@@ -369,6 +369,20 @@ def test_random_masking_shows_the_tokens_it_does_not_mask():
     assert torch.allclose(draft_branch(logits, part)["draft_loss"], 2 * (terms[0] + terms[2]))
 
 
+def test_decay_weighs_the_places_of_a_block():
+    """0.5 and K = 2: the first mask of a block counts twice the second, whole blocks as before."""
+    settings = TiDARSettings(block_size=2, decay=0.5)
+    logits = torch.randn(1, 5, V, generator=torch.Generator().manual_seed(0))
+    ids = tokens(1, 5)
+    part = Part(ids, ids, masks.training(5, 2, offset=1))  # blocks of 1, 2 and 2
+    terms = F.cross_entropy(logits[0], ids[0], reduction="none")
+    weights = torch.tensor([4, 4, 2, 4, 2]) / 3
+    found = draft_branch(logits, part, settings)["draft_loss"]
+    assert torch.allclose(found, (terms * weights).sum())
+    with pytest.raises(ValueError, match="decay"):
+        TiDARSettings(decay=0.0)
+
+
 def test_acceptance_counts_the_run_behind_the_first_word():
     """Against a count by hand over the drafts and the words of one forward."""
     tidar, K, S, B = TiDAR(tiny(), MASK, FIXED), 3, 11, 60

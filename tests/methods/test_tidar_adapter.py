@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from inward import masks
 from inward.data.packed import PackedSource, Tokens
 from inward.methods.tidar import Part, TiDAR, acceptance
-from inward.methods.tidar_adapter import DraftAdapter, linear_layers, own_text
+from inward.methods.tidar_adapter import DraftAdapter, linear_layers, needed_rows, own_text
 from inward.methods.tidar_settings import AdapterSettings, TiDARSettings
 from inward.train.draws import Draws
 from inward.train.loop import Run, train
@@ -103,14 +104,21 @@ def test_rows_can_be_chosen_whatever_they_hold():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("masking", ["full", "random"])
-def test_the_cached_prefix_gives_the_doubled_forward_and_its_gradients(kind, masking):
+@pytest.mark.parametrize("asked", [False, True], ids=["all", "answers"])
+def test_the_cached_prefix_gives_the_doubled_forward_and_its_gradients(kind, masking, asked):
+    """Blocks without anything to predict are left out, and nothing changes."""
     base = tiny(kind)
-    tidar = TiDAR(base, V, TiDARSettings(block_size=3, masking=masking), adapter=shaken(base))
+    settings = TiDARSettings(block_size=3, masking=masking, decay=0.7, align_answers=False)
+    tidar = TiDAR(base, V, settings, adapter=shaken(base))
     documents = torch.tensor([[0] * 5 + [1] * 4, [0] * 7 + [-1] * 2])
     batch = batch_of(tokens(2, 9), documents=documents)
+    if asked:
+        batch["supervised"] = (
+            torch.tensor([[0, 0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 1, 0, 1, 1, 0, 0]]) > 0
+        )
     found = {}
     for dense_masks in ("one", "batch"):
-        tidar.settings = TiDARSettings(block_size=3, masking=masking, dense_masks=dense_masks)
+        tidar.settings = replace(settings, dense_masks=dense_masks)
         loss = tidar.loss(batch, None, Draws(0, 0, range(2), 2))
         tidar.zero_grad()
         loss.total.backward()
@@ -125,7 +133,9 @@ def test_the_cached_prefix_gives_the_doubled_forward_and_its_gradients(kind, mas
     rows = training_rows(batch, tidar.settings, draws)
     hidden = hidden_tokens(9, tidar.settings, draws)
     part = Part(batch["input_ids"], targets(batch, rows), rows, hidden)
-    total = draft_branch(tidar.logits(part)[:, 9:], part)["draft_loss"]
+    kept = needed_rows(part)
+    assert (kept.shape[1] < 9 or not asked) and (kept.diff(dim=1) > 0).all()
+    total = draft_branch(tidar.logits(part)[:, 9:], part, settings)["draft_loss"]
     tidar.zero_grad()
     total.backward()
     for loss, grads in found.values():

@@ -24,9 +24,10 @@ def test_a_recipe_is_one_frozen_config(name):
     assert recipe.name == name and recipe == find(name)()
     with pytest.raises(FrozenInstanceError):
         recipe.name = "other"
-    assert ("NOT RUN HERE" in recipe.about) == isinstance(
-        recipe.data, FolderData | TokenData | FileData | TokenFolder
-    )
+    # Files that do not come along; GSM8K is the one released set that a laptop's run reads.
+    published = isinstance(recipe.data, FolderData | TokenData | FileData | TokenFolder)
+    published &= not name.startswith("gsm8k-smollm")
+    assert ("NOT RUN HERE" in recipe.about) == published
     assert asdict(recipe)["train"]["optim"]["lr"] > 0
 
 

@@ -49,8 +49,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from inward import masks
 from inward.masks import Rows
 from inward.methods.tidar_base import (
+    base_name,
     check_masks,
     context_limit,
+    find_base_model,
     num_embedded,
     special_ids,
     splits,
@@ -180,7 +182,7 @@ class Unread:
         return best.view(self.hidden.shape[:2])
 
     def sums(self, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and right answers over the labelled rows, times `weight` (B, 1)."""
+        """Cross-entropy and right answers over the labelled rows, times `weight` (B, 1 or n)."""
         rows = (labels != IGNORE).flatten().nonzero()[:, 0]
         if len(rows) == 0:  # one unlabelled row: nothing, but with its place in the graph
             rows = rows.new_zeros(1)
@@ -204,7 +206,7 @@ def branch(
     name: str, logits: Tensor | Unread, labels: Tensor, weight: Tensor | None
 ) -> dict[str, Tensor]:
     """Sums over the labelled rows: cross-entropy in float32 and right answers, times `weight`
-    (B, 1)."""
+    (B, 1 or n)."""
     if isinstance(logits, Unread):
         loss, right = logits.sums(labels, weight)
         return {f"{name}_loss": loss, f"{name}_accuracy": right}
@@ -217,12 +219,29 @@ def branch(
     return {f"{name}_loss": losses.sum(), f"{name}_accuracy": right.sum()}
 
 
-def draft_branch(logits: Tensor | Unread, part: Part) -> dict[str, Tensor]:
-    """`branch` of the mask rows, (B, S, V): only tokens that were masked count."""
-    if part.hidden is None:
-        return branch("draft", logits, part.wanted, None)
-    hidden, weight = part.hidden
-    return branch("draft", logits, part.wanted.masked_fill(~hidden, IGNORE), weight)
+def draft_branch(
+    logits: Tensor | Unread, part: Part, settings: TiDARSettings | None = None
+) -> dict[str, Tensor]:
+    """`branch` of the mask rows, (B, S, V): only tokens that were masked count.
+
+    settings   for the weights by place in the block; None: all places count alike
+    """
+    wanted, weight = part.wanted, None
+    if part.hidden is not None:
+        hidden, weight = part.hidden
+        wanted = wanted.masked_fill(~hidden, IGNORE)
+    if settings is not None and settings.decay < 1:
+        places = place_weights(part.rows.select(-wanted.shape[1]), settings)
+        weight = places if weight is None else weight * places
+        weight = weight.expand_as(wanted)
+    return branch("draft", logits, wanted, weight)
+
+
+def place_weights(masked: Rows, settings: TiDARSettings) -> Tensor:
+    """settings.decay ** place of each mask row in its block, over the mean of a whole block."""
+    ratio, K = settings.decay, settings.block_size
+    mean = sum(ratio**j for j in range(K)) / K
+    return ratio ** (masked.position - masked.horizon) / mean
 
 
 # --------------------------------------------------------------------------------------------------
@@ -438,7 +457,7 @@ class TiDAR(nn.Module):
             for rows in (slice(0, S), slice(S, None))
         )
         ar = branch("ar", clean, next_targets(part.wanted), None)
-        draft = draft_branch(masked, part)
+        draft = draft_branch(masked, part, self.settings)
         return ar | draft | {"count": (part.wanted != IGNORE).sum()}
 
     def scores(self, input_ids: Tensor, **inputs: Any) -> Tensor | Unread:
@@ -531,7 +550,7 @@ class TiDAR(nn.Module):
             return cls(model, saved["mask_id"], settings).eval()
         from inward.methods.tidar_adapter import DraftAdapter
 
-        model = _base_model(folder, base, options)
+        model = find_base_model(folder, base, options)
         adapter = DraftAdapter.from_pretrained(folder, model)
         return cls(model, saved["mask_id"], settings, adapter=adapter).eval()
 
@@ -566,28 +585,3 @@ def acceptance(tidar: TiDAR, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
 def _without_model(module: nn.Module, tensors: dict[str, Tensor], prefix: str, _: Any) -> None:
     for name in [name for name in tensors if name.startswith(f"{prefix}model.")]:
         del tensors[name]
-
-
-def _base_model(
-    folder: Path, base: PreTrainedModel | str | Path | None, options: dict[str, Any]
-) -> PreTrainedModel:
-    if isinstance(base, PreTrainedModel):
-        return base
-    if base is None and (folder / "base" / "config.json").exists():
-        base = folder / "base"
-    if base is None:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        base = config.get("base_model_name_or_path") or ""
-    path = Path(cast("str | Path", base))
-    if not str(base) or not path.is_dir():
-        raise FileNotFoundError(
-            f"the adapter in {folder} belongs to the model {str(base)!r}, which is no folder here; "
-            "pass base=, the model or its folder"
-        )
-    return AutoModelForCausalLM.from_pretrained(path, **options)
-
-
-def base_name(model: PreTrainedModel) -> str:
-    """Name of a model for other people's eyes: of a local folder the last part only."""
-    name = model.config._name_or_path or ""
-    return Path(name).name if Path(name).exists() else name

@@ -17,9 +17,10 @@ Files are PEFT's: adapter_config.json and adapter_model.safetensors with its nam
 and merges them; plus draft.safetensors, the embedding of the mask token, which lies beyond the
 model's vocabulary: the model is not resized.
 
-Training needs a backward pass through the mask rows alone: the clean half runs once without
-gradient and leaves its keys and values in a cache. The text to learn from is the model's own,
-because its own words are what it will have to draft: see `own_text`.
+Training needs a backward pass through the mask rows alone, and of these through blocks that have
+anything to predict (a question has not): the clean half runs once without gradient and leaves its
+keys and values in a cache. The text to learn from is the model's own, because its own words are
+what it will have to draft: see `own_text`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -134,8 +136,10 @@ class DraftAdapter(nn.Module):
         """Sums of the diffusion branch (see `inward.methods.tidar.branch`)."""
         from inward.methods.tidar import IGNORE, draft_branch
 
-        logits = draft_logits(tidar, part)
-        return draft_branch(logits, part) | {"count": (part.wanted != IGNORE).sum()}
+        count = (part.wanted != IGNORE).sum()
+        kept = needed_rows(part)
+        logits = draft_logits(tidar, part, kept)
+        return draft_branch(logits, _kept(part, kept), tidar.settings) | {"count": count}
 
     # -- files -------------------------------------------------------------------------------------
 
@@ -281,15 +285,39 @@ def _check_kind(config: dict[str, Any], source: Path) -> None:
         )
 
 
-def draft_logits(tidar: TiDAR, part: Part) -> Tensor | Unread:
-    """(B, S, V) logits of the mask rows, or the rows unread (`TiDAR.scores`), with gradient to the
-    adapter alone: the clean half runs first, without gradient, and its keys and values are a
-    constant prefix."""
+def needed_rows(part: Part) -> Tensor:
+    """(B, n) places, rising, of the mask rows whose block has a token to predict: nothing is
+    learnt from the others, and nobody sees them. n is that of the fullest sample; in the rest
+    some other blocks, or parts of them, run along."""
+    from inward.methods.tidar import IGNORE
+
+    B, S = part.ids.shape
+    wanted = part.wanted != IGNORE
+    if part.hidden is not None:
+        wanted = wanted & part.hidden[0]
+    block = part.rows.block[:, S:].expand(B, -1)
+    hits = torch.zeros(B, S, dtype=torch.long, device=block.device)
+    needed = hits.scatter_add_(1, block, wanted.long()).gather(1, block) > 0
+    n = max(1, int(needed.sum(1).max()))
+    return (~needed).long().argsort(dim=1, stable=True)[:, :n].sort(dim=1).values
+
+
+def _kept(part: Part, places: Tensor) -> Part:
+    """The mask rows at these places, with what they are to predict."""
+    hidden = part.hidden and (part.hidden[0].gather(1, places), part.hidden[1])
+    rows = part.rows.select(part.ids.shape[1]).gather(places)
+    return replace(part, wanted=part.wanted.gather(1, places), rows=rows, hidden=hidden)
+
+
+def draft_logits(tidar: TiDAR, part: Part, kept: Tensor) -> Tensor | Unread:
+    """(B, n, V) logits of the mask rows at places `kept` (B, n), or these rows unread
+    (`TiDAR.scores`), with gradient to the adapter alone: the clean half runs first, without
+    gradient, and its keys and values are a constant prefix."""
     B, S = part.ids.shape
     from inward.methods.tidar import doubled  # it knows this module
 
     device, num_masks = part.ids.device, part.rows.shape[0]
-    clean, masked = part.rows.select(0, S), part.rows.select(S)
+    clean, masked = part.rows.select(0, S), part.rows.select(S).gather(kept)
     nobody = torch.zeros(B, S, dtype=torch.bool, device=device)
     # a plain one, which keeps gradients and forgets nothing, whatever the model would make itself
     cache = DynamicCache()
@@ -304,12 +332,15 @@ def draft_logits(tidar: TiDAR, part: Part) -> Tensor | Unread:
             use_cache=True,
             logits_to_keep=1,
         )
-    mask = masks.dense(masks.sees(masked, clean), S, 2 * S, num_samples=num_masks, device=device)
+    n = kept.shape[1]
+    sees = masks.sees(masked, clean.expand(B))
+    mask = masks.dense(sees, n, S + n, num_samples=B, device=device)
+    ids = doubled(part.ids, tidar.mask_id, part.hidden and part.hidden[0])[:, S:]
     return tidar.scores(
-        doubled(part.ids, tidar.mask_id, part.hidden and part.hidden[0])[:, S:],
+        ids.gather(1, kept),
         position_ids=masked.position,
         attention_mask=mask,
-        draft_rows=~nobody,
+        draft_rows=torch.ones_like(kept, dtype=torch.bool),
         past_key_values=cache,
         use_cache=True,
     )

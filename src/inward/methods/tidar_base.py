@@ -7,12 +7,14 @@ mask, a model that combines the mask with a causal one, positions that are ignor
 
 from __future__ import annotations
 
+import json
 import weakref
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from inward import masks
 
@@ -190,3 +192,33 @@ def _try_split(model: PreTrainedModel) -> bool:
     if hidden is None:
         return False
     return torch.equal(head(hidden), model(input_ids=ids, use_cache=False).logits)
+
+
+# --------------------------------------------------------------------------------------------------
+# The model that an adapter belongs to
+
+
+def find_base_model(
+    folder: Path, base: PreTrainedModel | str | Path | None, options: dict[str, Any]
+) -> PreTrainedModel:
+    """The model an adapter in `folder` belongs to, see `TiDAR.from_pretrained`."""
+    if isinstance(base, PreTrainedModel):
+        return base
+    if base is None and (folder / "base" / "config.json").exists():
+        base = folder / "base"
+    if base is None:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base = config.get("base_model_name_or_path") or ""
+    path = Path(cast("str | Path", base))
+    if not str(base) or not path.is_dir():
+        raise FileNotFoundError(
+            f"the adapter in {folder} belongs to the model {str(base)!r}, which is no folder here; "
+            "pass base=, the model or its folder"
+        )
+    return AutoModelForCausalLM.from_pretrained(path, **options)
+
+
+def base_name(model: PreTrainedModel) -> str:
+    """Name of a model for other people's eyes: of a local folder the last part only."""
+    name = model.config._name_or_path or ""
+    return Path(name).name if Path(name).exists() else name

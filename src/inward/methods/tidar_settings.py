@@ -27,6 +27,10 @@ class TiDARSettings:
     align_answers: bool = True
     """Where the batch says which tokens are answers, start a block at each answer: one that
     straddles its start would hide the end of the question."""
+    decay: float = 1.0
+    """Weight of a mask row's loss, decay ** j for place j = 0.. K-1 of its block, over the mean of
+    these: below 1 the first drafts count more, because a draft is worth something only if all those
+    before it were right. The paper weighs all alike."""
     dense_masks: Literal["one", "batch"] = "one"
     """Samples with masks of their own (packed or aligned ones), without FlexAttention. one: they
     run one after the other and recompute their forward in backward, so that only one (2S)^2 mask
@@ -42,6 +46,7 @@ class TiDARSettings:
         need(self.block_size >= 1, "block_size", self.block_size, "1 or more")
         need(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
         need(0 < self.min_mask <= 1, "min_mask", self.min_mask, "in (0, 1]")
+        need(0 < self.decay <= 1, "decay", self.decay, "in (0, 1]")
         for name, choices in (
             ("masking", ("full", "random")),
             ("grid", ("random", "fixed")),

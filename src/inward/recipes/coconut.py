@@ -531,3 +531,8 @@ def gsm8k_smollm(row: str = "interleaved") -> CoconutRecipe:
         max_new_tokens=40,
         num_evaluated=16,
     )
+
+
+def gsm8k_smollm_coconut() -> CoconutRecipe:
+    """The same with all thoughts right after the question."""
+    return gsm8k_smollm("coconut")
