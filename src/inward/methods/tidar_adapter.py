@@ -46,6 +46,7 @@ from transformers.pytorch_utils import Conv1D
 
 from inward import masks
 from inward.hub import check_finite, complain
+from inward.methods.tidar_base import splits
 from inward.methods.tidar_settings import AdapterSettings
 from inward.train.state import write_json, write_tensors
 
@@ -331,6 +332,7 @@ def draft_logits(tidar: TiDAR, part: Part, kept: Tensor) -> Tensor | Unread:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            unread=splits(tidar.model),
         )
     n = kept.shape[1]
     sees = masks.sees(masked, clean.expand(B))

@@ -283,7 +283,8 @@ def stories_adapter() -> TiDARRecipe:
 
 
 def smollm_adapter() -> TiDARRecipe:
-    """0.1 million tokens of its own answers to its own questions, in bfloat16."""
+    """0.2 million tokens of its own answers to its own questions, in bfloat16. Most drafts end at the
+    second or third place, hence the decay."""
     return TiDARRecipe(
         name="tidar-smollm-adapter",
         about="draft-only adapter for SmolLM2-135M-Instruct on its own answers; an hour or two",
@@ -291,15 +292,15 @@ def smollm_adapter() -> TiDARRecipe:
         dtype="bfloat16",
         draft_only=True,
         adapter=AdapterSettings(rank=32, alpha=64.0),
-        method=TiDARSettings(dense_masks="batch", align_answers=False),
+        method=TiDARSettings(dense_masks="batch", align_answers=False, decay=0.8),
         data=OwnText(
             path="runs/own-text/smollm2.jsonl",
             opening=40,
             opening_temperature=0.8,
-            num_texts=672,
+            num_texts=1344,
             num_valid=32,
             max_new_tokens=160,
-            batch_size=48,
+            batch_size=96,
             seq_len=256,
         ),
         train=replace(
@@ -308,8 +309,8 @@ def smollm_adapter() -> TiDARRecipe:
             batch_rows=4,
             optim=replace(_FAST.optim, lr=2e-3),
             warmup=20,
-            eval_every=50,
-            save_every=25,
+            eval_every=80,
+            save_every=20,
             log_every=5,
         ),
         valid_rows=16,
