@@ -2,6 +2,7 @@
 
     python benchmarks/coconut_table.py --task prosqa
     python benchmarks/coconut_table.py --task chains --rows coconut cot --seeds 2
+    python benchmarks/coconut_table.py --rows coconut no-cot --stretch 6    rows take 6 times as long
 
 For each seed first the CoT run, then the rows from it: those that begin with CoT anyway start from
 its weights (`CoconutRecipe.start`) and go on for the recipe's steps, the others are trained from
@@ -56,12 +57,22 @@ def cot_recipe(task: str, seed: int, steps: int | None) -> CoconutRecipe:
 
 
 def row_recipe(
-    task: str, row: str, seed: int, start: str, cot_steps: int, steps: int | None
+    task: str,
+    row: str,
+    seed: int,
+    start: str,
+    cot_steps: int,
+    steps: int | None,
+    stretch: int = 1,
 ) -> CoconutRecipe:
-    """A row: from the CoT run of its seed, or from scratch with the steps of both."""
+    """A row: from the CoT run of its seed, or from scratch with the steps of both; steps and the
+    length of each stage `stretch` times over."""
     shared = shares_cot(row)
     recipe = _seeded(TASKS[task](row, start=start if shared else ""), seed)
-    num = steps or TASKS[task](row, start="cot").train.steps
+    stages = recipe.curriculum.stages
+    stages = replace(stages, lengths=tuple(stretch * length for length in stages.lengths))
+    recipe = replace(recipe, curriculum=replace(recipe.curriculum, stages=stages))
+    num = stretch * (steps or TASKS[task](row, start="cot").train.steps)
     return _long(recipe, num if shared else cot_steps + num)
 
 
@@ -198,10 +209,10 @@ def jobs(
         folder = args.out / f"{args.task}-start-{seed}"
         found.append(("start", seed, base, folder))
         for row in args.rows:
-            own = row_recipe(
-                args.task, row, seed, str(folder / "model"), base.train.steps, args.steps
-            )
-            found.append((row, seed, own, args.out / f"{args.task}-{row}-{seed}"))
+            told = (str(folder / "model"), base.train.steps, args.steps, args.stretch)
+            own = row_recipe(args.task, row, seed, *told)
+            name = row if args.stretch == 1 else f"{row}-x{args.stretch}"
+            found.append((name, seed, own, args.out / f"{args.task}-{name}-{seed}"))
     return [job for job in found if (args.task, job[0], job[1]) not in done]
 
 
@@ -213,6 +224,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cot-steps", type=int, default=None, help="default: the recipe's")
     parser.add_argument("--steps", type=int, default=None, help="of a row; default: the recipe's")
+    parser.add_argument("--stretch", type=int, default=1, help="steps and stages, times this")
     parser.add_argument("--out", type=Path, default=Path("runs/coconut-table"))
     parser.add_argument("--jsonl", type=Path, default=ROWS)
     parser.add_argument("--figure", type=Path, default=None, help="svg, png or pdf")

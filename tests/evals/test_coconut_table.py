@@ -76,6 +76,17 @@ def test_rows_share_the_start_and_a_finished_one_is_not_done_again(script, tmp_p
     assert (tmp_path / "curves.svg").stat().st_size > 1000
 
 
+def test_a_stretched_row_takes_longer_in_every_stage(script, tmp_path):
+    script.main(arguments(tmp_path, "--seeds", "1", "--rows", "coconut", "--stretch", "3"))
+    start, silent = rows_in(tmp_path)
+    assert (start["row"], start["steps"]) == ("start", 2)
+    assert (silent["row"], silent["steps"]) == ("coconut-x3", 12)
+    plain = coconut.prosqa_symbolic("coconut", start="x").curriculum.stages
+    stages = silent["recipe"]["curriculum"]["stages"]
+    assert stages["lengths"] == [3 * length for length in plain.lengths]
+    assert stages["first"] == plain.first
+
+
 def test_seeds_become_intervals_and_other_tasks_stay_apart(script, tmp_path):
     script.main(arguments(tmp_path, "--task", "chains", "--rows", "interleaved", "--seeds", "2"))
     rows = rows_in(tmp_path)
