@@ -2,7 +2,7 @@
 
     python benchmarks/coconut_table.py --task prosqa
     python benchmarks/coconut_table.py --task chains --rows coconut cot --seeds 2
-    python benchmarks/coconut_table.py --rows coconut no-cot --stretch 6    rows take 6 times as long
+    python benchmarks/coconut_table.py --rows coconut no-cot --stretch 6     six times the steps
 
 For each seed first the CoT run, then the rows from it: those that begin with CoT anyway start from
 its weights (`CoconutRecipe.start`) and go on for the recipe's steps, the others are trained from

@@ -283,8 +283,8 @@ def stories_adapter() -> TiDARRecipe:
 
 
 def smollm_adapter() -> TiDARRecipe:
-    """0.2 million tokens of its own answers to its own questions, in bfloat16. Most drafts end at the
-    second or third place, hence the decay."""
+    """0.2 million tokens of its own answers to its own questions, in bfloat16. Most drafts end at
+    the second or third place, hence the decay."""
     return TiDARRecipe(
         name="tidar-smollm-adapter",
         about="draft-only adapter for SmolLM2-135M-Instruct on its own answers; an hour or two",
