@@ -1,8 +1,11 @@
-"""What the thoughts of a trained row do: causal ablation, readability, the search in them.
+"""What the thoughts of a trained row do: causal ablation, readability, the search in them, and what
+is lost if they are all thought at once (Jacobi) in fewer iterations than there are thoughts.
 
     python benchmarks/coconut_thoughts.py --model runs/coconut-table/prosqa-coconut-0 --row coconut
     python benchmarks/coconut_thoughts.py --model runs/.../chains-interleaved-0 --task chains
         --row interleaved --figures docs/thoughts
+    python benchmarks/coconut_thoughts.py --model runs/gsm8k-smollm-interleaved --task gsm8k
+        --row interleaved --num 60
 
 Test questions, greedy answers. Prints tables, adds one row to coconut_thoughts.jsonl, and draws the
 search of the first question and what each thought holds (ProsQA with given boundaries).
@@ -22,6 +25,7 @@ from rich.console import Console
 from inward.data.tokenizers import encode_text
 from inward.evals.run import append_row, machine
 from inward.evals.thoughts import Ablation, Swap, ablate, swap_block
+from inward.evals.thoughts_parallel import JacobiError, jacobi_errors
 from inward.evals.thoughts_read import Readability, Target, before_end, readability
 from inward.evals.thoughts_search import by_height, parallelism, read_out, superposition
 from inward.hub import load
@@ -36,6 +40,7 @@ ROWS = Path(__file__).with_suffix(".jsonl")
 TASKS: dict[str, Callable[..., CoconutRecipe]] = {
     "prosqa": coconut.prosqa_symbolic,
     "chains": coconut.chains_symbolic,
+    "gsm8k": coconut.gsm8k_smollm,
 }
 
 
@@ -52,8 +57,9 @@ def result_of(model: Coconut) -> Target:
 
 def thinking(
     model: Coconut, recipe: CoconutRecipe, asked: Sequence[Any], target: Target
-) -> tuple[list[Ablation], Readability, list[Swap]]:
-    """Ablations of all thoughts and of each one, readability, and swaps of the first two blocks."""
+) -> tuple[list[Ablation], Readability, list[Swap], list[JacobiError]]:
+    """Ablations of all thoughts and of each one, readability, swaps of the first two blocks, and
+    the errors of the Jacobi executor."""
     newline = {encode_text(model.tokenizer, "\n")[0]}
     prompts = recipe.prompts(model, [record.question for record in asked])
     options = recipe.options(model)
@@ -71,7 +77,8 @@ def thinking(
     for block in range(2):
         if sum(len(sample.blocks) > block for sample in samples) >= 2:
             swaps += swap_block(model, samples, block=block, ends=newline)
-    return found, readability(model, samples, ends=newline, target=target), swaps
+    read = readability(model, samples, ends=newline, target=target)
+    return found, read, swaps, jacobi_errors(model, samples)
 
 
 def searching(model: Coconut, asked: Sequence[Any], num: int, figures: Path | None) -> dict:
@@ -103,9 +110,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     task = recipe.task()
     asked = task.ask(recipe.data.split("test")[: args.num])
     target = before_end if args.task == "prosqa" else result_of(model)
-    ablations, read, swaps = thinking(model, recipe, asked, target)
+    ablations, read, swaps, jacobi = thinking(model, recipe, asked, target)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(viz.ablation_table(ablations), viz.readability_table(read, swaps))
+    for error in jacobi:
+        console.print(
+            f"{error.iterations} Jacobi iterations: thoughts {error.thoughts:.2g} off, "
+            f"{error.loss:+.3f} nats a token, {100 * error.words:.1f} % other words"
+        )
     row: dict[str, Any] = {
         "task": args.task,
         "row": args.row,
@@ -114,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "ablations": [asdict(a) for a in ablations],
         "readability": asdict(read),
         "swaps": [asdict(s) for s in swaps],
+        "jacobi": [asdict(e) for e in jacobi],
     }
     pattern, layout = recipe.curriculum.pattern, recipe.curriculum.layout
     if args.task == "prosqa" and layout.boundaries == "given":

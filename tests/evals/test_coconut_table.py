@@ -143,6 +143,7 @@ def test_the_study_of_thoughts_says_everything(script, tmp_path, capsys, row):
     same = found["ablations"][0]
     assert same["answer_changed"]["value"] == same["step_changed"]["value"] == 0
     assert [s["step_changed"]["value"] for s in found["swaps"][:2]] == [0, 0]
+    assert found["jacobi"][-1]["thoughts"] < 1e-5 < found["jacobi"][0]["thoughts"]
     printed = capsys.readouterr().out
     assert "the same put back (control)" in printed and "likeliest token" in printed
     drawn = {path.name for path in (tmp_path / "figures").glob("*.svg")}

@@ -15,6 +15,7 @@ from inward.evals import thoughts as causal
 from inward.evals import thoughts_read as reading
 from inward.evals import thoughts_search as search
 from inward.evals.thoughts import Thoughts, ablate, block_of, cut, replaced, step_after, swap_block
+from inward.evals.thoughts_parallel import jacobi_errors
 from inward.evals.thoughts_read import readability
 from inward.evals.thoughts_search import by_height, groups, heights, read_out, superposition
 from inward.methods.coconut import Coconut
@@ -532,3 +533,48 @@ def test_the_search_refuses_what_makes_no_sense():
     model.tokenizer = None
     with pytest.raises(ValueError, match="tokenizer"):
         superposition(model, records, num=1)
+
+
+# --------------------------------------------------------------------------------------------------
+# All thoughts at once
+
+
+def test_jacobi_errors_end_with_the_last_thought(model):
+    """Against the executors called by hand, sample by sample."""
+    samples = ragged()
+    found = jacobi_errors(model, samples, batch=2)
+    assert [e.iterations for e in found] == list(range(1 + max(s.num_thoughts for s in samples)))
+    assert found[-1].thoughts < 1e-6 and abs(found[-1].loss) < 1e-6 and found[-1].words == 0
+    assert found[0].thoughts > found[1].thoughts > 1e-6
+
+    off = length = loss = count = words = 0.0
+    for sample in samples:
+        batch = model.collate([sample])
+        first, said = True, torch.full_like(batch["labels"], -100)
+        for i, (is_latent, token) in enumerate(
+            zip(*(batch[k][0] for k in ("latent", "input_ids")), strict=True)
+        ):
+            first = first and not is_latent
+            if not first and not is_latent and int(token) not in (SPECIALS.bot, SPECIALS.eot):
+                said[0, i - 1] = token
+        batch["labels"] = said
+        with torch.no_grad():
+            exact, near = model(batch), model(batch, executor="jacobi", iterations=1)
+        one, other = exact.thoughts()[0], near.thoughts()[0]
+        off, length = off + float((other - one).square().sum()), length + float(one.square().sum())
+        loss += float(near.total - exact.total)
+        words += int((near.logits.argmax(-1) != exact.logits.argmax(-1)).sum())
+        count += int(exact.row_count.sum())
+    assert found[1].thoughts == pytest.approx((off / length) ** 0.5, rel=1e-5)
+    assert found[1].loss == pytest.approx(loss / count, abs=1e-6)
+    assert found[1].words == pytest.approx(words / count)
+    assert jacobi_errors(model, samples, most=1, batch=2) == found[:2]
+
+
+def test_jacobi_errors_refuse_what_makes_no_sense(gpt2):
+    with pytest.raises(ValueError, match="most is -1"):
+        jacobi_errors(gpt2, ragged(), most=-1)
+    with pytest.raises(ValueError, match="has a thought"):
+        jacobi_errors(gpt2, [Sample((text(4, 0),))])
+    with pytest.raises(ValueError, match="says a word"):
+        jacobi_errors(gpt2, questions(3))
