@@ -15,7 +15,9 @@ temperature 1: the true law is known, and no model can have a lower loss than th
                  greedy text is likelier than sampled text, so compare within the column only
 
 `trade` decodes with the joint model: plain, pure diffusion by threshold, the schemes, and trust in
-diffusion (beta); tokens a second are CPU time on one thread. Rows go to tidar_quality.jsonl.
+diffusion (beta); and pure diffusion once more with the model of random masks, which alone has seen
+blocks that are half written. Tokens a second are CPU time on one thread. Rows go to
+tidar_quality.jsonl.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ VARIANTS = {
     "K 16": replace(JOINT, block_size=16),
     "ar": replace(JOINT, alpha=1e6),  # the weight of the diffusion loss is one in a million
 }
-THRESHOLDS = (0.3, 0.5, 0.7, 0.9, 0.99)
+THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.9)
 BETAS = (0.0, 0.25, 0.5, 0.75)
 
 
@@ -148,20 +150,32 @@ def runs(args: argparse.Namespace, done: set[tuple[str, int]]) -> Iterator[dict[
             yield row | tested(model, known, args) | {"cpu_seconds": summary["cpu_seconds"]}
 
 
-def trade(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Rows of the trade-off, of every seed's joint model."""
+def ways() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """(variant of the model, name of the line in the figure, setting, options of `decode`)."""
+    yield "joint", "plain", "", {"scheme": "plain"}
+    for variant, name in (("joint", "diffusion"), ("random masks", "diffusion, random masks")):
+        for t in THRESHOLDS:
+            yield variant, name, f"{t:g}", {"scheme": "diffusion", "threshold": t}
+    for scheme in ("two_pass", "partial", "one_pass"):
+        for K in (2, 4, 8):
+            yield "joint", scheme, f"K {K}", {"scheme": scheme, "K": K}
+    for b in BETAS:
+        yield "joint", "one_pass, beta", f"{b:g}", {"scheme": "one_pass", "beta": b, "K": 4}
+
+
+def trade(args: argparse.Namespace, done: set[tuple[str, str, int]]) -> Iterator[dict[str, Any]]:
+    """Rows of the trade-off, those that are missing, over every seed's models."""
     known = held(args)
-    ways: list[tuple[str, str, dict[str, Any]]] = [("plain", "", {"scheme": "plain"})]
-    ways += [("diffusion", f"{t:g}", {"scheme": "diffusion", "threshold": t}) for t in THRESHOLDS]
-    for K in (2, 4, 8):
-        for scheme in ("two_pass", "partial", "one_pass"):
-            ways.append((scheme, f"K {K}", {"scheme": scheme, "K": K}))
-    ways += [("one_pass", f"beta {b:g}", {"scheme": "one_pass", "beta": b}) for b in BETAS]
     for seed in range(args.seeds):
-        model = load(args.out / f"joint-{seed}" / "model").eval()
-        for scheme, setting, how in ways:
+        models = {
+            name: load(args.out / f"{name.replace(' ', '-')}-{seed}" / "model").eval()
+            for name in ("joint", "random masks")
+        }
+        for variant, scheme, setting, how in ways():
+            if (scheme, setting, seed) in done:
+                continue
             row = {"study": "trade", "scheme": scheme, "setting": setting, "seed": seed}
-            yield row | spoken(model, known, args.tokens, **how)
+            yield row | spoken(models[variant], known, args.tokens, **how)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -209,15 +223,15 @@ def trade_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def figure(rows: Sequence[dict[str, Any]]) -> Any:
-    """Both horns of the dilemma: tokens a forward against how likely the text is."""
+    """Both horns of the dilemma: tokens a second against how likely the text is."""
     from inward.viz.plots import scatter
 
     points: dict[str, list[tuple[float, float, str]]] = {}
     for scheme, setting in dict.fromkeys((row["scheme"], row["setting"]) for row in rows):
         own = [r for r in rows if (r["scheme"], r["setting"]) == (scheme, setting)]
-        x, y = (sum(r[name] for r in own) / len(own) for name in ("per_forward", "judged"))
+        x, y = (sum(r[name] for r in own) / len(own) for name in ("rate", "judged"))
         points.setdefault(scheme, []).append((x, y, setting))
-    return scatter(points, x_label="tokens a forward", y_label="nats a token, judged")
+    return scatter(points, x_label="tokens a second", y_label="nats a token, judged")
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -260,10 +274,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ablations.append(row)
             print(table(ablations), flush=True)
     elif args.what == "trade":
-        if not trades:
-            for row in trade(args):
-                append_row(args.jsonl, row | told)
-                trades.append(row)
+        for row in trade(args, {(r["scheme"], r["setting"], r["seed"]) for r in trades}):
+            append_row(args.jsonl, row | told)
+            trades.append(row)
         print(trade_table(trades))
     else:
         print(table(ablations))

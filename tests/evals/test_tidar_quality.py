@@ -22,10 +22,10 @@ def test_rows_are_written_once_and_traded(script, tmp_path, capsys):
     sizes = "--seeds 1 --steps 2 --rows 2 --length 32 --texts 12 --held 8 --decoded 2 --tokens 12"
     places = ["--out", str(tmp_path / "runs"), "--jsonl", str(tmp_path / "rows.jsonl")]
     options = [*sizes.split(), *places]
-    for variants in (["joint"], ["joint", "ar"]):
+    for variants in (["joint"], ["joint", "random masks"]):
         script.main(["train", *options, "--variants", *variants])
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert [row["variant"] for row in rows] == ["joint", "ar"]
+    assert [row["variant"] for row in rows] == ["joint", "random masks"]
     for row in rows:
         assert 0 < row["ar_loss"] < math.log(513) and 1 <= row["accepted"] <= 8
         assert row["judged"] > 0 and 0 < row["distinct"] <= 1 and row["per_forward"] > 0.8
@@ -36,7 +36,10 @@ def test_rows_are_written_once_and_traded(script, tmp_path, capsys):
     assert len(same) == 9 and max(same) - min(same) < 1e-9, "verified drafts say the same"
     assert said["plain", ""] == pytest.approx(same[0])
     assert (tmp_path / "trade.svg").stat().st_size > 1000
-    assert "| diffusion | 0.9 |" in capsys.readouterr().out
+    assert "| diffusion, random masks | 0.9 |" in capsys.readouterr().out
+    made = (tmp_path / "rows.jsonl").read_bytes()
+    script.main(["trade", *options])
+    assert (tmp_path / "rows.jsonl").read_bytes() == made
 
 
 def test_a_text_is_judged_by_its_own_tokens(script, shared_models):
