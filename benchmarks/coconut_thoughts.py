@@ -8,7 +8,8 @@ is lost if they are all thought at once (Jacobi) in fewer iterations than there 
         --row interleaved --num 60
 
 Test questions, greedy answers. Prints tables, adds one row to coconut_thoughts.jsonl, and draws the
-search of the first question and what each thought holds (ProsQA with given boundaries).
+first answer with its thoughts under the lens, the loss of the run if its log lies beside the model,
+and for ProsQA with given boundaries the search of the first question and what each thought holds.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from rich.console import Console
 
 from inward.data.tokenizers import encode_text
 from inward.evals.run import append_row, machine
+from inward.evals.stats import Interval
 from inward.evals.thoughts import Ablation, Swap, ablate, swap_block
 from inward.evals.thoughts_parallel import JacobiError, jacobi_errors
 from inward.evals.thoughts_read import Readability, Target, before_end, readability
@@ -96,6 +98,23 @@ def searching(model: Coconut, asked: Sequence[Any], num: int, figures: Path | No
     return {"superposition": asdict(held), "heights": [asdict(table) for table in tables]}
 
 
+def draw(model: Coconut, recipe: CoconutRecipe, first: Any, log: Path, figures: Path) -> None:
+    """The first answer's thoughts under the lens; the loss of the run, if there is a log."""
+    figures.mkdir(parents=True, exist_ok=True)
+    (made,) = recipe.generated(model, [first], trace=True, lens=5)
+    assert made.traces is not None, "a trace was asked for"
+    said = viz.lens(made.traces[0], lambda token: model.tokenizer.decode([token]))
+    plots.save(said, figures / "lens.svg")
+    if not log.exists():
+        return
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    loss = [(r["step"], r["metrics"]["token_loss"]) for r in rows if r["kind"] == "train"]
+    line = [(float(step), Interval(value, value, value)) for step, value in loss]
+    plots.save(
+        plots.curves({"loss": line}, x_label="step", y_label="nats a token"), figures / "loss.svg"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one model."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -128,11 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "swaps": [asdict(s) for s in swaps],
         "jacobi": [asdict(e) for e in jacobi],
     }
+    if args.figures is not None:
+        draw(model, recipe, asked[0], args.model.parent / "log.jsonl", args.figures)
     pattern, layout = recipe.curriculum.pattern, recipe.curriculum.layout
     if args.task == "prosqa" and layout.boundaries == "given":
         num = getattr(pattern, "max_stage", None) or getattr(pattern, "thoughts", 2)
-        if args.figures is not None:
-            args.figures.mkdir(parents=True, exist_ok=True)
         row |= searching(model, asked, num, args.figures)
     made = {"machine": machine(), "command": shlex.join(sys.argv)}
     append_row(args.jsonl, json.loads(json.dumps(row | made)))

@@ -133,6 +133,8 @@ def test_the_study_of_thoughts_says_everything(script, tmp_path, capsys, row):
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
     model.save_pretrained(tmp_path / "model")
+    steps = [{"kind": "train", "step": i, "metrics": {"token_loss": 2.0 - i}} for i in range(3)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
     options = ["--model", str(tmp_path / "model"), "--row", row]
     more = ["--jsonl", str(tmp_path / "out.jsonl"), "--figures", str(tmp_path / "figures")]
     study.main([*options, *more])
@@ -146,8 +148,9 @@ def test_the_study_of_thoughts_says_everything(script, tmp_path, capsys, row):
     assert found["jacobi"][-1]["thoughts"] < 1e-5 < found["jacobi"][0]["thoughts"]
     printed = capsys.readouterr().out
     assert "the same put back (control)" in printed and "likeliest token" in printed
+    search = {"tree.svg", "held.svg", "parallel.svg", "height.svg"}
     drawn = {path.name for path in (tmp_path / "figures").glob("*.svg")}
-    assert drawn == {"tree.svg", "held.svg", "parallel.svg", "height.svg"}
+    assert drawn == {*search, "lens.svg", "loss.svg"}
     assert len(found["superposition"]["lens"]) == (4 if row == "coconut" else 2)
 
 
