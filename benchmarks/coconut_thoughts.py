@@ -60,7 +60,7 @@ def result_of(model: Coconut) -> Target:
 def thinking(
     model: Coconut, recipe: CoconutRecipe, asked: Sequence[Any], target: Target
 ) -> tuple[list[Ablation], Readability, list[Swap], list[JacobiError]]:
-    """Ablations of all thoughts and of each one, readability, swaps of the first two blocks, and
+    """Ablations of all thoughts and of the first eight, readability, swaps of two blocks, and
     the errors of the Jacobi executor."""
     newline = {encode_text(model.tokenizer, "\n")[0]}
     prompts = recipe.prompts(model, [record.question for record in asked])
@@ -73,7 +73,7 @@ def thinking(
     golds = [record.answer for record in asked]
     found = ablate(model, prompts, golds, **shared)
     samples = [s for made in recipe.generated(model, asked) for s in made.samples]
-    for number in range(max(sample.num_thoughts for sample in samples)):
+    for number in range(min(8, max(sample.num_thoughts for sample in samples))):
         found += ablate(model, prompts, golds, kinds=["other"], which=[number], **shared)
     swaps = []
     for block in range(2):
