@@ -441,6 +441,7 @@ def rows_of(args: argparse.Namespace, subjects: list[Subject]) -> Iterator[dict[
             yield row | costs.to_dict() | {"to_one_row": ratios}
     else:
         prompts = read_prompts(args.prompts, subjects[0])
+        prompts = {kind: prompts[kind] for kind in args.kinds or prompts}
         for num in args.batch:
             yield from speed(
                 subjects,
@@ -467,6 +468,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--schemes", nargs="+", default=list(VERIFYING))
     parser.add_argument("--K", nargs="+", type=int, default=[4, 8, 16])
     parser.add_argument("--prompts", type=Path, help="JSON lines with kind and text")
+    parser.add_argument("--kinds", nargs="*", help="only these kinds of prompts")
     parser.add_argument("--texts", type=int, default=25, help="identity: number of texts")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens per text")
     parser.add_argument("--rounds", type=int, default=7)
