@@ -231,7 +231,8 @@ def figure(rows: Sequence[dict[str, Any]]) -> Any:
         own = [r for r in rows if (r["scheme"], r["setting"]) == (scheme, setting)]
         x, y = (sum(r[name] for r in own) / len(own) for name in ("rate", "judged"))
         points.setdefault(scheme, []).append((x, y, setting))
-    return scatter(points, x_label="tokens a second", y_label="nats a token, judged")
+    labels = {"x_label": "tokens a second", "y_label": "nats a token, judged"}
+    return scatter(points, **labels, doubling=True)
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -173,9 +173,15 @@ def curves(
 
 
 def scatter(
-    groups: Mapping[str, Sequence[tuple[float, float, str]]], *, x_label: str, y_label: str
+    groups: Mapping[str, Sequence[tuple[float, float, str]]],
+    *,
+    x_label: str,
+    y_label: str,
+    doubling: bool = False,
 ) -> Figure:
     """Named groups of labelled points (x, y, label), each group joined in its order.
+
+    doubling: x in powers of two.
 
     Raises ValueError if there is no group, or one without points.
     """
@@ -193,6 +199,11 @@ def scatter(
                 label, (x, y), xytext=(4, 4), textcoords="offset points", size=6.5, color=colour
             )
     _dress(axes, x_label, y_label)
+    if doubling:
+        from matplotlib.ticker import ScalarFormatter
+
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     return figure
 
