@@ -496,6 +496,7 @@ def test_what_the_command_refuses(trained, tmp_path, capsys, monkeypatch):
     sudoku = find("sudoku4")()
     TRM(sudoku.model).save_pretrained("sudoku")
     (tmp_path / "sudoku" / "recipe.json").write_text(json.dumps(asdict(sudoku)))
+    capsys.readouterr()  # saving may have drawn a bar
     for words, code, told in (
         ([], 2, "name at least one model"),
         ([model, "other"], 1, "other was trained on other data"),
