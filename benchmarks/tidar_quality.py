@@ -134,6 +134,11 @@ def tested(model: Any, known: Held, args: argparse.Namespace) -> dict[str, Any]:
     return measured | spoken(model, known, args.tokens, scheme="one_pass")
 
 
+def run_folder(args: argparse.Namespace, variant: str, seed: int) -> Path:
+    """Where a run lies."""
+    return args.out / f"{variant.replace(' ', '-')}-{seed}"
+
+
 def runs(args: argparse.Namespace, done: set[tuple[str, int]]) -> Iterator[dict[str, Any]]:
     """Rows of the table, those that are missing; a killed run goes on where it was saved."""
     known = None
@@ -142,7 +147,7 @@ def runs(args: argparse.Namespace, done: set[tuple[str, int]]) -> Iterator[dict[
             if (variant, seed) in done:
                 continue
             own = recipe(variant, seed, args)
-            folder = args.out / f"{variant.replace(' ', '-')}-{seed}"
+            folder = run_folder(args, variant, seed)
             summary = train(own.build(), own.train, folder)
             known = known or held(args)
             model = load(folder / "model").eval()
@@ -168,7 +173,7 @@ def trade(args: argparse.Namespace, done: set[tuple[str, str, int]]) -> Iterator
     known = held(args)
     for seed in range(args.seeds):
         models = {
-            name: load(args.out / f"{name.replace(' ', '-')}-{seed}" / "model").eval()
+            name: load(run_folder(args, name, seed) / "model").eval()
             for name in ("joint", "random masks")
         }
         for variant, scheme, setting, how in ways():

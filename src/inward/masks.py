@@ -76,14 +76,9 @@ class Rows:
         """Rows start..stop-1 of every sample."""
         return self._each(lambda tensor: tensor[:, start:stop])
 
-    def expand(self, num_samples: int) -> Rows:
-        """Rows that were the same for every sample, for each of them."""
-        return self._each(lambda tensor: tensor.expand(num_samples, -1))
-
     def gather(self, places: Tensor) -> Rows:
         """The rows at `places` (B, m) of each sample."""
-        B = places.shape[0]
-        return self.expand(B)._each(lambda tensor: tensor.gather(1, places))
+        return self._each(lambda tensor: tensor.gather(1, places))
 
     def sample(self, index: int) -> Rows:
         """The rows of one sample, B = 1."""

@@ -146,6 +146,26 @@ def test_the_cached_prefix_gives_the_doubled_forward_and_its_gradients(kind, mas
             assert torch.allclose(grad, wanted, atol=1e-4 * float(wanted.abs().max())), name
 
 
+def test_samples_that_share_a_mask_share_the_rows_they_need(monkeypatch):
+    """One mask for the batch, and the loss of the doubled forward."""
+    from inward.methods.tidar import draft_branch, targets, training_rows
+
+    base = tiny("llama")
+    settings = TiDARSettings(block_size=3, align_answers=False)
+    tidar = TiDAR(base, V, settings, adapter=shaken(base))
+    supervised = torch.zeros(2, 12, dtype=torch.bool)
+    supervised[0, 4], supervised[1, 10] = True, True
+    batch = batch_of(tokens(2, 12), supervised=supervised)
+    rows = training_rows(batch, settings, None)
+    part = Part(batch["input_ids"], targets(batch, rows), rows)
+    assert needed_rows(part).tolist() == [[3, 4, 5, 9, 10, 11]]
+    wanted = draft_branch(tidar.logits(part)[:, 12:], part, settings)["draft_loss"]
+    made, dense = [], masks.dense
+    monkeypatch.setattr(masks, "dense", lambda *a, **o: made.append(dense(*a, **o)) or made[-1])
+    assert torch.allclose(tidar.loss(batch, None, None).total, wanted, rtol=1e-5)
+    assert [mask.shape for mask in made] == [(1, 1, 12, 12), (1, 1, 6, 18)]
+
+
 # --------------------------------------------------------------------------------------------------
 # Files
 

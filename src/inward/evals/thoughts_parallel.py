@@ -53,21 +53,22 @@ def jacobi_errors(
     if num == 0:
         raise ValueError(f"none of the {len(samples)} samples has a thought; nothing is iterated")
     sums = torch.zeros(1 + (num if most is None else most), 3, dtype=torch.float64)
-    length = count = 0.0
-    for start in range(0, len(samples), batch):
-        rows = _after_thoughts(model, samples[start : start + batch])
+    places = range(0, len(samples), batch)
+    batches = [_after_thoughts(model, samples[i : i + batch]) for i in places]
+    count = sum(int((rows["labels"] != IGNORE).sum()) for rows in batches)
+    if count == 0:
+        raise ValueError("no sample says a word after its first thought; give samples that do")
+    length = 0.0
+    for rows in batches:
         exact = model(rows, logits="all")  # the passes of both read their columns in other orders
         thoughts, _ = exact.thoughts()
         words, spoken = exact.logits.argmax(-1), rows["labels"] != IGNORE
         length += float(thoughts.double().square().sum())
-        count += int(spoken.sum())
         for k in range(len(sums)):
             found = model(rows, executor="jacobi", iterations=k, logits="all")
             distance = (found.thoughts()[0] - thoughts).double().square().sum()
             differing = ((found.logits.argmax(-1) != words) & spoken).sum()
             sums[k] += torch.stack([distance, found.total - exact.total, differing]).cpu()
-    if count == 0:
-        raise ValueError("no sample says a word after its first thought; give samples that do")
     return [
         JacobiError(k, (float(square) / length) ** 0.5, float(loss) / count, float(words) / count)
         for k, (square, loss, words) in enumerate(sums)

@@ -289,29 +289,32 @@ def _check_kind(config: dict[str, Any], source: Path) -> None:
 def needed_rows(part: Part) -> Tensor:
     """(B, n) places, rising, of the mask rows whose block has a token to predict: nothing is
     learnt from the others, and nobody sees them. n is that of the fullest sample; in the rest
-    some other blocks, or parts of them, run along."""
+    some other blocks, or parts of them, run along. Samples that share a mask go on sharing it:
+    (1, n), the blocks that any of them needs."""
     from inward.methods.tidar import IGNORE
 
-    B, S = part.ids.shape
     wanted = part.wanted != IGNORE
     if part.hidden is not None:
         wanted = wanted & part.hidden[0]
-    block = part.rows.block[:, S:].expand(B, -1)
-    hits = torch.zeros(B, S, dtype=torch.long, device=block.device)
-    needed = hits.scatter_add_(1, block, wanted.long()).gather(1, block) > 0
+    block = part.rows.block[:, wanted.shape[1] :]
+    if len(block) < len(wanted):
+        wanted = wanted.any(0, keepdim=True)
+    hits = torch.zeros_like(block).scatter_add_(1, block, wanted.long())
+    needed = hits.gather(1, block) > 0
     n = max(1, int(needed.sum(1).max()))
     return (~needed).long().argsort(dim=1, stable=True)[:, :n].sort(dim=1).values
 
 
 def _kept(part: Part, places: Tensor) -> Part:
     """The mask rows at these places, with what they are to predict."""
+    B, S = part.ids.shape
+    rows, places = part.rows.select(S).gather(places), places.expand(B, -1)
     hidden = part.hidden and (part.hidden[0].gather(1, places), part.hidden[1])
-    rows = part.rows.select(part.ids.shape[1]).gather(places)
     return replace(part, wanted=part.wanted.gather(1, places), rows=rows, hidden=hidden)
 
 
 def draft_logits(tidar: TiDAR, part: Part, kept: Tensor) -> Tensor | Unread:
-    """(B, n, V) logits of the mask rows at places `kept` (B, n), or these rows unread
+    """(B, n, V) logits of the mask rows at places `kept` (B or 1, n), or these rows unread
     (`TiDAR.scores`), with gradient to the adapter alone: the clean half runs first, without
     gradient, and its keys and values are a constant prefix."""
     B, S = part.ids.shape
@@ -335,14 +338,13 @@ def draft_logits(tidar: TiDAR, part: Part, kept: Tensor) -> Tensor | Unread:
             unread=splits(tidar.model),
         )
     n = kept.shape[1]
-    sees = masks.sees(masked, clean.expand(B))
-    mask = masks.dense(sees, n, S + n, num_samples=B, device=device)
+    mask = masks.dense(masks.sees(masked, clean), n, S + n, num_samples=num_masks, device=device)
     ids = doubled(part.ids, tidar.mask_id, part.hidden and part.hidden[0])[:, S:]
     return tidar.scores(
-        ids.gather(1, kept),
+        ids.gather(1, kept.expand(B, -1)),
         position_ids=masked.position,
         attention_mask=mask,
-        draft_rows=torch.ones_like(kept, dtype=torch.bool),
+        draft_rows=torch.ones(B, n, dtype=torch.bool, device=device),
         past_key_values=cache,
         use_cache=True,
     )
