@@ -20,7 +20,7 @@ from inward.methods.tidar_settings import AdapterSettings, TiDARSettings
 from inward.train.draws import Draws
 from inward.train.loop import Run, train
 from inward.train.settings import OptimSettings, TrainSettings
-from tests.methods.test_tidar import CONFIGS, V, batch_of, tiny, tokens
+from tests.methods.test_tidar import CONFIGS, MASK, V, batch_of, tiny, tokens
 
 SMALL = AdapterSettings(rank=3, alpha=6.0)
 KINDS = ["gpt2", "llama", "qwen3", "huginn"]
@@ -164,6 +164,55 @@ def test_samples_that_share_a_mask_share_the_rows_they_need(monkeypatch):
     monkeypatch.setattr(masks, "dense", lambda *a, **o: made.append(dense(*a, **o)) or made[-1])
     assert torch.allclose(tidar.loss(batch, None, None).total, wanted, rtol=1e-5)
     assert [mask.shape for mask in made] == [(1, 1, 12, 12), (1, 1, 6, 18)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("max_logits", [0, 5 * V])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_distillation_compares_a_mask_row_with_what_the_model_says_of_its_place(
+    kind, max_logits, share
+):
+    """The share of KL, with its gradients, against the definition on the doubled forward."""
+    from inward.methods.tidar import targets, training_rows
+
+    base = tiny(kind)
+    settings = TiDARSettings(block_size=3, distill=share, max_logits=max_logits)
+    tidar = TiDAR(base, V, settings, adapter=shaken(base))
+    supervised = torch.rand(2, 12, generator=torch.Generator().manual_seed(2)) < 0.5
+    batch = batch_of(tokens(2, 12), supervised=supervised)
+    loss = tidar.loss(batch, None, None)
+    loss.total.backward()
+    grads = {n: p.grad.clone() for n, p in tidar.named_parameters() if p.grad is not None}
+
+    rows = training_rows(batch, settings, None)
+    wanted = targets(batch, rows)
+    logits = tidar.logits(Part(batch["input_ids"], wanted, rows))
+    said, drafted = logits[:, :11].detach().double(), logits[:, 13:].double()
+    total = torch.zeros((), dtype=torch.float64)
+    for b, i in (wanted[:, 1:] >= 0).nonzero().tolist():
+        p, q = said[b, i].softmax(-1), drafted[b, i].log_softmax(-1)
+        divergence = torch.distributions.kl_divergence(
+            torch.distributions.Categorical(p), torch.distributions.Categorical(logits=q)
+        )
+        total = total - (1 - share) * q[wanted[b, i + 1]] + share * divergence
+    tidar.zero_grad()
+    total.backward()
+    assert torch.allclose(loss.total.double(), total, rtol=1e-5)
+    assert len(grads) > 4
+    for name, grad in grads.items():
+        slow = tidar.get_parameter(name).grad
+        assert slow is not None
+        assert torch.allclose(grad, slow, atol=1e-4 * float(slow.abs().max())), name
+
+
+def test_a_banned_token_leaves_the_divergence_finite():
+    base = tiny("llama")
+    settings = TiDARSettings(block_size=3, distill=1.0)
+    tidar = TiDAR(base, MASK, settings, adapter=shaken(base, own_mask=False))
+    loss = tidar.loss(batch_of(tokens(2, 12)), None, None)
+    loss.total.backward()
+    grads = [p.grad for p in tidar.parameters() if p.grad is not None]
+    assert grads and all(bool(grad.isfinite().all()) for grad in [loss.total, *grads])
 
 
 # --------------------------------------------------------------------------------------------------

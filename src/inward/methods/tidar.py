@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,15 +57,13 @@ from inward.methods.tidar_base import (
     special_ids,
     splits,
 )
+from inward.methods.tidar_loss import IGNORE, Unread, branch
 from inward.methods.tidar_settings import TiDARSettings
 from inward.train.draws import Batch, Draws, Loss
 from inward.train.state import write_json
 
 if TYPE_CHECKING:
     from inward.methods.tidar_adapter import DraftAdapter
-
-IGNORE = -100
-"""Label of a row whose prediction does not count."""
 
 SETTINGS_FILE = "tidar.json"
 
@@ -159,68 +157,11 @@ class Part:
     """see `hidden_tokens`"""
 
 
-@dataclass(frozen=True)
-class Unread:
-    """Rows whose logits would be too many: last hidden states (B, n, d), and what reads them.
-
-    Only labelled rows are ever read, `at_once` of them at a time, and read again in backward, so
-    that no more than at_once x V logits (and as many of their gradients) exist together.
-    """
-
-    hidden: Tensor
-    read: Callable[[Tensor], Tensor]
-    at_once: int
-
-    def select(self, start: int, stop: int | None = None) -> Unread:
-        """Rows start..stop-1 of every sample."""
-        return Unread(self.hidden[:, start:stop], self.read, self.at_once)
-
-    def argmax(self) -> Tensor:
-        """(B, n) the likeliest token of every row."""
-        rows = self.hidden.flatten(0, 1).split(self.at_once)
-        best = torch.cat([self.read(piece).argmax(-1) for piece in rows])
-        return best.view(self.hidden.shape[:2])
-
-    def sums(self, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and right answers over the labelled rows, times `weight` (B, 1 or n)."""
-        rows = (labels != IGNORE).flatten().nonzero()[:, 0]
-        if len(rows) == 0:  # one unlabelled row: nothing, but with its place in the graph
-            rows = rows.new_zeros(1)
-        shares = torch.ones_like(labels, dtype=torch.float32)
-        shares = shares if weight is None else shares * weight
-        chosen = (self.hidden.flatten(0, 1), labels.flatten(), shares.flatten())
-        total = self.hidden.new_zeros(2, dtype=torch.float32)
-        for piece in zip(*(t[rows].split(self.at_once) for t in chosen), strict=True):
-            found = checkpoint(self._sums, *piece, use_reentrant=False, preserve_rng_state=False)
-            total = total + cast(Tensor, found)
-        return total[0], total[1].detach()
-
-    def _sums(self, hidden: Tensor, labels: Tensor, shares: Tensor) -> Tensor:
-        logits = self.read(hidden).float()
-        losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-        right = (logits.detach().argmax(-1) == labels).float()
-        return torch.stack([(losses * shares).sum(), (right * shares).sum()])
-
-
-def branch(
-    name: str, logits: Tensor | Unread, labels: Tensor, weight: Tensor | None
-) -> dict[str, Tensor]:
-    """Sums over the labelled rows: cross-entropy in float32 and right answers, times `weight`
-    (B, 1 or n)."""
-    if isinstance(logits, Unread):
-        loss, right = logits.sums(labels, weight)
-        return {f"{name}_loss": loss, f"{name}_accuracy": right}
-    losses = F.cross_entropy(
-        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none"
-    ).view_as(labels)
-    right = (logits.detach().argmax(-1) == labels).float()
-    if weight is not None:
-        losses, right = losses * weight, right * weight
-    return {f"{name}_loss": losses.sum(), f"{name}_accuracy": right.sum()}
-
-
 def draft_branch(
-    logits: Tensor | Unread, part: Part, settings: TiDARSettings | None = None
+    logits: Tensor | Unread,
+    part: Part,
+    settings: TiDARSettings | None = None,
+    taught: tuple[Tensor, float] | None = None,
 ) -> dict[str, Tensor]:
     """`branch` of the mask rows, (B, S, V): only tokens that were masked count.
 
@@ -234,7 +175,7 @@ def draft_branch(
         places = place_weights(part.rows.select(-wanted.shape[1]), settings)
         weight = places if weight is None else weight * places
         weight = weight.expand_as(wanted)
-    return branch("draft", logits, wanted, weight)
+    return branch("draft", logits, wanted, weight, taught)
 
 
 def place_weights(masked: Rows, settings: TiDARSettings) -> Tensor:

@@ -139,8 +139,9 @@ class DraftAdapter(nn.Module):
 
         count = (part.wanted != IGNORE).sum()
         kept = needed_rows(part)
-        logits = draft_logits(tidar, part, kept)
-        return draft_branch(logits, _kept(part, kept), tidar.settings) | {"count": count}
+        logits, taught = draft_logits(tidar, part, kept)
+        sums = draft_branch(logits, _kept(part, kept), tidar.settings, taught)
+        return sums | {"count": count}
 
     # -- files -------------------------------------------------------------------------------------
 
@@ -313,34 +314,38 @@ def _kept(part: Part, places: Tensor) -> Part:
     return replace(part, wanted=part.wanted.gather(1, places), rows=rows, hidden=hidden)
 
 
-def draft_logits(tidar: TiDAR, part: Part, kept: Tensor) -> Tensor | Unread:
+def draft_logits(
+    tidar: TiDAR, part: Part, kept: Tensor
+) -> tuple[Tensor | Unread, tuple[Tensor, float] | None]:
     """(B, n, V) logits of the mask rows at places `kept` (B or 1, n), or these rows unread
     (`TiDAR.scores`), with gradient to the adapter alone: the clean half runs first, without
-    gradient, and its keys and values are a constant prefix."""
+    gradient, and its keys and values are a constant prefix. And what settings.distill asks for, if
+    it is not in the rows: logits that the clean half gives the same places, and their share."""
     B, S = part.ids.shape
-    from inward.methods.tidar import doubled  # it knows this module
+    from inward.methods.tidar import Unread, doubled  # it knows this module
 
     device, num_masks = part.ids.device, part.rows.shape[0]
     clean, masked = part.rows.select(0, S), part.rows.select(S).gather(kept)
     nobody = torch.zeros(B, S, dtype=torch.bool, device=device)
     # a plain one, which keeps gradients and forgets nothing, whatever the model would make itself
     cache = DynamicCache()
+    share, unread = tidar.settings.distill, splits(tidar.model)
     with torch.no_grad():
         mask = masks.dense(masks.sees(clean), S, num_samples=num_masks, device=device)
-        tidar(
+        said = tidar(
             part.ids,
             position_ids=clean.position,
             attention_mask=mask,
             draft_rows=nobody,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
-            unread=splits(tidar.model),
+            logits_to_keep=0 if share else 1,
+            unread=unread,
         )
     n = kept.shape[1]
     mask = masks.dense(masks.sees(masked, clean), n, S + n, num_samples=num_masks, device=device)
     ids = doubled(part.ids, tidar.mask_id, part.hidden and part.hidden[0])[:, S:]
-    return tidar.scores(
+    scores = tidar.scores(
         ids.gather(1, kept.expand(B, -1)),
         position_ids=masked.position,
         attention_mask=mask,
@@ -348,6 +353,18 @@ def draft_logits(tidar: TiDAR, part: Part, kept: Tensor) -> Tensor | Unread:
         past_key_values=cache,
         use_cache=True,
     )
+    if not share:
+        return scores, None
+    # clean row i - 1 says what stands at place i; nobody is asked for the first token of a text
+    before = (kept.expand(B, -1) - 1).clamp(min=0)[..., None]
+    found = said.last_hidden_state if unread else said.logits
+    found = found.gather(1, before.expand(-1, -1, found.shape[-1]))
+    if isinstance(scores, Unread):
+        return replace(scores, taught=(found, share)), None
+    if unread:
+        with torch.no_grad():
+            found = tidar.ban(cast(nn.Module, tidar.model.get_output_embeddings())(found))
+    return scores, (found, share)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -31,6 +31,10 @@ class TiDARSettings:
     """Weight of a mask row's loss, decay ** j for place j = 0.. K-1 of its block, over the mean of
     these: below 1 the first drafts count more, because a draft is worth something only if all those
     before it were right. The paper weighs all alike."""
+    distill: float = 0.0
+    """Draft-only adapters: this share of the loss is KL(p || q), p what the model itself says of
+    the place, from the clean rows of the same step, q the draft; the rest is cross-entropy with
+    the token that stands there. The paper, which trains both halves, has none."""
     dense_masks: Literal["one", "batch"] = "one"
     """Samples with masks of their own (packed or aligned ones), without FlexAttention. one: they
     run one after the other and recompute their forward in backward, so that only one (2S)^2 mask
@@ -47,6 +51,7 @@ class TiDARSettings:
         need(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
         need(0 < self.min_mask <= 1, "min_mask", self.min_mask, "in (0, 1]")
         need(0 < self.decay <= 1, "decay", self.decay, "in (0, 1]")
+        need(0 <= self.distill <= 1, "distill", self.distill, "in [0, 1]")
         for name, choices in (
             ("masking", ("full", "random")),
             ("grid", ("random", "fixed")),
