@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from inward.data.packed import PackedSource, Tokens
 from inward.methods.tidar_settings import AdapterSettings, TiDARSettings
 from inward.train.settings import OptimSettings, TrainSettings
@@ -47,6 +49,9 @@ class OwnText:
     opening: int = 8
     opening_temperature: float = 1.0
     """so that the beginnings differ"""
+    requested: int = 0
+    """of num_texts, how many answer requests from `inward.data.requests`, half of each kind,
+    instead of questions that the model asks itself; they come last"""
     num_texts: int = 2000
     max_new_tokens: int = 200
     temperature: float = 0.0
@@ -71,12 +76,18 @@ class OwnText:
                 "is left to train on"
             )
         begins = not self.questions and tokenizer.chat_template is None
+        if not 0 <= self.requested <= self.num_texts or (self.requested and begins):
+            raise ValueError(
+                f"requested is {self.requested}; it must be 0 to num_texts, {self.num_texts}, and "
+                "the model must have a chat template to be asked"
+            )
         if self.questions:
             asked = self._asked(tokenizer)
         elif begins:
             asked = self._openings(model, [model.config.get_text_config().bos_token_id])
         else:
             asked = self._own_questions(model, tokenizer)
+        asked += self._requests(tokenizer) if self.requested else []
         pairs = own_text(
             model,
             asked,
@@ -89,8 +100,19 @@ class OwnText:
         )
         if begins:  # an opening is the model's own text as well
             pairs = [([], [*opening, *rest]) for opening, rest in pairs]
+        if self.requested:  # kinds apart would be trained and held out apart
+            order = np.random.default_rng(self.seed).permutation(len(pairs))
+            pairs = [pairs[i] for i in order]
         train, valid = pairs[: -self.num_valid], pairs[-self.num_valid :]
         return Tokens.from_answers(train), Tokens.from_answers(valid)
+
+    def _requests(self, tokenizer: Any) -> list[list[int]]:
+        """Prompts from templates, one of each kind in turn."""
+        from inward.data.requests import KINDS, requests
+
+        each = -(-self.requested // len(KINDS))
+        asked = zip(*(requests(kind, each, seed=self.seed) for kind in KINDS), strict=True)
+        return [_prompt(tokenizer, text) for turn in asked for text in turn][: self.requested]
 
     def _openings(self, model: Any, start: list[int | None]) -> list[list[int]]:
         """`start`, each time with other tokens after it."""
@@ -100,7 +122,7 @@ class OwnText:
             raise ValueError("this model has no beginning token; give it questions to answer")
         pairs = own_text(
             model,
-            [cast("list[int]", start)] * self.num_texts,
+            [cast("list[int]", start)] * (self.num_texts - self.requested),
             f"{self.path}.openings",
             max_new_tokens=self.opening,
             temperature=self.opening_temperature,
@@ -127,9 +149,10 @@ class OwnText:
                 f"there are no questions at {self.questions}; give a file of JSON lines with "
                 f"a field {self.field!r}, or set INWARD_DATA to the folder it lies in"
             )
-        lines = path.read_text(encoding="utf-8").splitlines()[: self.num_texts]
-        if len(lines) < self.num_texts:
-            raise ValueError(f"{path} holds {len(lines)} questions, num_texts is {self.num_texts}")
+        wanted = self.num_texts - self.requested
+        lines = path.read_text(encoding="utf-8").splitlines()[:wanted]
+        if len(lines) < wanted:
+            raise ValueError(f"{path} holds {len(lines)} questions, {wanted} are to be asked")
         return [_prompt(tokenizer, json.loads(line)[self.field]) for line in lines]
 
     def sources(self, model: Any, tokenizer: Any) -> tuple[PackedSource, PackedSource]:
