@@ -56,11 +56,18 @@ def decode_step(tidar: TiDAR, ids: Tensor, **options: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_clean_rows_keep_every_bit(kind, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "own"),
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_clean_rows_keep_every_bit(kind, dtype, own):
     """At equal shapes: with the adapter, with it idle, and without any hook."""
     K, base = 3, tiny(kind).to(dtype)
-    tidar = TiDAR(base, V, K, adapter=shaken(base))
+    tidar = TiDAR(base, V, K, adapter=shaken(base).to(own))
     drafts = tokens(2, K)
     acting = decode_step(tidar, drafts)
     idle = decode_step(tidar, drafts, draft_rows=torch.zeros(2, K * (K + 1), dtype=torch.bool))
@@ -71,6 +78,48 @@ def test_clean_rows_keep_every_bit(kind, dtype):
     assert torch.equal(idle, bare)
     assert (acting[:, K:] != bare[:, K:]).any(-1).all()
     assert acting.shape[-1] == V  # the model was not resized
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_in_a_run_are_the_same_as_rows_here_and_there(kind):
+    """Three ways of adding: products in place (a run, no gradient), a run, and scattered rows."""
+    base = tiny(kind)
+    adapter = shaken(base)
+    adapter.attach(base)
+    ids = tokens(2, 8)
+    run, scattered = torch.zeros(2, 2, 8, dtype=torch.bool)
+    run[0, 3:] = run[1, :5] = True
+    scattered[0, 3:7:2] = scattered[1, 1] = True
+    for rows in (run, scattered):
+        with torch.no_grad(), adapter.acting_on(rows):
+            quick = base(ids).logits
+        with adapter.acting_on(rows):
+            slow = base(ids).logits
+        layers = dict(base.named_modules())
+        adapter.detach()
+        hooks = [
+            layers[name].register_forward_hook(_definition(adapter, name, rows))
+            for name in adapter.layers
+        ]
+        wanted = base(ids).logits
+        for hook in hooks:
+            hook.remove()
+        adapter.attach(base)
+        assert torch.allclose(quick, wanted, atol=1e-4)
+        assert torch.allclose(slow, wanted, atol=1e-4)
+        assert not torch.allclose(base(ids).logits, wanted, atol=1e-3)
+
+
+def _definition(adapter: DraftAdapter, name: str, rows: Tensor) -> Any:
+    """y + (alpha / r) B A x on rows, y elsewhere."""
+    key = name.replace(".", "/")
+    A, B = adapter.lora_A[key], adapter.lora_B[key]
+
+    def add(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        change = args[0] @ A.T @ B.T * (adapter.settings.alpha / adapter.settings.rank)
+        return torch.where(rows[..., None], output + change.view_as(output), output)
+
+    return add
 
 
 def test_plain_use_of_the_model_does_not_notice():

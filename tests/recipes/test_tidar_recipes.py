@@ -63,7 +63,7 @@ def test_own_text_answers_questions(models, tmp_path):
         shrunk(recipes.stories_adapter(), tmp_path, **asked).build().source.batch(0, range(1), 1)
     )
     assert "supervised" in batch and not bool(batch["supervised"][:, 0].any())
-    with pytest.raises(ValueError, match="holds 4 questions, num_texts is 9"):
+    with pytest.raises(ValueError, match="holds 4 questions, 9 are to be asked"):
         shrunk(recipes.stories_adapter(), tmp_path, **{**asked, "num_texts": 9}).build()
 
 
@@ -87,6 +87,19 @@ def test_a_chat_model_asks_itself(models, tmp_path):
     assert all("user" in prompt and prompt.rstrip().endswith("[assistant]") for prompt in prompts)
     assert len(set(prompts)) == 4, "the questions differ"
     assert all(prompt.count("</s>") == 1 for prompt in prompts)
+    # and it is asked as well
+    from inward.data.requests import requests
+
+    data = replace(data, path=str(tmp_path / "more.jsonl"), requested=3)
+    parts = data.tokens(model, tokenizer)
+    texts = [
+        tokenizer.decode(part.ids[a:b])
+        for part in parts
+        for a, b in zip(part.starts, part.starts[1:], strict=False)
+    ]
+    given = [*requests("ordinary", 2), requests("repetitive", 2)[0]]
+    found = [sum(request in text for text in texts) for request in given]
+    assert found == [1, 1, 1] and len(texts) == 6
 
 
 def test_a_published_recipe_reads_token_folders(tmp_path):
@@ -137,6 +150,8 @@ def test_bad_input(models, tmp_path):
         replace(recipes.stories(), base="nowhere").build()
     with pytest.raises(ValueError, match="num_texts is 3, of which 4 are held out"):
         shrunk(recipes.stories(), tmp_path, num_texts=3).build()
+    with pytest.raises(ValueError, match=r"requested is 3; .* chat template"):
+        shrunk(recipes.stories(), tmp_path, requested=3).build()
     with pytest.raises(FileNotFoundError, match="no questions at absent"):
         shrunk(recipes.stories(), tmp_path, questions="absent.jsonl").build()
     with pytest.raises(FileNotFoundError, match="no tokens"):

@@ -144,11 +144,11 @@ def requests(kind: str, num: int, *, seed: int = 0) -> list[str]:
         return int(rng.integers(low, high + 1))
 
     found: dict[str, None] = {}
-    for _ in range(20 * num):
-        choices = templates(word, number)
+    misses = 0
+    while len(found) < num and misses < 1000:
+        before, choices = len(found), templates(word, number)
         found[choices[int(rng.integers(len(choices)))]] = None
-        if len(found) == num:
-            break
+        misses = 0 if len(found) > before else misses + 1
     if len(found) < num:
         raise ValueError(f"num is {num}; the {kind} templates gave {len(found)}; ask for fewer")
     return list(found)

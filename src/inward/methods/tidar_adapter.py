@@ -11,7 +11,8 @@ projection; PEFT's own switches act on whole modules, not on rows.)
 
 The added term is computed for those rows and added in place, not multiplied by 0 elsewhere: the
 base rows are not touched at all. Nobody sees mask rows but their own block, so their changed keys
-and values stay there too.
+and values stay there too. On a CPU the price of a layer's term is that of its calls, not of its
+arithmetic: few layers of high rank (`AdapterSettings.targets`) draft cheaper than all of low rank.
 
 Files are PEFT's: adapter_config.json and adapter_model.safetensors with its names, so PEFT loads
 and merges them; plus draft.safetensors, the embedding of the mask token, which lies beyond the
@@ -92,7 +93,7 @@ class DraftAdapter(nn.Module):
         if own_mask:
             table = cast(nn.Embedding, model.get_input_embeddings())
             self.mask_embedding = nn.Parameter(table.weight.detach().float().mean(0))
-        self._rows: Tensor | None = None
+        self._rows: Tensor | slice | None = None
         self._hooks: list[Any] = []
 
     # -- acting ------------------------------------------------------------------------------------
@@ -115,7 +116,7 @@ class DraftAdapter(nn.Module):
     def acting_on(self, rows: Tensor) -> Iterator[None]:
         """Within: the layers' outputs for these rows, (B, n) bool, get the low-rank term."""
         before = self._rows
-        self._rows = rows.flatten().nonzero()[:, 0]
+        self._rows = _run(rows.flatten().nonzero()[:, 0])
         try:
             yield
         finally:
@@ -124,12 +125,19 @@ class DraftAdapter(nn.Module):
     def add_to(self, output: Tensor, x: Tensor, key: str) -> None:
         """output[rows] += scale * B A x[rows], in place."""
         rows = self._rows
-        if rows is None or len(rows) == 0:
+        if rows is None:
             return
         A, B = self.lora_A[key], self.lora_B[key]
-        chosen = x.flatten(0, -2)[rows]
+        chosen, into = x.flatten(0, -2)[rows], output.view(-1, output.shape[-1])
+        if isinstance(rows, slice) and A.dtype == output.dtype and not torch.is_grad_enabled():
+            # in decoding these products are so small that every call counts
+            into[rows].addmm_(torch.mm(chosen, A.t()), B.t(), alpha=self.scale)
+            return
         change = F.linear(F.linear(chosen.to(A.dtype), A), B) * self.scale
-        output.view(-1, output.shape[-1]).index_add_(0, rows, change.to(output.dtype))
+        if isinstance(rows, slice):
+            into[rows].add_(change.to(output.dtype))
+        else:
+            into.index_add_(0, rows, change.to(output.dtype))
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -174,8 +182,9 @@ class DraftAdapter(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, model: PreTrainedModel) -> DraftAdapter:
-        """Load an adapter for `model`: ours, or a LoRA that PEFT wrote (which then acts on mask
-        rows only, and has no mask embedding).
+        """Load an adapter for `model`, in its dtype: ours, or a LoRA that PEFT wrote (which then
+        acts on mask rows only, and has no mask embedding). To train on below float32, `.float()`
+        it first, or small steps are rounded away.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -199,7 +208,7 @@ class DraftAdapter(nn.Module):
         if own.exists():
             tensors |= load_file(own)
         adapter._fill(tensors, folder)
-        return adapter
+        return adapter.to(model.dtype)
 
     def _keep(self, names: list[str], source: Path) -> None:
         """Restrict the adapter to some of the model's layers."""
@@ -225,6 +234,14 @@ class DraftAdapter(nn.Module):
         check_finite(tensors, source)
         for name, parameter in into.items():
             parameter.copy_(tensors[name])
+
+
+def _run(rows: Tensor) -> Tensor | slice | None:
+    """The same places, rising, as a slice where they follow each other; None where none is."""
+    if len(rows) == 0:
+        return None
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first + 1 == len(rows) else rows
 
 
 def linear_layers(
