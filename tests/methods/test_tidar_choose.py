@@ -1,6 +1,7 @@
 """The chooser believes what was measured, and nothing else."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -83,7 +84,7 @@ def test_likeliest_outcomes():
 
 
 def test_costs_lie_on_straight_lines():
-    costs = Costs((1, 3, 11), (2.0, 4.0, 5.0), "here")
+    costs = Costs((1, 3, 11), (2.0, 4.0, 5.0), "here", 4)
     assert [costs(q) for q in (1, 2, 3, 7, 11, 19)] == pytest.approx([2, 3, 4, 4.5, 5, 6])
     assert Costs.from_dict(json.loads(json.dumps(costs.to_dict()))) == costs
 
@@ -130,6 +131,23 @@ def test_speed_is_that_of_a_simulated_run(scheme):
     assert speed(scheme, CLIFF, acceptance) == pytest.approx(tokens / seconds, rel=0.03)
 
 
+@pytest.mark.parametrize("scheme", [Scheme("two_pass", 5), Scheme("partial", 5, 2)], ids=str)
+def test_texts_that_share_forwards_wait_for_each_other(scheme):
+    """A forward is as wide as the widest of its texts."""
+    acceptance, generator = knowing(0.6), torch.Generator().manual_seed(1)
+    costs = Costs(CLIFF.rows, CLIFF.seconds, num_texts=6)
+    tokens, seconds, ready = 0, 0.0, [False] * 6
+    for _ in range(5_000):
+        prepared = scheme.outcomes(4, acceptance)
+        seconds += costs(max(5 + 5 * len(prepared) if r else 1 + 5 for r in ready))
+        for b, is_ready in enumerate(ready):
+            stood = (torch.rand(4, generator=generator) < 0.6).tolist()
+            accepted = [*stood, False].index(False) if is_ready else 0
+            tokens += accepted + 1
+            ready[b] = accepted in prepared if is_ready else True
+    assert speed(scheme, costs, acceptance) == pytest.approx(tokens / 6 / seconds, rel=0.03)
+
+
 def test_speed_where_it_is_known():
     assert speed(Scheme("plain", 1), CLIFF, knowing(0.5)) == 1.0
     assert speed(Scheme("one_pass", 4), FLAT, knowing(1.0)) == pytest.approx(4.0)
@@ -167,6 +185,19 @@ def test_a_chooser_gives_up_on_bad_drafts_and_tries_again():
     assert late.count("plain") > 0.8 * len(late)
     assert "two_pass" in late
     assert sum(chooser.picked.values()) == 120
+    tried = [i for i, name in enumerate(names) if name != "plain"]
+    gaps = [b - a for a, b in pairwise(tried) if b - a > 1]
+    assert gaps == [16, 32, 64], "twice as long after a try in vain"
+
+
+def test_texts_of_a_measured_batch_have_different_lengths():
+    runner, lengths = Runner(llama()), []
+    runner.lm.model.register_forward_pre_hook(
+        lambda m, x, o: lengths.append(list(o["past_key_values"].book.lengths)), with_kwargs=True
+    )
+    costs = measure(runner, num_texts=3, num_cached=10, rows=(1, 5), repeats=1)
+    assert costs.num_texts == 3
+    assert lengths[0] == [0, 0, 0] and set(map(tuple, lengths[1:])) == {(10, 9, 8)}
 
 
 def test_auto_drafts_where_drafts_are_good_and_says_the_same():

@@ -15,7 +15,9 @@ the long-run rate of a scheme with m blocks per verification is
     (E + (1 - h)) / (c(K + m K) + (1 - h) c(1 + K))         tokens a second
 
 because a miss costs a draft pass, [token | block], which gives one token. One-pass is m = K, h = 1;
-two-pass is m = 0, h = 0; plain decoding is 1 / c(1). The chooser takes the best of all.
+two-pass is m = 0, h = 0; plain decoding is 1 / c(1). The chooser takes the best of all. Several
+texts at once share each forward and seldom miss together: there a draft pass has as many rows as
+its neighbours' verification.
 
 No torch but in `measure`: costs are plain numbers that may be kept in a file.
 """
@@ -143,6 +145,8 @@ class Costs:
     rows: tuple[int, ...]
     seconds: tuple[float, ...]
     note: str = ""
+    num_texts: int = 1
+    """batch size"""
 
     def __post_init__(self) -> None:
         rows, seconds = self.rows, self.seconds
@@ -165,12 +169,18 @@ class Costs:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {"rows": list(self.rows), "seconds": list(self.seconds), "note": self.note}
+        return {
+            "rows": list(self.rows),
+            "seconds": list(self.seconds),
+            "note": self.note,
+            "num_texts": self.num_texts,
+        }
 
     @staticmethod
     def from_dict(row: dict[str, Any]) -> Costs:
         """What `to_dict` gave."""
-        return Costs(tuple(row["rows"]), tuple(row["seconds"]), row.get("note", ""))
+        rows, seconds = tuple(row["rows"]), tuple(row["seconds"])
+        return Costs(rows, seconds, row.get("note", ""), row.get("num_texts", 1))
 
 
 ROWS = (1, 2, 3, 4, 5, 8, 9, 12, 16, 17, 20, 24, 32, 48, 72)
@@ -189,6 +199,7 @@ def measure(
 
     All rows but one are mask rows where the model has them, so that an adapter's work is counted.
     The head runs on a quarter of the rows, but on at most 16 and at least one, much as in decoding.
+    Several texts are of different lengths, as they become in decoding: that has its price.
     """
     import torch
 
@@ -210,13 +221,13 @@ def measure(
     with torch.no_grad():
         cache = RaggedCache(num_texts, num_cached + max(rows))
         runner(cache, [Piece(Layout(num_cached), [1] * num_cached)] * num_texts)
-        cache.commit([num_cached] * num_texts)
+        cache.commit([max(1, num_cached - b) for b in range(num_texts)])
         for q in rows:  # kernels and masks are made
             forward(cache, q)
         rounds = [[forward(cache, q) for q in rows] for _ in range(repeats)]
     middle = [sorted(column)[repeats // 2] for column in zip(*rounds, strict=True)]
     note = f"{num_texts} texts of {num_cached} tokens, {runner.lm.dtype}, {torch.get_num_threads()}"
-    return Costs(tuple(rows), tuple(middle), f"{note} threads, {runner.device}")
+    return Costs(tuple(rows), tuple(middle), f"{note} threads, {runner.device}", num_texts)
 
 
 _MEASURED: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], Costs]] = (
@@ -249,7 +260,10 @@ def speed(scheme: Scheme, costs: Costs, acceptance: Acceptance) -> float:
     tokens = sum((a + 1) * p for a, p in enumerate(counts))
     prepared = scheme.outcomes(K - 1, acceptance)
     hit = sum(counts[a] for a in prepared)
-    seconds = costs(K + K * len(prepared)) + (1 - hit) * costs(1 + K)
+    verifying, drafting = K + K * len(prepared), 1 + K
+    if costs.num_texts > 1:
+        verifying = drafting = max(verifying, drafting)
+    seconds = costs(verifying) + (1 - hit) * costs(drafting)
     return (tokens + 1 - hit) / seconds
 
 
@@ -273,8 +287,8 @@ class Chooser:
         costs: of this machine and batch size, see `measure`.
         max_K: longest draft; a model drafts best up to the block size of its training.
         every: forwards between two decisions.
-        explore: forwards of plain decoding after which a draft is tried again, or acceptance would
-            never be heard of any more.
+        explore: forwards of plain decoding after which a short draft is tried again, or acceptance
+            would never be heard of any more; twice as many after each try in vain, up to 8 times.
     """
 
     def __init__(self, costs: Costs, max_K: int, *, every: int = 8, explore: int = 32):
@@ -291,6 +305,10 @@ class Chooser:
         """tokens a second expected of the current scheme"""
         self._forwards = 0
         self._plain = 0
+        """in a row, since the last try"""
+        self._pause = explore
+        shortest = min(4, max_K)
+        self._trial = next((s for s in self.schemes if s == Scheme("two_pass", shortest)), None)
 
     def __call__(self) -> Scheme:
         """The scheme of the next forward."""
@@ -299,11 +317,15 @@ class Chooser:
             self.speed = speed(self.current, self.costs, self.acceptance)
         self._forwards += 1
         scheme = self.current
-        if scheme.name == "plain":
+        if scheme.name != "plain":
+            self._plain, self._pause = 0, self.explore
+        elif self._trial is not None:
             self._plain += 1
-            # two forwards: one drafts, one verifies
-            if self._plain % self.explore in (0, 1) and len(self.schemes) > 1 and self._plain > 1:
-                scheme = max((s for s in self.schemes if s.name == "two_pass"), key=lambda s: s.K)
+            if self._plain >= self._pause:
+                # two forwards: one drafts, one verifies
+                scheme = self._trial
+                if self._plain > self._pause:
+                    self._plain, self._pause = 0, min(2 * self._pause, 8 * self.explore)
         label = f"{scheme.name} K={scheme.K}"
         label += f" m={scheme.num_blocks}" if scheme.name == "partial" else ""
         self.picked[label] = self.picked.get(label, 0) + 1
