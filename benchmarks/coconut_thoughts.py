@@ -1,11 +1,11 @@
 """What the thoughts of a trained row do: causal ablation, readability, the search in them, and what
 is lost if they are all thought at once (Jacobi) in fewer iterations than there are thoughts.
 
-    python benchmarks/coconut_thoughts.py --model runs/coconut-table/prosqa-coconut-0 --row coconut
-    python benchmarks/coconut_thoughts.py --model runs/.../chains-interleaved-0 --task chains
+    python benchmarks/coconut_thoughts.py --model runs/.../prosqa-coconut-0/model --row coconut
+    python benchmarks/coconut_thoughts.py --model runs/.../chains-interleaved-0/model --task chains
         --row interleaved --figures docs/thoughts
-    python benchmarks/coconut_thoughts.py --model runs/gsm8k-smollm-interleaved --task gsm8k
-        --row interleaved --num 60
+    python benchmarks/coconut_thoughts.py --model runs/gsm8k-smollm-interleaved/model --task gsm8k
+        --row interleaved --num 40
 
 Test questions, greedy answers. Prints tables, adds one row to coconut_thoughts.jsonl, and draws the
 first answer with its thoughts under the lens, the loss of the run if its log lies beside the model,

@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -28,7 +28,7 @@ from inward.evals.run import append_row, machine
 from inward.evals.stats import wilson
 from inward.methods.huginn import HuginnForCausalLM
 from inward.methods.huginn_config import HuginnConfig
-from inward.recipes.huginn import hops
+from inward.recipes.huginn import HopsData, hops
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 POLICIES = ("per-depth", "first-then-shared:4", "ring:4", "ring:2", "shared")
@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         print(training_table())
         return []
     model = hub.load(args.model).eval()
-    made = hops().data.rows()
+    made = cast(HopsData, hops().data).rows()
     sets = {k: questions(made, args.num, difficulty=k, seed=args.seed) for k in args.hops}
     rows = []
     words = sys.argv[1:] if argv is None else argv

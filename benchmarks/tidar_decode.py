@@ -34,7 +34,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,7 +145,7 @@ def load(
     for name in dtypes:
         # hooks of an adapter do not survive a copy of the model alone: copy all, attach anew
         own = wrapped if len(dtypes) == 1 else copy.deepcopy(wrapped)
-        cast(torch.nn.Module, own.model).to(DTYPES[name])
+        own.to(DTYPES[name])
         if own.adapter is not None:
             own.adapter.attach(own.model)
         found.append(Subject(own.eval(), tokenizer, name))
@@ -441,6 +441,9 @@ def rows_of(args: argparse.Namespace, subjects: list[Subject]) -> Iterator[dict[
             yield row | costs.to_dict() | {"to_one_row": ratios}
     else:
         prompts = read_prompts(args.prompts, subjects[0])
+        unknown = sorted(set(args.kinds or ()) - set(prompts))
+        if unknown:
+            raise ValueError(f"--kinds {unknown}: there are prompts of {sorted(prompts)}")
         prompts = {kind: prompts[kind] for kind in args.kinds or prompts}
         for num in args.batch:
             yield from speed(

@@ -272,6 +272,8 @@ def test_the_benchmark_writes_rows(tmp_path, capsys):
     main(["identity", *common, "--texts", "3", "--schemes", "two_pass", "partial"])
     main(["costs", *common, "--cached", "20"])
     main(["speed", *common, "--rounds", "2", "--schemes", "one_pass"])
+    with pytest.raises(ValueError, match=r"'poems'.*there are prompts of"):
+        main(["speed", *common, "--kinds", "poems"])
     torch.set_num_threads(threads)
     written = [json.loads(line) for line in rows.read_text().splitlines()]
     identical = [row["different_texts"] for row in written if row["study"] == "identity"]
