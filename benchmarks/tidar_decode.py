@@ -53,6 +53,7 @@ from inward.sampling import argmaxes
 ROWS = Path(__file__).with_suffix(".jsonl")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 VERIFYING = ("two_pass", "one_pass", "partial")
+THEIRS = "transformers plain"
 IDENTITY_K = (*range(1, 9), 16)
 
 STARTS = "Once upon a time,|One day,|There was|In a big house|Every morning".split("|")
@@ -291,7 +292,7 @@ def contenders(
 
     found = [
         Contender("plain", subject, ours(scheme="plain"), is_plain=True),
-        Contender("transformers plain", subject, theirs(), is_plain=True),
+        Contender(THEIRS, subject, theirs(), is_plain=True),
     ]
     if batch_size == 1:
         layers = max(1, lm.config.num_hidden_layers // 3)
@@ -329,11 +330,13 @@ def speed(
     Ks: Sequence[int],
     rounds: int,
     max_new_tokens: int,
+    skip: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Rows of every kind of prompt for one batch size."""
+    """Rows of every kind of prompt for one batch size, without the contenders named in `skip`."""
     for kind, texts in prompts.items():
         options = {"schemes": schemes, "Ks": Ks, "num": max_new_tokens, "batch_size": batch_size}
         everyone = [c for subject in subjects for c in contenders(subject, **options)]
+        everyone = [c for c in everyone if c.is_plain or c.name not in skip]
         encoded = [subjects[0].ids(text) for text in texts]
         for turn in range(-1, rounds):  # the first turn warms up and measures costs
             first = turn * batch_size
@@ -341,7 +344,10 @@ def speed(
             for contender in everyone:
                 _take_turn(contender, turn, *batch(own))
         plain = [c for c in everyone if c.is_plain]
-        fastest = max(plain, key=lambda c: statistics.median(c.rates))
+        fastest = [
+            max(group, key=lambda c: statistics.median(c.rates))
+            for group in (plain, [c for c in plain if c.name == THEIRS])
+        ]
         for contender in everyone:
             yield _speed_row(contender, fastest, plain, kind, batch_size)
 
@@ -361,12 +367,20 @@ def _take_turn(contender: Contender, turn: int, ids: Tensor, real: Tensor) -> No
 
 
 def _speed_row(
-    contender: Contender, fastest: Contender, plain: list[Contender], kind: str, batch_size: int
+    contender: Contender,
+    fastest: Sequence[Contender],
+    plain: list[Contender],
+    kind: str,
+    batch_size: int,
 ) -> dict[str, Any]:
+    """fastest: plain decoding, and transformers' plain decoding."""
     subject = contender.subject
     same = next(c for c in plain if c.subject is subject)
     texts = [(t, b) for t, new in contender.tokens.items() for b in range(len(new))]
-    ratios = [a / b for a, b in zip(contender.rates, fastest.rates, strict=True)]
+    ratio, to_theirs = (
+        _spread([a / b for a, b in zip(contender.rates, other.rates, strict=True)])
+        for other in fastest
+    )
     row = {
         "study": "speed",
         "kind": kind,
@@ -376,8 +390,9 @@ def _speed_row(
         "batch": batch_size,
         "threads": torch.get_num_threads(),
         "rate": _spread(contender.rates),
-        "ratio": _spread(ratios),
-        "fastest_plain": f"{fastest.name}, {fastest.subject.dtype}",
+        "ratio": ratio,
+        "ratio_to_transformers": to_theirs,
+        "fastest_plain": f"{fastest[0].name}, {fastest[0].subject.dtype}",
         "texts": len(texts),
         "different_texts": sum(contender.tokens[t][b] != same.tokens[t][b] for t, b in texts),
     }
@@ -454,6 +469,7 @@ def rows_of(args: argparse.Namespace, subjects: list[Subject]) -> Iterator[dict[
                 Ks=args.K,
                 rounds=args.rounds,
                 max_new_tokens=args.tokens,
+                skip=args.skip,
             )
 
 
@@ -471,6 +487,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--schemes", nargs="+", default=list(VERIFYING))
     parser.add_argument("--K", nargs="+", type=int, default=[4, 8, 16])
     parser.add_argument("--prompts", type=Path, help="JSON lines with kind and text")
+    parser.add_argument("--skip", nargs="*", default=[], help="speed: contenders left out")
     parser.add_argument("--kinds", nargs="*", help="only these kinds of prompts")
     parser.add_argument("--texts", type=int, default=25, help="identity: number of texts")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens per text")

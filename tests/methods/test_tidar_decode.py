@@ -497,7 +497,7 @@ def test_an_adapter_drafts_and_the_words_stay(own_mask):
     mask_id = V if own_mask else MASK
     adapter = DraftAdapter(base, own_mask=own_mask)
     generator = torch.Generator().manual_seed(3)
-    for B in adapter.lora_B.values():
+    for B in adapter.lora_B.parameters():
         torch.nn.init.normal_(B, generator=generator)
     model = TiDAR(base, mask_id, 4, adapter=adapter).eval()
     wanted = run(llama(), ids, scheme="plain", mask_id=None if own_mask else MASK)

@@ -4,8 +4,8 @@ A token at depth r passes 4 r blocks one after the other, and each is a few prod
 a matrix. On a CPU that is bound by how fast weights are read, and then by the number of small
 operations. Here
 
-- matrices are packed once into the layout that oneDNN multiplies fastest (measured on an EPYC 9004
-  with two threads: 22 GB/s instead of 11 in float32, 32 instead of 18 in bfloat16);
+- matrices are packed once (`inward.cpu.matrix`; measured on an EPYC 9004 with two threads: 22 GB/s
+  instead of 11 in float32, 32 instead of 18 in bfloat16);
 - rotary positions are one complex product, norms four operations;
 - in bfloat16 the stream within a block stays in float32, which rounds less and converts less;
 - in bfloat16 the cache is attended to in float32, block by block converted: torch's kernel for one
@@ -31,16 +31,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inward.cache import RecurrentCache
+from inward.cpu import LIMIT_BYTES, can_pack, matrix, version
 
 if TYPE_CHECKING:
     from inward.methods.huginn import HuginnForCausalLM, SandwichBlock
     from inward.methods.huginn_context import Context
 
-LIMIT_BYTES = 4 << 30
-"""Larger models are not packed unless that is asked for: the copy may not fit."""
-ROWS_HINT = 16
-"""The number of rows that oneDNN is told when it packs; the layout for one row would suit only one,
-this one was as fast for one and for many."""
 LONG = 96
 """From this length on rows are attended to one by one."""
 
@@ -52,16 +48,7 @@ _KEPT: WeakKeyDictionary[nn.Module, Packed] = WeakKeyDictionary()
 def suits(model: HuginnForCausalLM) -> bool:
     """Whether the model can be packed: on a CPU, one dtype, and nothing that watches or replaces a
     part (hooks, adapters, parametrizations), because nobody would notice the packed ones."""
-    kinds = {(p.device.type, p.dtype) for p in model.parameters()}
-    mkldnn = torch.backends.mkldnn
-    if len(kinds) != 1 or not (mkldnn.is_available() and mkldnn.enabled):  # type: ignore[attr-defined]
-        return False
-    ((device, dtype),) = kinds
-    if device != "cpu" or dtype not in (torch.float32, torch.bfloat16):
-        return False
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if not can_pack(list(model.parameters())):
         return False
     return all(_bare(part) for part in model.modules())
 
@@ -112,14 +99,10 @@ def _bytes(model: nn.Module) -> int:
 def _packed(model: HuginnForCausalLM) -> Packed:
     """The packed weights, made anew if a weight has changed."""
     kept = _KEPT.get(model)
-    state = [(p.data_ptr(), _version(p)) for p in model.parameters()]
+    state = [version(p) for p in model.parameters()]
     if kept is None or kept.made_of != state:
         kept = _KEPT[model] = Packed(model, state)
     return kept
-
-
-def _version(p: Tensor) -> int:
-    return -1 if p.is_inference() else p._version
 
 
 class Packed:
@@ -133,20 +116,9 @@ class Packed:
                 [_Block(block, eps) for block in blocks]  # type: ignore[arg-type]
                 for blocks in (whole.prelude, whole.core_block, whole.coda)
             )
-            self.adapter, self.lm_head = _matrix(whole.adapter), _matrix(model.lm_head)
+            self.adapter, self.lm_head = matrix(whole.adapter.weight), matrix(model.lm_head.weight)
         final = _norm(whole.ln_f.weight, eps)
         self.ln_f = lambda x: final(x.float()).to(x.dtype)
-
-
-def _matrix(linear: nn.Linear) -> Any:
-    """x -> x W^T for x (..., into) of any number of rows."""
-    weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS_HINT)
-    product = torch.ops.mkldnn._linear_pointwise.default
-
-    def times(x: Tensor) -> Tensor:
-        return product(x, weight, None, "none", [], "")
-
-    return times
 
 
 def _norm(weight: Tensor, eps: float) -> Any:
@@ -163,8 +135,8 @@ class _Block:
     def __init__(self, block: SandwichBlock, eps: float):
         norms = (block.norm_1, block.norm_2, block.norm_3, block.norm_4)
         self.norms = [_norm(norm.weight, eps) for norm in norms]
-        self.qkv, self.proj = _matrix(block.attn.Wqkv), _matrix(block.attn.proj)
-        self.fc, self.down = _matrix(block.mlp.fc), _matrix(block.mlp.proj)
+        self.qkv, self.proj = matrix(block.attn.Wqkv.weight), matrix(block.attn.proj.weight)
+        self.fc, self.down = matrix(block.mlp.fc.weight), matrix(block.mlp.proj.weight)
         self.qk_bias = block.attn.qk_bias.detach()[:, 0].float()  # (2, N, H)
 
     def __call__(self, x: Tensor, context: Context, layer_idx: Any) -> Tensor:

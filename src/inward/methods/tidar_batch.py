@@ -22,8 +22,8 @@ Shapes: B texts, q rows of the longest piece, d width, V vocabulary.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from typing import Any, cast
@@ -34,6 +34,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from inward import masks
+from inward.cpu import Linears
 from inward.methods.tidar import TiDAR
 from inward.methods.tidar_base import check_masks, splits
 
@@ -274,7 +275,7 @@ class Output:
     """Last hidden states (B, q, d) of a forward; or, without a head, its logits (B, q, V)."""
 
     tensor: Tensor
-    head: nn.Module | None
+    head: Callable[[Tensor], Tensor] | None
 
     def logits(self, rows: Sequence[tuple[int, int]]) -> Tensor:
         """(len(rows), V) float32 logits of the rows (text, row)."""
@@ -290,10 +291,12 @@ class Runner:
 
     model: a TiDAR model, or a causal LM of transformers whose mask rows are ordinary tokens.
     options: further arguments of the model's forward (Huginn: num_steps).
+    packed: whether linear layers run from packed weights on a CPU, see `inward.cpu.Linears`.
     """
 
     model: TiDAR | PreTrainedModel
     options: dict[str, Any] = field(default_factory=dict)
+    packed: bool | None = None
     _masks: dict[Layout, masks.DecodeMask] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -302,6 +305,9 @@ class Runner:
             check_masks(self.model)  # a TiDAR model has been asked when it was made
             _HONEST.add(self.model)
         self.split = not self.options and splits(self.lm)
+        self.linears = [Linears(self.lm, wanted=self.packed)]
+        if isinstance(self.model, TiDAR) and self.model.adapter is not None:
+            self.linears.append(Linears(self.model.adapter, wanted=self.packed))
 
     @property
     def device(self) -> torch.device:
@@ -329,11 +335,22 @@ class Runner:
         if drafting and isinstance(model, TiDAR):
             masked = ids == model.mask_id
             acting, tokens = model._acting(masked), model._embedded(ids, masked)
-        with acting:
+        with acting, self._packed():
             if self.split:
                 hidden = self.lm.base_model(**tokens, **inputs).last_hidden_state
-                return Output(hidden, self.lm.get_output_embeddings())
+                return Output(hidden, self._read)
             return Output(self.lm(**tokens, **inputs, **self.options).logits, None)
+
+    @contextmanager
+    def _packed(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for linears in self.linears:
+                stack.enter_context(linears.packed())
+            yield
+
+    def _read(self, hidden: Tensor) -> Tensor:
+        with self._packed():
+            return cast(nn.Module, self.lm.get_output_embeddings())(hidden)
 
     def _positions(self, lengths: list[int], pieces: Sequence[Piece], q: int) -> Tensor:
         rows = []

@@ -240,7 +240,8 @@ def measured(runner: Runner, num_texts: int, context: int) -> Costs:
     import torch
 
     known = _MEASURED.setdefault(runner.model, {})
-    key = (runner.lm.dtype, runner.device, torch.get_num_threads(), num_texts)
+    packed = [bool(linears.products) for linears in runner.linears]
+    key = (runner.lm.dtype, runner.device, torch.get_num_threads(), num_texts, *packed)
     if key not in known:
         num_cached = max(1, min(256, context // 2))
         known[key] = measure(runner, num_texts=num_texts, num_cached=num_cached)

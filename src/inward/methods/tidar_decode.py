@@ -162,7 +162,7 @@ class Decoder:
         check_inputs(lm, input_ids, K, self.context, self.mask_id)
         prompts = split_prompts(input_ids, attention_mask, self.context)
         self.K = K
-        self.runner = Runner(model, settings.options)
+        self.runner = Runner(model, settings.options, settings.packed)
         self.rows = [self._row(index, prompt) for index, prompt in enumerate(prompts)]
         self.active = list(self.rows)
         self.ends = end_tokens(lm, settings.eos_token_id)

@@ -38,6 +38,8 @@ class DecodeSettings:
     drafter: a further source of guesses (`PromptLookup`); where it has any they are judged instead
         of the drafted ones.
     costs: for "auto", instead of measuring. chooser: for "auto", one that other texts have taught.
+    packed: whether weights are packed for a CPU first (`inward.cpu`); None: if they can be and are
+        4 GiB or less.
     options: further arguments of the model's forward.
     """
 
@@ -55,6 +57,7 @@ class DecodeSettings:
     drafter: Drafter | None = None
     costs: Costs | None = None
     chooser: Chooser | None = None
+    packed: bool | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

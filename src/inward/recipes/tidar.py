@@ -316,9 +316,7 @@ def smollm_adapter() -> TiDARRecipe:
         dtype="bfloat16",
         draft_only=True,
         adapter=AdapterSettings(rank=64, alpha=64.0, targets=("o_proj", "down_proj")),
-        method=TiDARSettings(
-            block_size=6, dense_masks="batch", align_answers=False, decay=0.8, max_logits=0
-        ),
+        method=TiDARSettings(block_size=6, dense_masks="batch", align_answers=False, decay=0.8),
         data=OwnText(
             path="runs/own-text/smollm2-mixed.jsonl",
             opening=40,
@@ -332,7 +330,7 @@ def smollm_adapter() -> TiDARRecipe:
         ),
         train=replace(
             _FAST,
-            steps=1600,
+            steps=1200,
             batch_rows=4,
             optim=replace(_FAST.optim, lr=2e-3),
             warmup=40,
