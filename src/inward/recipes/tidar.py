@@ -330,7 +330,7 @@ def smollm_adapter() -> TiDARRecipe:
         ),
         train=replace(
             _FAST,
-            steps=1200,
+            steps=1000,
             batch_rows=4,
             optim=replace(_FAST.optim, lr=2e-3),
             warmup=40,
