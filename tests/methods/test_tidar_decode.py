@@ -510,6 +510,34 @@ def test_an_adapter_drafts_and_the_words_stay(own_mask):
     assert drafts[2] != without.traces[0].meta["drafts"], "the adapter did nothing"
 
 
+@pytest.mark.parametrize("packed", (True, False, None))
+def test_packed_weights_say_the_same(packed):
+    """Of the model and of its adapter; nothing stays behind in either."""
+    from inward.cpu import can_pack
+    from inward.methods.tidar_batch import Runner
+
+    base = llama()
+    if not can_pack(list(base.parameters())):
+        pytest.skip("oneDNN does not pack weights on this machine")
+    adapter = DraftAdapter(base)
+    for B in adapter.lora_B.parameters():
+        torch.nn.init.normal_(B, generator=torch.Generator().manual_seed(3))
+    model = TiDAR(base, V, 4, adapter=adapter).eval()
+    wanted = slow(llama(), prompts(1, 7)[0].tolist(), 30)
+    found = decode(model, prompts(1, 7), scheme="one_pass", max_new_tokens=30, packed=packed)
+    assert found.tokens == [wanted]
+    first, second = Runner(model, packed=packed).linears
+    layers = sum(type(module) is torch.nn.Linear for module in base.modules())
+    assert len(first.products) == (0 if packed is False else layers)
+    assert len(second.products) == (0 if packed is False else 2 * len(adapter.layers))
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_packing_is_refused_where_it_cannot_be():
+    with pytest.raises(ValueError, match="cannot be packed: its linear layers must lie on a CPU"):
+        run(llama().double(), prompts(1, 5), scheme="plain", packed=True)
+
+
 def test_a_tidar_model_knows_its_mask_and_block_size():
     base = llama()
     mask_id = add_mask_token(base)
