@@ -16,7 +16,9 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 
 @pytest.fixture(autouse=True)
-def able() -> None:
+def able(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that can; small matrices are packed too."""
+    monkeypatch.setattr(cpu, "SMALLEST", {})
     if not cpu.can_pack([nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))]):
         pytest.skip("oneDNN does not pack bfloat16 weights on this machine")
 
@@ -110,6 +112,11 @@ def test_the_copy_goes_with_the_model_or_before():
 def test_what_is_not_packed(monkeypatch):
     net = model()
     assert Linears(net, wanted=False).products == []
+    monkeypatch.setattr(cpu, "SMALLEST", {torch.float32: 961})
+    assert Linears(net).products == []
+    assert len(Linears(net, wanted=True).products) == 2
+    monkeypatch.setattr(cpu, "SMALLEST", {torch.float32: 960})
+    assert len(Linears(net).products) == 2
     monkeypatch.setattr(cpu, "LIMIT_BYTES", 10)
     assert Linears(net).products == []
     assert len(Linears(net, wanted=True).products) == 2

@@ -528,8 +528,9 @@ def test_packed_weights_say_the_same(packed):
     assert found.tokens == wanted.tokens
     first, second = Runner(model, packed=packed).linears
     layers = sum(type(module) is torch.nn.Linear for module in base.modules())
-    assert len(first.products) == (0 if packed is False else layers)
-    assert len(second.products) == (0 if packed is False else 2 * len(adapter.layers))
+    # None: these matrices are too small for it to pay
+    assert len(first.products) == (layers if packed else 0)
+    assert len(second.products) == (2 * len(adapter.layers) if packed else 0)
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
