@@ -14,6 +14,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from inward.methods import tidar_decode
 from inward.methods.huginn import HuginnForCausalLM
 from inward.methods.huginn_config import HuginnConfig
 from inward.methods.tidar import TiDAR
@@ -314,16 +315,38 @@ def test_a_text_that_ends_leaves_the_batch(leaning):
 # --- what a forward costs -------------------------------------------------------------------------
 
 
-def test_the_head_runs_on_rows_that_are_used_only():
+def test_the_head_runs_on_few_rows(monkeypatch):
+    """On those that are used; or, where all that may be used are few, on these at once."""
     model, rows = llama(), []
     decode(model, prompts(1, 5), mask_id=MASK, max_new_tokens=2)  # probes
-    handle = model.lm_head.register_forward_hook(lambda m, x, y: rows.append(y.shape[:-1].numel()))
-    found = decode(model, prompts(1, 20), mask_id=MASK, scheme="one_pass", K=5, max_new_tokens=40)
-    handle.remove()
+    model.lm_head.register_forward_hook(lambda m, x, y: rows.append(y.shape[:-1].numel()))
+    options: dict[str, Any] = {"mask_id": MASK, "scheme": "one_pass", "K": 5}
+    options["max_new_tokens"] = 40
+    monkeypatch.setattr(tidar_decode, "READ_AHEAD", 0)
+    found = decode(model, prompts(1, 20), **options)
     steps = found.traces[0].steps
     assert sum(rows) <= len(steps) * (5 + 4)
     assert max(rows) <= 5
     assert max(step.scores["slots"] for step in steps) == 5 + 25
+    calls, rows[:] = len(rows), []
+    monkeypatch.setattr(tidar_decode, "READ_AHEAD", 16)
+    again = decode(model, prompts(1, 20), **options)
+    assert again.tokens == found.tokens
+    assert again.traces[0].meta["drafts"] == found.traces[0].meta["drafts"]
+    assert 5 < max(rows) <= 16 and len(rows) < calls
+
+
+@pytest.mark.parametrize("beta", (1.0, 0.5))
+def test_rows_read_ahead_are_all_that_is_read(leaning, beta, monkeypatch):
+    monkeypatch.setattr(tidar_decode, "READ_AHEAD", 10_000)
+    run(leaning, prompts(1, 5), max_new_tokens=2)  # probes
+    calls = []
+    handle = leaning.lm_head.register_forward_hook(lambda m, x, y: calls.append(1))
+    found = run(leaning, prompts(2, 7), scheme="one_pass", beta=beta)
+    handle.remove()
+    assert len(calls) == found.num_forwards
+    monkeypatch.setattr(tidar_decode, "READ_AHEAD", 0)
+    assert run(leaning, prompts(2, 7), scheme="one_pass", beta=beta).tokens == found.tokens
 
 
 def test_slots_are_what_the_schemes_promise(leaning):
