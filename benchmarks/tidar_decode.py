@@ -3,7 +3,8 @@
     identity   schemes x K, greedy: texts that differ from plain greedy decoding (written down here
                with transformers' own cache), and, by one teacher-forced forward per text, every
                place where the said token is not the likeliest, with its distance in logits
-    costs      seconds of a forward of q rows, by dtype and batch: what the chooser decides by
+    costs      seconds of a forward of q rows, by dtype and batch, with weights as they are and
+               packed for the CPU: what the chooser decides by
     speed      schemes x K x dtype x batch, beside plain decoding here and in transformers and
                beside its prompt look-up and early-exit assisted decoding (batch 1 only)
 
@@ -449,10 +450,12 @@ def rows_of(args: argparse.Namespace, subjects: list[Subject]) -> Iterator[dict[
             options = {"num_texts": args.texts, "max_new_tokens": args.tokens}
             yield from identity(subject, schemes=args.schemes, Ks=args.K, **options)
     elif args.what == "costs":
-        for num, subject in [(num, subject) for subject in subjects for num in args.batch]:
-            costs = measure(Runner(subject.model), num_texts=num, num_cached=args.cached)
+        for subject, num, packed in itertools.product(subjects, args.batch, (False, None)):
+            runner = Runner(subject.model, packed=packed)
+            costs = measure(runner, num_texts=num, num_cached=args.cached)
             ratios = [round(s / costs.seconds[0], 3) for s in costs.seconds]
             row = {"study": "costs", "dtype": subject.dtype, "batch": num}
+            row |= {"packed": any(linears.products for linears in runner.linears)}
             yield row | costs.to_dict() | {"to_one_row": ratios}
     else:
         prompts = read_prompts(args.prompts, subjects[0])
