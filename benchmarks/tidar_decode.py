@@ -450,7 +450,10 @@ def rows_of(args: argparse.Namespace, subjects: list[Subject]) -> Iterator[dict[
             options = {"num_texts": args.texts, "max_new_tokens": args.tokens}
             yield from identity(subject, schemes=args.schemes, Ks=args.K, **options)
     elif args.what == "costs":
-        for subject, num, packed in itertools.product(subjects, args.batch, (False, None)):
+        turns = [
+            (s, num, packed) for s in subjects for num in args.batch for packed in (False, None)
+        ]
+        for subject, num, packed in turns:
             runner = Runner(subject.model, packed=packed)
             costs = measure(runner, num_texts=num, num_cached=args.cached)
             ratios = [round(s / costs.seconds[0], 3) for s in costs.seconds]

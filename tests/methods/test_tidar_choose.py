@@ -9,6 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inward.methods.tidar import TiDAR
+from inward.methods.tidar_adapter import DraftAdapter
 from inward.methods.tidar_batch import Runner
 from inward.methods.tidar_choose import (
     Acceptance,
@@ -84,7 +86,8 @@ def test_likeliest_outcomes():
 
 
 def test_costs_lie_on_straight_lines():
-    costs = Costs((1, 3, 11), (2.0, 4.0, 5.0), "here", 4)
+    costs = Costs((1, 3, 11), (2.0, 4.0, 5.0), "here", 4, Costs((1, 2), (1.0, 1.5)))
+    assert costs.without_masks(2) == 1.5 and STEEP.without_masks(2) == STEEP(2) == 2.0
     assert [costs(q) for q in (1, 2, 3, 7, 11, 19)] == pytest.approx([2, 3, 4, 4.5, 5, 6])
     assert Costs.from_dict(json.loads(json.dumps(costs.to_dict()))) == costs
 
@@ -188,6 +191,31 @@ def test_a_chooser_gives_up_on_bad_drafts_and_tries_again():
     tried = [i for i, name in enumerate(names) if name != "plain"]
     gaps = [b - a for a, b in pairwise(tried) if b - a > 1]
     assert gaps == [16, 32, 64], "twice as long after a try in vain"
+
+
+def test_rows_with_and_without_masks_are_timed_apart():
+    base = llama()
+    model = TiDAR(base, MASK + 1, 4, adapter=DraftAdapter(base)).eval()
+    runner, acted = Runner(model), []
+    whole = DraftAdapter.acting_on
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            DraftAdapter, "acting_on", lambda self, r: acted.append(int(r.sum())) or whole(self, r)
+        )
+        costs = measure(runner, num_cached=10, rows=(1, 5, 30), repeats=1)
+    assert costs.clean is not None and costs.clean.rows == (1, 5) and costs.rows == (1, 5, 30)
+    assert acted == [4, 29] * 2, "once to warm up, once measured"
+    assert costs.without_masks(5) == costs.clean(5)
+
+
+def test_a_verification_without_blocks_costs_what_clean_rows_do():
+    free = Costs((1, 400), (1.0, 1.0))
+    dear = Costs((1, 400), (3.0, 3.0), clean=free)
+    for rate in (0.2, 0.9):
+        tokens = speed(Scheme("two_pass", 4), FLAT, knowing(rate)) * 2
+        assert speed(Scheme("two_pass", 4), dear, knowing(rate)) == pytest.approx(tokens / 4)
+    assert speed(Scheme("plain", 1), dear, knowing(0.5)) == 1.0
+    assert speed(Scheme("one_pass", 4), dear, knowing(1.0)) == pytest.approx(4 / 3)
 
 
 def test_texts_of_a_measured_batch_have_different_lengths():

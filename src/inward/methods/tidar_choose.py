@@ -147,6 +147,8 @@ class Costs:
     note: str = ""
     num_texts: int = 1
     """batch size"""
+    clean: Costs | None = None
+    """of forwards without mask rows, where these cost less: an adapter has nothing to do there"""
 
     def __post_init__(self) -> None:
         rows, seconds = self.rows, self.seconds
@@ -174,13 +176,24 @@ class Costs:
             "seconds": list(self.seconds),
             "note": self.note,
             "num_texts": self.num_texts,
+            "clean": None if self.clean is None else self.clean.to_dict(),
         }
 
     @staticmethod
     def from_dict(row: dict[str, Any]) -> Costs:
         """What `to_dict` gave."""
-        rows, seconds = tuple(row["rows"]), tuple(row["seconds"])
-        return Costs(rows, seconds, row.get("note", ""), row.get("num_texts", 1))
+        clean = row.get("clean")
+        return Costs(
+            tuple(row["rows"]),
+            tuple(row["seconds"]),
+            row.get("note", ""),
+            row.get("num_texts", 1),
+            None if clean is None else Costs.from_dict(clean),
+        )
+
+    def without_masks(self, q: int) -> float:
+        """Seconds of a forward of q rows per text, none of them a mask."""
+        return self(q) if self.clean is None else self.clean(q)
 
 
 ROWS = (1, 2, 3, 4, 5, 8, 9, 12, 16, 17, 20, 24, 32, 48, 72)
@@ -197,7 +210,8 @@ def measure(
     """Time forwards of q rows behind a filled cache: the median of `repeats` rounds, in each of
     which every q has a turn, so that a machine that slows down slows them all.
 
-    All rows but one are mask rows where the model has them, so that an adapter's work is counted.
+    Where the model has mask rows, all rows but one are some, so that an adapter's work is counted,
+    and up to 24 rows are timed without masks as well.
     The head runs on a quarter of the rows, but on at most 16 and at least one, much as in decoding.
     Several texts are of different lengths, as they become in decoding: that has its price.
     """
@@ -207,14 +221,17 @@ def measure(
     from inward.methods.tidar_batch import Layout, Piece, RaggedCache
 
     mask_id = runner.model.mask_id if isinstance(runner.model, TiDAR) else None
+    clean = [Piece(Layout(q), [1] * q) for q in rows]
+    pieces = clean
+    if mask_id is not None:
+        masked = [Piece(Layout(1, ((1, q - 1),)), [1] + [mask_id] * (q - 1)) for q in rows if q > 1]
+        pieces = [piece for piece in clean if piece.layout.num_rows == 1] + masked
+        pieces += [piece for piece in clean if piece.layout.num_rows <= 24]
 
-    def forward(cache: RaggedCache, q: int) -> float:
-        piece = Piece(Layout(q), [1] * q)
-        if mask_id is not None and q > 1:
-            piece = Piece(Layout(1, ((1, q - 1),)), [1] + [mask_id] * (q - 1))
+    def forward(cache: RaggedCache, piece: Piece) -> float:
         began = time.perf_counter()
         output = runner(cache, [piece] * num_texts)
-        read = max(1, min(16, q // 4))
+        read = max(1, min(16, piece.layout.num_rows // 4))
         output.logits([(b, i) for b in range(num_texts) for i in range(read)]).argmax(-1).tolist()
         return time.perf_counter() - began
 
@@ -222,12 +239,16 @@ def measure(
         cache = RaggedCache(num_texts, num_cached + max(rows))
         runner(cache, [Piece(Layout(num_cached), [1] * num_cached)] * num_texts)
         cache.commit([max(1, num_cached - b) for b in range(num_texts)])
-        for q in rows:  # kernels and masks are made
-            forward(cache, q)
-        rounds = [[forward(cache, q) for q in rows] for _ in range(repeats)]
+        for piece in pieces:  # kernels and masks are made
+            forward(cache, piece)
+        rounds = [[forward(cache, piece) for piece in pieces] for _ in range(repeats)]
     middle = [sorted(column)[repeats // 2] for column in zip(*rounds, strict=True)]
     note = f"{num_texts} texts of {num_cached} tokens, {runner.lm.dtype}, {torch.get_num_threads()}"
-    return Costs(tuple(rows), tuple(middle), f"{note} threads, {runner.device}", num_texts)
+    note = f"{note} threads, {runner.device}"
+    num = len(rows)
+    some = tuple(q for q in rows if q <= 24)
+    bare = Costs(some, tuple(middle[num:]), note, num_texts) if len(middle) > num + 1 else None
+    return Costs(tuple(rows), tuple(middle[:num]), note, num_texts, bare)
 
 
 _MEASURED: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], Costs]] = (
@@ -256,7 +277,7 @@ def speed(scheme: Scheme, costs: Costs, acceptance: Acceptance) -> float:
     """Expected tokens a second and text of a verifying scheme (the formula above)."""
     K = scheme.K
     if scheme.name == "plain" or K == 1:
-        return 1 / costs(1)
+        return 1 / costs.without_masks(1)
     counts = acceptance.counts(K - 1)
     tokens = sum((a + 1) * p for a, p in enumerate(counts))
     prepared = scheme.outcomes(K - 1, acceptance)
@@ -264,7 +285,9 @@ def speed(scheme: Scheme, costs: Costs, acceptance: Acceptance) -> float:
     verifying, drafting = K + K * len(prepared), 1 + K
     if costs.num_texts > 1:
         verifying = drafting = max(verifying, drafting)
-    seconds = costs(verifying) + (1 - hit) * costs(drafting)
+    bare = not prepared and costs.num_texts == 1
+    seconds = costs.without_masks(verifying) if bare else costs(verifying)
+    seconds += (1 - hit) * costs(drafting)
     return (tokens + 1 - hit) / seconds
 
 
@@ -333,7 +356,11 @@ class Chooser:
         return scheme
 
     def worth(self, num_guesses: int) -> bool:
-        """True if judging so many looked-up guesses promises no less than the current scheme."""
+        """True if judging so many looked-up guesses, with the blocks that the current scheme puts
+        behind them, promises no less than that scheme does."""
         counts = self.looked_up.counts(num_guesses)
         tokens = sum((a + 1) * p for a, p in enumerate(counts))
-        return tokens / self.costs(1 + num_guesses) >= self.speed
+        blocks = len(self.current.outcomes(num_guesses, self.looked_up))
+        rows = 1 + num_guesses + blocks * self.current.K
+        seconds = self.costs(rows) if blocks else self.costs.without_masks(rows)
+        return tokens / seconds >= self.speed
