@@ -311,7 +311,7 @@ def smollm_adapter() -> TiDARRecipe:
     by the call; most drafts end at the second or third place, hence the decay."""
     return TiDARRecipe(
         name="tidar-smollm-adapter",
-        about="draft-only adapter for SmolLM2-135M-Instruct on its own answers; two hours",
+        about="draft-only adapter for SmolLM2-135M-Instruct on its own answers; an hour or two",
         base="smollm2-135m-instruct",
         dtype="bfloat16",
         draft_only=True,
