@@ -57,7 +57,7 @@ from inward.methods.tidar_base import (
     special_ids,
     splits,
 )
-from inward.methods.tidar_loss import IGNORE, Unread, branch
+from inward.methods.tidar_loss import IGNORE, Taught, Unread, branch
 from inward.methods.tidar_settings import TiDARSettings
 from inward.train.draws import Batch, Draws, Loss
 from inward.train.state import write_json
@@ -161,7 +161,7 @@ def draft_branch(
     logits: Tensor | Unread,
     part: Part,
     settings: TiDARSettings | None = None,
-    taught: tuple[Tensor, float] | None = None,
+    taught: Taught | None = None,
 ) -> dict[str, Tensor]:
     """`branch` of the mask rows, (B, S, V): only tokens that were masked count.
 

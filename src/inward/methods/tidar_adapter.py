@@ -47,11 +47,12 @@ from transformers.pytorch_utils import Conv1D
 from inward import masks
 from inward.hub import check_finite, complain
 from inward.methods.tidar_base import splits
+from inward.methods.tidar_loss import IGNORE, Taught, Unread
 from inward.methods.tidar_settings import AdapterSettings
 from inward.train.state import write_json, write_tensors
 
 if TYPE_CHECKING:
-    from inward.methods.tidar import Part, TiDAR, Unread
+    from inward.methods.tidar import Part, TiDAR
 
 _PREFIX = "base_model.model."
 """What PEFT puts before the names of the model's layers"""
@@ -137,8 +138,8 @@ class DraftAdapter(nn.Module):
     # -- training ----------------------------------------------------------------------------------
 
     def losses(self, tidar: TiDAR, part: Part) -> dict[str, Tensor]:
-        """Sums of the diffusion branch (see `inward.methods.tidar.branch`)."""
-        from inward.methods.tidar import IGNORE, draft_branch
+        """Sums of the diffusion branch (see `inward.methods.tidar_loss.branch`)."""
+        from inward.methods.tidar import draft_branch  # it knows this module
 
         count = (part.wanted != IGNORE).sum()
         kept = needed_rows(part)
@@ -314,8 +315,6 @@ def needed_rows(part: Part) -> Tensor:
     learnt from the others, and nobody sees them. n is that of the fullest sample; in the rest
     some other blocks, or parts of them, run along. Samples that share a mask go on sharing it:
     (1, n), the blocks that any of them needs."""
-    from inward.methods.tidar import IGNORE
-
     wanted = part.wanted != IGNORE
     if part.hidden is not None:
         wanted = wanted & part.hidden[0]
@@ -336,15 +335,13 @@ def _kept(part: Part, places: Tensor) -> Part:
     return replace(part, wanted=part.wanted.gather(1, places), rows=rows, hidden=hidden)
 
 
-def draft_logits(
-    tidar: TiDAR, part: Part, kept: Tensor
-) -> tuple[Tensor | Unread, tuple[Tensor, float] | None]:
+def draft_logits(tidar: TiDAR, part: Part, kept: Tensor) -> tuple[Tensor | Unread, Taught | None]:
     """(B, n, V) logits of the mask rows at places `kept` (B or 1, n), or these rows unread
     (`TiDAR.scores`), with gradient to the adapter alone: the clean half runs first, without
-    gradient, and its keys and values are a constant prefix. And what settings.distill asks for, if
-    it is not in the rows: logits that the clean half gives the same places, and their share."""
+    gradient, and its keys and values are a constant prefix. And, for settings.distill, what the
+    clean half says of the same places."""
     B, S = part.ids.shape
-    from inward.methods.tidar import Unread, doubled  # it knows this module
+    from inward.methods.tidar import doubled  # it knows this module
 
     device, num_masks = part.ids.device, part.rows.shape[0]
     clean, masked = part.rows.select(0, S), part.rows.select(S).gather(kept)
@@ -381,9 +378,7 @@ def draft_logits(
     before = (kept.expand(B, -1) - 1).clamp(min=0)[..., None]
     found = said.last_hidden_state if unread else said.logits
     found = found.gather(1, before.expand(-1, -1, found.shape[-1]))
-    if isinstance(scores, Unread):
-        return replace(scores, taught=(found, share)), None
-    if unread:
+    if unread and not isinstance(scores, Unread):
         with torch.no_grad():
             found = tidar.ban(cast(nn.Module, tidar.model.get_output_embeddings())(found))
     return scores, (found, share)

@@ -197,6 +197,8 @@ class Costs:
 
 
 ROWS = (1, 2, 3, 4, 5, 8, 9, 12, 16, 17, 20, 24, 32, 48, 72)
+MOST_CLEAN = 24
+"""Rows without masks that `measure` times: a verification seldom has more."""
 
 
 def measure(
@@ -210,8 +212,8 @@ def measure(
     """Time forwards of q rows behind a filled cache: the median of `repeats` rounds, in each of
     which every q has a turn, so that a machine that slows down slows them all.
 
-    Where the model has mask rows, all rows but one are some, so that an adapter's work is counted,
-    and up to 24 rows are timed without masks as well.
+    Where the model has mask rows, all rows but one are some, so that an adapter's work is counted;
+    then up to MOST_CLEAN rows are timed without masks as well.
     The head runs on a quarter of the rows, but on at most 16 and at least one, much as in decoding.
     Several texts are of different lengths, as they become in decoding: that has its price.
     """
@@ -221,12 +223,17 @@ def measure(
     from inward.methods.tidar_batch import Layout, Piece, RaggedCache
 
     mask_id = runner.model.mask_id if isinstance(runner.model, TiDAR) else None
-    clean = [Piece(Layout(q), [1] * q) for q in rows]
-    pieces = clean
-    if mask_id is not None:
-        masked = [Piece(Layout(1, ((1, q - 1),)), [1] + [mask_id] * (q - 1)) for q in rows if q > 1]
-        pieces = [piece for piece in clean if piece.layout.num_rows == 1] + masked
-        pieces += [piece for piece in clean if piece.layout.num_rows <= 24]
+    clean_rows = () if mask_id is None else tuple(q for q in rows if q <= MOST_CLEAN)
+
+    def clean(q: int) -> Piece:
+        return Piece(Layout(q), [1] * q)
+
+    def usual(q: int) -> Piece:
+        if mask_id is None or q == 1:
+            return clean(q)
+        return Piece(Layout(1, ((1, q - 1),)), [1] + [mask_id] * (q - 1))
+
+    pieces = [*map(usual, rows), *map(clean, clean_rows)]
 
     def forward(cache: RaggedCache, piece: Piece) -> float:
         began = time.perf_counter()
@@ -245,10 +252,11 @@ def measure(
     middle = [sorted(column)[repeats // 2] for column in zip(*rounds, strict=True)]
     note = f"{num_texts} texts of {num_cached} tokens, {runner.lm.dtype}, {torch.get_num_threads()}"
     note = f"{note} threads, {runner.device}"
-    num = len(rows)
-    some = tuple(q for q in rows if q <= 24)
-    bare = Costs(some, tuple(middle[num:]), note, num_texts) if len(middle) > num + 1 else None
-    return Costs(tuple(rows), tuple(middle[:num]), note, num_texts, bare)
+    seconds, clean_seconds = tuple(middle[: len(rows)]), tuple(middle[len(rows) :])
+    bare = None
+    if len(clean_rows) > 1:
+        bare = Costs(clean_rows, clean_seconds, note, num_texts)
+    return Costs(tuple(rows), seconds, note, num_texts, bare)
 
 
 _MEASURED: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], Costs]] = (
@@ -331,8 +339,7 @@ class Chooser:
         self._plain = 0
         """in a row, since the last try"""
         self._pause = explore
-        shortest = min(4, max_K)
-        self._trial = next((s for s in self.schemes if s == Scheme("two_pass", shortest)), None)
+        self._trial = Scheme("two_pass", min(4, max_K)) if max_K > 1 else None
 
     def __call__(self) -> Scheme:
         """The scheme of the next forward."""

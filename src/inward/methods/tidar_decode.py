@@ -259,13 +259,22 @@ class Decoder:
 
     # 3. verify
 
+    def _judged(self) -> list[tuple[int, int]]:
+        """The last final token and the guesses of every text: what the verifier reads."""
+        return [
+            (b, i)
+            for b, row in enumerate(self.active)
+            for i in range(len(row.final) - 1, row.layout.num_draft)
+        ]
+
     def _read_ahead(self, output: Output) -> None:
         """Where all rows that may be read are few, read them at once: the head takes hardly longer
         for a dozen rows than for one, but twice as long for two calls."""
-        rows = []
+        if not any(row.layout.blocks for row in self.active):
+            return  # only what is judged will be read
+        rows, first = self._judged(), int(self.beta == 1.0)
         for b, row in enumerate(self.active):
-            layout, first = row.layout, int(self.beta == 1.0)
-            rows += [(b, i) for i in range(len(row.final) - 1, layout.num_draft)]
+            layout = row.layout
             for outcome, width in layout.blocks:
                 begin = layout.begins[outcome]
                 rows += [(b, i) for i in range(begin + first, begin + width)]
@@ -275,11 +284,7 @@ class Decoder:
     def _verify(self, output: Output) -> list[int]:
         """Judge all guesses; how many rows of each text stand."""
         first = [len(row.final) - 1 for row in self.active]
-        places = [
-            (b, i)
-            for b, row in enumerate(self.active)
-            for i in range(first[b], row.layout.num_draft)
-        ]
+        places = self._judged()
         logits = output.logits(places)
         if self.beta < 1.0:
             masks = [(b, self.active[b].layout.begins[i + 1]) for b, i in places]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -17,6 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORE = -100
 """Label of a row whose prediction does not count."""
+Taught = tuple[Tensor, float]
+"""Distillation: what a teacher says at the same rows, logits (B, n, V), or beside `Unread` rows its
+last hidden states (B, n, d) for the same head; and its share of the loss."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,6 @@ class Unread:
     hidden: Tensor
     read: Callable[[Tensor], Tensor]
     at_once: int
-    taught: tuple[Tensor, float] | None = None
-    """distillation: last hidden states (B, n, d) of a teacher that the same head reads, and its
-    share of the loss"""
 
     def select(self, start: int, stop: int | None = None) -> Unread:
         """Rows start..stop-1 of every sample."""
@@ -44,44 +45,57 @@ class Unread:
         best = torch.cat([self.read(piece).argmax(-1) for piece in rows])
         return best.view(self.hidden.shape[:2])
 
-    def sums(self, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and right answers over the labelled rows, times `weight` (B, 1 or n)."""
+    def sums(
+        self, labels: Tensor, weight: Tensor | None, taught: Taught | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and right answers over the labelled rows, times `weight` (B, 1 or n)."""
         rows = (labels != IGNORE).flatten().nonzero()[:, 0]
         if len(rows) == 0:  # one unlabelled row: nothing, but with its place in the graph
             rows = rows.new_zeros(1)
         shares = torch.ones_like(labels, dtype=torch.float32)
         shares = shares if weight is None else shares * weight
         chosen = [self.hidden.flatten(0, 1), labels.flatten(), shares.flatten()]
-        if self.taught is not None:
-            chosen.append(self.taught[0].flatten(0, 1))
+        share = 0.0
+        if taught is not None:
+            chosen.append(taught[0].flatten(0, 1))
+            share = taught[1]
         total = self.hidden.new_zeros(2, dtype=torch.float32)
         for piece in zip(*(t[rows].split(self.at_once) for t in chosen), strict=True):
-            found = checkpoint(self._sums, *piece, use_reentrant=False, preserve_rng_state=False)
+            found = checkpoint(
+                partial(self._sums, share), *piece, use_reentrant=False, preserve_rng_state=False
+            )
             total = total + cast(Tensor, found)
         return total[0], total[1].detach()
 
     def _sums(
-        self, hidden: Tensor, labels: Tensor, shares: Tensor, teacher: Tensor | None = None
+        self,
+        share: float,
+        hidden: Tensor,
+        labels: Tensor,
+        shares: Tensor,
+        teacher: Tensor | None = None,
     ) -> Tensor:
-        logits = self.read(hidden).float()
-        losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-        if teacher is not None and self.taught is not None:
+        taught = None
+        if teacher is not None:
             with torch.no_grad():
-                known = self.read(teacher).float()
-            losses = mixed_loss(losses, logits, known, labels, self.taught[1])
-        right = (logits.detach().argmax(-1) == labels).float()
+                taught = (self.read(teacher), share)
+        losses, right = row_losses(self.read(hidden), labels, taught)
         return torch.stack([(losses * shares).sum(), (right * shares).sum()])
 
 
-def mixed_loss(
-    losses: Tensor, logits: Tensor, teacher: Tensor, labels: Tensor, share: float
-) -> Tensor:
-    """(1 - share) * losses + share * KL(teacher || model) on labelled rows; logits (n, V)."""
-    known = teacher.log_softmax(-1)
-    # a banned token has no probability in either: exp(-inf) * (-inf - -inf) would be NaN
-    gap = (known - logits.log_softmax(-1)).masked_fill(known == -torch.inf, 0.0)
-    divergence = (known.exp() * gap).sum(-1).masked_fill(labels == IGNORE, 0.0)
-    return (1 - share) * losses + share * divergence
+def row_losses(logits: Tensor, labels: Tensor, taught: Taught | None) -> tuple[Tensor, Tensor]:
+    """Loss in float32, and 1.0 where the likeliest token is the right one, of rows (n, V): with a
+    teacher (1 - share) * cross-entropy + share * KL(teacher || model); 0 where unlabelled."""
+    logits = logits.float()
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    if taught is not None:
+        teacher, share = taught
+        known = teacher.float().log_softmax(-1)
+        # a banned token has no probability in either: exp(-inf) * (-inf - -inf) would be NaN
+        gap = (known - logits.log_softmax(-1)).masked_fill(known == -torch.inf, 0.0)
+        divergence = (known.exp() * gap).sum(-1).masked_fill(labels == IGNORE, 0.0)
+        losses = (1 - share) * losses + share * divergence
+    return losses, (logits.detach().argmax(-1) == labels).float()
 
 
 def branch(
@@ -89,20 +103,19 @@ def branch(
     logits: Tensor | Unread,
     labels: Tensor,
     weight: Tensor | None,
-    taught: tuple[Tensor, float] | None = None,
+    taught: Taught | None = None,
 ) -> dict[str, Tensor]:
     """Sums over the labelled rows: loss in float32 and right answers, times `weight` (B, 1 or n).
-    The loss is cross-entropy, or in part (taught: logits (B, n, V), share) distillation."""
+    The loss is cross-entropy, or in part (`taught`) distillation."""
     if isinstance(logits, Unread):
-        loss, right = logits.sums(labels, weight)
+        loss, right = logits.sums(labels, weight, taught)
         return {f"{name}_loss": loss, f"{name}_accuracy": right}
-    losses = F.cross_entropy(
-        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none"
-    ).view_as(labels)
     if taught is not None:
-        teacher, share = taught
-        losses = mixed_loss(losses, logits.float(), teacher.float(), labels, share)
-    right = (logits.detach().argmax(-1) == labels).float()
+        taught = (taught[0].flatten(0, 1), taught[1])
+    losses, right = (
+        found.view_as(labels)
+        for found in row_losses(logits.flatten(0, 1), labels.flatten(), taught)
+    )
     if weight is not None:
         losses, right = losses * weight, right * weight
     return {f"{name}_loss": losses.sum(), f"{name}_accuracy": right.sum()}

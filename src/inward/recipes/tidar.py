@@ -87,7 +87,7 @@ class OwnText:
             asked = self._openings(model, [model.config.get_text_config().bos_token_id])
         else:
             asked = self._own_questions(model, tokenizer)
-        asked += self._requests(tokenizer) if self.requested else []
+        asked += self._requests(tokenizer)
         pairs = own_text(
             model,
             asked,
