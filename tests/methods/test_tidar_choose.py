@@ -1,6 +1,8 @@
 """The chooser believes what was measured, and nothing else."""
 
 import json
+import time
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,11 +19,12 @@ from inward.methods.tidar_choose import (
     Chooser,
     Costs,
     Scheme,
+    around,
     candidates,
     measure,
     speed,
 )
-from inward.methods.tidar_decode import decode
+from inward.methods.tidar_decode import Decoder, decode
 from tests.methods.tidar_toys import MASK, Leaning, llama, prompts, stories
 
 FLAT = Costs((1, 400), (1.0, 1.0))
@@ -216,6 +219,33 @@ def test_a_verification_without_blocks_costs_what_clean_rows_do():
         assert speed(Scheme("two_pass", 4), dear, knowing(rate)) == pytest.approx(tokens / 4)
     assert speed(Scheme("plain", 1), dear, knowing(0.5)) == 1.0
     assert speed(Scheme("one_pass", 4), dear, knowing(1.0)) == pytest.approx(4 / 3)
+
+
+def test_what_a_step_takes_outside_its_forward_counts():
+    """Python is slept in, by turns before forwards with drafts and all forwards."""
+    tidar = TiDAR(llama(), MASK, 4).eval()
+    runner = Runner(tidar)
+    costs = measure(runner, num_texts=2, num_cached=10, rows=(1, 5, 9, 15), repeats=3)
+    assert costs.around == (0.0, 0.0)
+    for pauses in ((0.03, 0.03), (0.0, 0.03)):
+        with pytest.MonkeyPatch.context() as patch:
+            usual = Decoder._plan
+
+            def plan(self, row, pauses=pauses, usual=usual):
+                time.sleep(pauses[self.scheme.name != "plain"] / 2)  # two texts
+                return usual(self, row)
+
+            patch.setattr(Decoder, "_plan", plan)
+            found = around(runner, costs, num_cached=10)
+        assert found[1] >= 0.02
+        assert (found[0] >= 0.02) == (pauses[0] > 0)
+    dear = replace(costs, around=(0.5, 2.0))
+    assert speed(Scheme("plain", 1), dear, knowing(1.0)) == 1 / (costs.without_masks(1) + 0.5)
+    seconds = 3 / speed(Scheme("two_pass", 2), dear, knowing(1.0))
+    assert seconds == pytest.approx(2 * costs(3) + 4.0)
+    assert Costs.from_dict(json.loads(json.dumps(dear.to_dict()))) == dear
+    with pytest.raises(ValueError, match="below 0"):
+        replace(costs, around=(-1.0, 0.0))
 
 
 def test_texts_of_a_measured_batch_have_different_lengths():

@@ -35,12 +35,14 @@ class Leaning(LlamaForCausalLM):
     that random weights draft well now and then: drafts of every length get accepted."""
 
     lean = 6.0
+    ahead = False
+    """mask rows lean towards the token after their place, too (`TiDARSettings.shifted`)"""
 
     def forward(self, input_ids: Any = None, position_ids: Any = None, **options: Any) -> Any:
         output = super().forward(input_ids=input_ids, position_ids=position_ids, **options)
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1])[None]
-        place = position_ids + (input_ids != MASK)
+        place = position_ids + (self.ahead | (input_ids != MASK))
         wanted = torch.randn(2 * CONTEXT, V, generator=torch.Generator().manual_seed(9))
         rows = options.get("logits_to_keep", 0)
         own = wanted[place.expand_as(input_ids)]

@@ -7,6 +7,7 @@
     mask       `inward.masks.training`: clean rows causal; a mask row sees the clean tokens strictly
                before its block and, both ways, the mask rows of its block        (figure 3, left)
     labels     clean row i predicts x_{i+1}; mask row i predicts x_i, not shifted
+               (`TiDARSettings.shifted`: x_{i+1} too, and a block has one mask less)
     loss       1/(1+alpha) * (alpha * sum CE_AR + sum CE_diffusion) / number of targets
 
 What is unusual: there is no transformer here. `TiDAR` wraps any causal language model of
@@ -36,7 +37,7 @@ import inspect
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -79,7 +80,7 @@ def training_rows(batch: Batch, settings: TiDARSettings, draws: Draws | None) ->
     with it one mask. draws=None: the fixed grid.
     """
     ids = batch["input_ids"]
-    K = settings.block_size
+    K = settings.num_masks
     documents, restarts = batch.get("documents"), None
     if settings.align_answers and "supervised" in batch:
         restarts = answer_starts(batch["supervised"])
@@ -127,6 +128,11 @@ def targets(batch: Batch, rows: Rows) -> Tensor:
 def next_targets(wanted: Tensor) -> Tensor:
     """(B, S) the targets shifted for the clean rows: row i predicts target i + 1."""
     return F.pad(wanted[:, 1:], (0, 1), value=IGNORE)
+
+
+def draft_part(part: Part, settings: TiDARSettings) -> Part:
+    """The part with what its mask rows are to predict in `wanted`."""
+    return replace(part, wanted=next_targets(part.wanted)) if settings.shifted else part
 
 
 def hidden_tokens(
@@ -180,7 +186,7 @@ def draft_branch(
 
 def place_weights(masked: Rows, settings: TiDARSettings) -> Tensor:
     """settings.decay ** place of each mask row in its block, over the mean of a whole block."""
-    ratio, K = settings.decay, settings.block_size
+    ratio, K = settings.decay, settings.num_masks
     mean = sum(ratio**j for j in range(K)) / K
     return ratio ** (masked.position - masked.horizon) / mean
 
@@ -398,7 +404,7 @@ class TiDAR(nn.Module):
             for rows in (slice(0, S), slice(S, None))
         )
         ar = branch("ar", clean, next_targets(part.wanted), None)
-        draft = draft_branch(masked, part, self.settings)
+        draft = draft_branch(masked, draft_part(part, self.settings), self.settings)
         return ar | draft | {"count": (part.wanted != IGNORE).sum()}
 
     def scores(self, input_ids: Tensor, **inputs: Any) -> Tensor | Unread:
@@ -502,24 +508,31 @@ def acceptance(tidar: TiDAR, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
 
     accepted   tokens a decode step commits: its first, which is the verifier's own, and the drafts
                behind it up to the first that differs from the model's greedy word (section 3.2)
-    first      how often the first mask slot names the model's greedy word
+    first      how often the first mask of a block names the model's greedy word
 
     over the whole blocks of a batch (see `TiDAR.loss`) on the fixed grid. On the model's own greedy
     text `accepted` is what greedy decoding with all outcomes pre-drafted will show.
     """
-    K, S = tidar.block_size, batch["input_ids"].shape[1]
+    settings, S = tidar.settings, batch["input_ids"].shape[1]
     rows = training_rows(batch, tidar.settings, None)
     wanted = targets(batch, rows)
     scores = tidar.read_or_not(Part(batch["input_ids"], wanted, rows))
     best = scores.argmax() if isinstance(scores, Unread) else scores.argmax(-1)
-    match = best[:, S + 1 :] == best[:, : S - 1]  # places 1 .. S-1
-    block = rows.block[:, S:]
+    said, drafted, M = best[:, :S], best[:, S:], settings.num_masks
+    if settings.shifted:  # mask row i and clean row i speak of the same token
+        aims = next_targets(wanted)
+    else:  # mask row i and clean row i - 1
+        said, aims = F.pad(said[:, :-1], (1, 0), value=IGNORE), wanted
+    match = (drafted == said).unfold(1, M, 1)
+    block = rows.block[:, S:].expand_as(aims)
     place = torch.arange(S, device=block.device)
     starts = (block == place) & (wanted != IGNORE)
-    whole = starts[:, 1 : S - K + 1] & (block[:, K:] == place[1 : S - K + 1])
-    runs = match.unfold(1, K, 1)[whole]
+    last = S - M + 1
+    whole = starts[:, :last] & (block[:, M - 1 :] == place[:last]) & (aims[:, M - 1 :] != IGNORE)
+    runs = match[whole]
     count = torch.tensor(len(runs))
-    accepted = 1 + runs[:, 1:].cumprod(1).sum(1)
+    free = 0 if settings.shifted else 1  # the first mask's word is not needed
+    accepted = 1 + runs[:, free:].cumprod(1).sum(1)
     return {"accepted": (accepted.sum(), count), "first": (runs[:, 0].sum(), count)}
 
 

@@ -139,9 +139,10 @@ class DraftAdapter(nn.Module):
 
     def losses(self, tidar: TiDAR, part: Part) -> dict[str, Tensor]:
         """Sums of the diffusion branch (see `inward.methods.tidar_loss.branch`)."""
-        from inward.methods.tidar import draft_branch  # it knows this module
+        from inward.methods.tidar import draft_branch, draft_part  # it knows this module
 
         count = (part.wanted != IGNORE).sum()
+        part = draft_part(part, tidar.settings)
         kept = needed_rows(part)
         logits, taught = draft_logits(tidar, part, kept)
         sums = draft_branch(logits, _kept(part, kept), tidar.settings, taught)
@@ -375,7 +376,8 @@ def draft_logits(tidar: TiDAR, part: Part, kept: Tensor) -> tuple[Tensor | Unrea
     if not share:
         return scores, None
     # clean row i - 1 says what stands at place i; nobody is asked for the first token of a text
-    before = (kept.expand(B, -1) - 1).clamp(min=0)[..., None]
+    before = kept.expand(B, -1) - (0 if tidar.settings.shifted else 1)
+    before = before.clamp(min=0)[..., None]
     found = said.last_hidden_state if unread else said.logits
     found = found.gather(1, before.expand(-1, -1, found.shape[-1]))
     if unread and not isinstance(scores, Unread):

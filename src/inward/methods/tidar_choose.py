@@ -12,12 +12,14 @@ machine, once; `Acceptance` counts how far drafts get in this text; and with
 
 the long-run rate of a scheme with m blocks per verification is
 
-    (E + (1 - h)) / (c(K + m K) + (1 - h) c(1 + K))         tokens a second
+    (E + (1 - h)) / (c(K + m w) + (1 - h) c(1 + w))         tokens a second
 
-because a miss costs a draft pass, [token | block], which gives one token. One-pass is m = K, h = 1;
-two-pass is m = 0, h = 0; plain decoding is 1 / c(1). The chooser takes the best of all. Several
-texts at once share each forward and seldom miss together: there a draft pass has as many rows as
-its neighbours' verification.
+where w = K masks make a block (K - 1 if the model was trained `shifted`), because a miss costs a
+draft pass, [token | block], which gives one token. One-pass is m = K, h = 1; two-pass is m = 0,
+h = 0; plain decoding is 1 / c(1). The chooser takes the best of all. Several texts at once share
+each forward and seldom miss together: there a draft pass has as many rows as its neighbours'
+verification. To each c is added what a step takes outside its forward: next to a forward of a small
+model that is not little, and it is more with drafts than without.
 
 No torch but in `measure`: costs are plain numbers that may be kept in a file.
 """
@@ -27,7 +29,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -149,14 +151,16 @@ class Costs:
     """batch size"""
     clean: Costs | None = None
     """of forwards without mask rows, where these cost less: an adapter has nothing to do there"""
+    around: tuple[float, float] = (0.0, 0.0)
+    """seconds that a step takes outside its forward: of plain decoding, and with drafts"""
 
     def __post_init__(self) -> None:
         rows, seconds = self.rows, self.seconds
         good = len(rows) == len(seconds) >= 2 and all(a < b for a, b in pairwise(rows))
-        if not good or rows[0] < 1 or min(seconds) <= 0:
+        if not good or rows[0] < 1 or min(seconds) <= 0 or min(self.around) < 0:
             raise ValueError(
-                f"costs need two or more ascending row counts with positive seconds; got {rows} "
-                f"and {seconds}"
+                "costs need two or more ascending row counts with positive seconds, and none "
+                f"around them below 0; got {rows}, {seconds} and {self.around}"
             )
 
     def __call__(self, q: int) -> float:
@@ -177,18 +181,21 @@ class Costs:
             "note": self.note,
             "num_texts": self.num_texts,
             "clean": None if self.clean is None else self.clean.to_dict(),
+            "around": list(self.around),
         }
 
     @staticmethod
     def from_dict(row: dict[str, Any]) -> Costs:
         """What `to_dict` gave."""
         clean = row.get("clean")
+        plain, drafting = row.get("around", (0.0, 0.0))
         return Costs(
             tuple(row["rows"]),
             tuple(row["seconds"]),
             row.get("note", ""),
             row.get("num_texts", 1),
             None if clean is None else Costs.from_dict(clean),
+            (plain, drafting),
         )
 
     def without_masks(self, q: int) -> float:
@@ -259,13 +266,54 @@ def measure(
     return Costs(tuple(rows), seconds, note, num_texts, bare)
 
 
+_STEPS = 8
+"""Steps that are timed to learn what one takes outside its forward."""
+
+
+def around(runner: Runner, costs: Costs, *, num_cached: int = 256) -> tuple[float, float]:
+    """Seconds outside the forward, of a step without drafts and of one with: as many texts as the
+    costs are of are decoded for a moment, from `num_cached` tokens on; the median of the steps,
+    less what their rows cost."""
+    import torch
+
+    from inward.methods.tidar import TiDAR
+    from inward.methods.tidar_base import context_limit
+    from inward.methods.tidar_decode import Decoder
+    from inward.methods.tidar_request import DecodeSettings
+
+    model, K = runner.model, 3
+    names = ["plain", "one_pass"] if isinstance(model, TiDAR) else ["plain"]
+    room = min(num_cached, context_limit(runner.lm) - K * (_STEPS + 2))
+    if room < 1:
+        return 0.0, 0.0  # a context too short for long work
+    ids = torch.ones(costs.num_texts, room, dtype=torch.long, device=runner.device)
+    found = []
+    for name in names:
+        settings = DecodeSettings(
+            scheme=name, K=K, eos_token_id=(), options=runner.options, packed=runner.packed
+        )
+        decoder = Decoder(model, ids, settings=settings)
+        decoder.step()  # the prompt
+        outside = []
+        for _ in range(_STEPS):
+            began = time.perf_counter()
+            decoder.step()
+            seconds = time.perf_counter() - began
+            layouts = [row.layout for row in decoder.rows]
+            cost = costs if any(layout.blocks for layout in layouts) else costs.without_masks
+            outside.append(seconds - cost(max(layout.num_rows for layout in layouts)))
+        found.append(max(0.0, sorted(outside)[_STEPS // 2]))
+    return found[0], found[-1]
+
+
 _MEASURED: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], Costs]] = (
     weakref.WeakKeyDictionary()
 )
 
 
 def measured(runner: Runner, num_texts: int, context: int) -> Costs:
-    """`measure` with the usual rows, once per model, dtype, thread count and number of texts."""
+    """`measure` with the usual rows, and `around`, once per model, dtype, thread count and number
+    of texts."""
     import torch
 
     known = _MEASURED.setdefault(runner.model, {})
@@ -273,7 +321,8 @@ def measured(runner: Runner, num_texts: int, context: int) -> Costs:
     key = (runner.lm.dtype, runner.device, torch.get_num_threads(), num_texts, *packed)
     if key not in known:
         num_cached = max(1, min(256, context // 2))
-        known[key] = measure(runner, num_texts=num_texts, num_cached=num_cached)
+        costs = measure(runner, num_texts=num_texts, num_cached=num_cached)
+        known[key] = replace(costs, around=around(runner, costs, num_cached=num_cached))
     return known[key]
 
 
@@ -281,21 +330,23 @@ def measured(runner: Runner, num_texts: int, context: int) -> Costs:
 # The choice
 
 
-def speed(scheme: Scheme, costs: Costs, acceptance: Acceptance) -> float:
-    """Expected tokens a second and text of a verifying scheme (the formula above)."""
-    K = scheme.K
+def speed(scheme: Scheme, costs: Costs, acceptance: Acceptance, lead: int = 1) -> float:
+    """Expected tokens a second and text of a verifying scheme (the formula above), whose blocks
+    have w = K - 1 + lead masks."""
+    K, (plain, around) = scheme.K, costs.around
     if scheme.name == "plain" or K == 1:
-        return 1 / costs.without_masks(1)
+        return 1 / (costs.without_masks(1) + plain)
     counts = acceptance.counts(K - 1)
     tokens = sum((a + 1) * p for a, p in enumerate(counts))
     prepared = scheme.outcomes(K - 1, acceptance)
     hit = sum(counts[a] for a in prepared)
-    verifying, drafting = K + K * len(prepared), 1 + K
+    width = K - 1 + lead
+    verifying, drafting = K + width * len(prepared), 1 + width
     if costs.num_texts > 1:
         verifying = drafting = max(verifying, drafting)
     bare = not prepared and costs.num_texts == 1
     seconds = costs.without_masks(verifying) if bare else costs(verifying)
-    seconds += (1 - hit) * costs(drafting)
+    seconds += around + (1 - hit) * (costs(drafting) + around)
     return (tokens + 1 - hit) / seconds
 
 
@@ -325,6 +376,9 @@ class Chooser:
 
     def __init__(self, costs: Costs, max_K: int, *, every: int = 8, explore: int = 32):
         self.costs = costs
+        self.lead = 1
+        """masks of a block that guess nothing new: the decoder sets it to 0 for a model that was
+        trained `shifted`"""
         self.acceptance = Acceptance()
         self.looked_up = Acceptance()
         """of guesses from a look-up, which come without mask rows"""
@@ -344,8 +398,9 @@ class Chooser:
     def __call__(self) -> Scheme:
         """The scheme of the next forward."""
         if self._forwards % self.every == 0:
-            self.current = max(self.schemes, key=lambda s: speed(s, self.costs, self.acceptance))
-            self.speed = speed(self.current, self.costs, self.acceptance)
+            speeds = [speed(s, self.costs, self.acceptance, self.lead) for s in self.schemes]
+            self.speed = max(speeds)
+            self.current = self.schemes[speeds.index(self.speed)]
         self._forwards += 1
         scheme = self.current
         if scheme.name != "plain":
@@ -368,6 +423,6 @@ class Chooser:
         counts = self.looked_up.counts(num_guesses)
         tokens = sum((a + 1) * p for a, p in enumerate(counts))
         blocks = len(self.current.outcomes(num_guesses, self.looked_up))
-        rows = 1 + num_guesses + blocks * self.current.K
+        rows = 1 + num_guesses + blocks * (self.current.K - 1 + self.lead)
         seconds = self.costs(rows) if blocks else self.costs.without_masks(rows)
-        return tokens / seconds >= self.speed
+        return tokens / (seconds + self.costs.around[1]) >= self.speed

@@ -12,8 +12,9 @@ paper's d_1). Behind them stand guesses d_2..d_K that the model has drafted but 
     3. verify   a_j, the logits at token j, judge guess j + 1; with beta < 1 mixed with f_j, the
                 first mask of block j: beta a_j + (1 - beta) f_j                 (section 4.4.3)
     4. commit   the tokens that stand, by a crop; the correction becomes the next final token
-    5. draft    masks 2..K of the block of the outcome that came are the next guesses; was there no
-                such block, the next forward is [final token | block]
+    5. draft    masks 2..K of the block of the outcome that came are the next guesses (all K - 1
+                masks of a model trained `shifted`); was there no such block, the next forward is
+                [final token | block]
 
 All verifying schemes are this loop and differ in step 1 alone (`Scheme.outcomes`): none for plain,
 all for one_pass, some for partial, one every other forward for two_pass. What a draft pass learns
@@ -165,6 +166,8 @@ class Decoder:
         check_inputs(lm, input_ids, K, self.context, self.mask_id)
         prompts = split_prompts(input_ids, attention_mask, self.context)
         self.K = K
+        self.lead = 0 if isinstance(model, TiDAR) and model.settings.shifted else 1
+        """masks of a block before the first that guesses: their word is the verifier's own"""
         self.runner = Runner(model, settings.options, settings.packed)
         self.rows = [self._row(index, prompt) for index, prompt in enumerate(prompts)]
         self.active = list(self.rows)
@@ -192,10 +195,12 @@ class Decoder:
         return Row(index, prompt, len(prompt), limit, full, sampler)
 
     def _chooser(self, K: int) -> Chooser:
-        if self.settings.chooser is not None:
-            return self.settings.chooser
-        costs = self.settings.costs or measured(self.runner, len(self.rows), self.context)
-        return Chooser(costs, K)
+        chooser = self.settings.chooser
+        if chooser is None:
+            costs = self.settings.costs or measured(self.runner, len(self.rows), self.context)
+            chooser = Chooser(costs, K)
+        chooser.lead = self.lead
+        return chooser
 
     @torch.no_grad()
     def step(self) -> list[Burst]:
@@ -239,8 +244,8 @@ class Decoder:
         blocks = []
         for a in wanted:
             outcome = len(final) + a
-            width = min(K, self.context - row.cached - outcome)
-            if width > 1 or self.beta < 1.0:
+            width = min(K - 1 + self.lead, self.context - row.cached - outcome)
+            if width > self.lead or self.beta < 1.0:
                 blocks.append((outcome, width))
         row.layout = Layout(len(final) + len(row.offers), tuple(blocks))
         return Piece(row.layout, final + row.offers + self._masks(row.layout))
@@ -272,7 +277,7 @@ class Decoder:
         for a dozen rows than for one, but twice as long for two calls."""
         if not any(row.layout.blocks for row in self.active):
             return  # only what is judged will be read
-        rows, first = self._judged(), int(self.beta == 1.0)
+        rows, first = self._judged(), self.lead if self.beta == 1.0 else 0
         for b, row in enumerate(self.active):
             layout = row.layout
             for outcome, width in layout.blocks:
@@ -353,9 +358,10 @@ class Decoder:
         """Guesses from the blocks of the outcomes that came."""
         wanted: list[tuple[Row, list[tuple[int, int]]]] = []
         for b, (row, outcome) in enumerate(zip(self.active, counts, strict=True)):
-            num = min(row.layout.widths.get(outcome, 0), row.room, self.scheme.K) - 1
+            num = row.layout.widths.get(outcome, 0) - self.lead
+            num = min(num, row.room - 1, self.scheme.K - 1)
             if num > 0 and not row.stopped and self.scheme.name != "plain":
-                begin = row.layout.begins[outcome] + 1
+                begin = row.layout.begins[outcome] + self.lead
                 wanted.append((row, [(b, i) for i in range(begin, begin + num)]))
         if not wanted:
             return

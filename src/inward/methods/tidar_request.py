@@ -113,6 +113,12 @@ def find_mask(
     if isinstance(model, TiDAR):
         if mask_id not in (None, model.mask_id):
             raise ValueError(f"mask_id is {mask_id}, but the model's own is {model.mask_id}")
+        if model.settings.shifted and (settings.beta < 1.0 or settings.scheme == "diffusion"):
+            raise ValueError(
+                f"scheme {settings.scheme!r} with beta {settings.beta} needs a mask that predicts "
+                "the first token of a block; this model, trained with shifted=True, has none: use "
+                "beta=1 and a scheme that verifies"
+            )
         return model.mask_id
     size = num_embedded(model)
     if mask_id is not None and not 0 <= mask_id < size:

@@ -14,6 +14,11 @@ class TiDARSettings:
 
     block_size: int = 8
     """K: tokens drafted at once; the paper trains 4, 8 and 16. Decoding may use a smaller one."""
+    shifted: bool = False
+    """True: a mask row predicts the token after its place, as clean rows do. The first token of a
+    draft is then predicted by the clean row before the block, whose word it is anyway, and a draft
+    of K tokens takes K - 1 masks. The paper (False) has K, of which the first repeats what the
+    verifier says for nothing, unless beta mixes the two."""
     alpha: float = 1.0
     """Weight of the autoregressive loss, any positive number (the paper's figure 6 tries 1.2)."""
     masking: Literal["full", "random"] = "full"
@@ -47,7 +52,13 @@ class TiDARSettings:
 
     def __post_init__(self) -> None:
         need(self.max_logits >= 0, "max_logits", self.max_logits, "0 (no limit) or more")
-        need(self.block_size >= 1, "block_size", self.block_size, "1 or more")
+        least = 1 + self.shifted
+        need(self.block_size >= least, "block_size", self.block_size, f"{least} or more")
+        if self.shifted and self.masking != "full":
+            raise ValueError(
+                f"shifted needs masking='full', not {self.masking!r}: a row that shows a token has "
+                "no token of its own to predict"
+            )
         need(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
         need(0 < self.min_mask <= 1, "min_mask", self.min_mask, "in (0, 1]")
         need(0 < self.decay <= 1, "decay", self.decay, "in (0, 1]")
@@ -58,6 +69,11 @@ class TiDARSettings:
             ("dense_masks", ("one", "batch")),
         ):
             need(getattr(self, name) in choices, name, getattr(self, name), f"one of {choices}")
+
+    @property
+    def num_masks(self) -> int:
+        """Mask rows of a block that drafts K tokens."""
+        return self.block_size - self.shifted
 
 
 @dataclass(frozen=True)
