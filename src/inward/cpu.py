@@ -16,9 +16,9 @@ the weights once more; it is kept while the model lives and its weights stay wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -66,6 +66,36 @@ def version(p: Tensor) -> tuple[int, int]:
     return p.data_ptr(), -1 if p.is_inference() else p._version
 
 
+Made = TypeVar("Made")
+
+
+class Kept(Generic[Made]):
+    """What was made of a model's tensors: kept while the model lives and they stay what they are.
+
+    Not an attribute of the model: it is no part of a copy or a file.
+    """
+
+    def __init__(self) -> None:
+        self._kept: WeakKeyDictionary[nn.Module, tuple[list[tuple[int, int]], Made]]
+        self._kept = WeakKeyDictionary()
+
+    def get(self, model: nn.Module, tensors: Iterable[Tensor], make: Callable[[], Made]) -> Made:
+        """What `make` has made of these tensors, made anew if one of them has changed."""
+        state = [version(t) for t in tensors]
+        found = self._kept.get(model)
+        if found is None or found[0] != state:
+            with torch.no_grad():
+                found = self._kept[model] = (state, make())
+        return found[1]
+
+    def __contains__(self, model: nn.Module) -> bool:
+        return model in self._kept
+
+    def drop(self, model: nn.Module) -> None:
+        """Give its memory back."""
+        self._kept.pop(model, None)
+
+
 class Linears:
     """The linear layers of a model, packed where that is possible.
 
@@ -107,21 +137,15 @@ class Linears:
                 layer.__dict__.pop("forward", None)
 
 
-_KEPT: WeakKeyDictionary[nn.Module, tuple[Any, Any]] = WeakKeyDictionary()
-"""Not an attribute of the model: it is no part of a copy or a file."""
+_KEPT: Kept[list[Callable[[Tensor], Tensor]]] = Kept()
 
 
 def _products(
     model: nn.Module, layers: list[nn.Linear]
 ) -> list[tuple[nn.Linear, Callable[[Tensor], Tensor]]]:
-    """Made once, and again when a weight or bias has changed."""
-    state = [(id(m), version(p)) for m in layers for p in m.parameters(recurse=False)]
-    kept = _KEPT.get(model)
-    if kept is None or kept[0] != state:
-        with torch.no_grad():
-            kept = (state, [_product(layer) for layer in layers])
-        _KEPT[model] = kept
-    return [(layer, product) for layer, product in zip(layers, kept[1], strict=True)]
+    tensors = [p for m in layers for p in m.parameters(recurse=False)]
+    found = _KEPT.get(model, tensors, lambda: [_product(layer) for layer in layers])
+    return list(zip(layers, found, strict=True))
 
 
 def _product(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
@@ -139,4 +163,4 @@ def _product(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
 
 def unpack(model: nn.Module) -> None:
     """Give the memory of the packed weights back."""
-    _KEPT.pop(model, None)
+    _KEPT.drop(model)

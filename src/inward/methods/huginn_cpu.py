@@ -24,14 +24,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inward.cache import RecurrentCache
-from inward.cpu import LIMIT_BYTES, can_pack, matrix, version
+from inward.cpu import LIMIT_BYTES, Kept, can_pack, matrix
 
 if TYPE_CHECKING:
     from inward.methods.huginn import HuginnForCausalLM, SandwichBlock
@@ -41,8 +40,7 @@ LONG = 96
 """From this length on rows are attended to one by one."""
 
 
-_KEPT: WeakKeyDictionary[nn.Module, Packed] = WeakKeyDictionary()
-"""Not an attribute of the model: it is no part of a copy or a file."""
+_KEPT: Kept[Packed] = Kept()
 
 
 def suits(model: HuginnForCausalLM) -> bool:
@@ -89,7 +87,7 @@ def packed(model: HuginnForCausalLM, *, wanted: bool | None = None) -> Iterator[
 
 def unpack(model: HuginnForCausalLM) -> None:
     """Give the memory of the packed weights back."""
-    _KEPT.pop(model, None)
+    _KEPT.drop(model)
 
 
 def _bytes(model: nn.Module) -> int:
@@ -98,25 +96,19 @@ def _bytes(model: nn.Module) -> int:
 
 def _packed(model: HuginnForCausalLM) -> Packed:
     """The packed weights, made anew if a weight has changed."""
-    kept = _KEPT.get(model)
-    state = [version(p) for p in model.parameters()]
-    if kept is None or kept.made_of != state:
-        kept = _KEPT[model] = Packed(model, state)
-    return kept
+    return _KEPT.get(model, model.parameters(), lambda: Packed(model))
 
 
 class Packed:
     """The parts of `huginn.Transformer` and the head, packed; they are called as those are."""
 
-    def __init__(self, model: HuginnForCausalLM, made_of: list[tuple[int, int]]):
+    def __init__(self, model: HuginnForCausalLM):
         whole, eps = model.transformer, model.config.norm_eps
-        self.made_of = made_of
-        with torch.no_grad():
-            self.prelude, self.core_block, self.coda = (
-                [_Block(block, eps) for block in blocks]  # type: ignore[arg-type]
-                for blocks in (whole.prelude, whole.core_block, whole.coda)
-            )
-            self.adapter, self.lm_head = matrix(whole.adapter.weight), matrix(model.lm_head.weight)
+        self.prelude, self.core_block, self.coda = (
+            [_Block(block, eps) for block in blocks]  # type: ignore[arg-type]
+            for blocks in (whole.prelude, whole.core_block, whole.coda)
+        )
+        self.adapter, self.lm_head = matrix(whole.adapter.weight), matrix(model.lm_head.weight)
         final = _norm(whole.ln_f.weight, eps)
         self.ln_f = lambda x: final(x.float()).to(x.dtype)
 
