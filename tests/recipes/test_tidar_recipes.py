@@ -100,6 +100,10 @@ def test_a_chat_model_asks_itself(models, tmp_path):
     given = [*requests("ordinary", 2), requests("repetitive", 2)[0]]
     found = [sum(request in text for text in texts) for request in given]
     assert found == [1, 1, 1] and len(texts) == 6
+    # or does nothing else
+    data = replace(data, path=str(tmp_path / "only.jsonl"), num_texts=3)
+    assert [len(part) for part in data.tokens(model, tokenizer)] == [1, 2]
+    assert not (tmp_path / "only.jsonl.openings").exists()
 
 
 def test_a_published_recipe_reads_token_folders(tmp_path):

@@ -81,7 +81,9 @@ class OwnText:
                 f"requested is {self.requested}; it must be 0 to num_texts, {self.num_texts}, and "
                 "the model must have a chat template to be asked"
             )
-        if self.questions:
+        if self.requested == self.num_texts:
+            asked = []
+        elif self.questions:
             asked = self._asked(tokenizer)
         elif begins:
             asked = self._openings(model, [model.config.get_text_config().bos_token_id])
