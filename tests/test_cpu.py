@@ -31,9 +31,11 @@ def model(dtype: torch.dtype = torch.float32) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [(1,), (7,), (2, 3), (1, 1), (300,)])
+@pytest.mark.parametrize("rows", [(1,), (7,), (2, 3), (1, 1), (3, 1), (300,), (2, 0)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_products_are_those_of_linear(dtype, rows, bias):
+@pytest.mark.parametrize("large", [0, cpu.LARGE])
+def test_products_are_those_of_linear(dtype, rows, bias, large, monkeypatch):
+    monkeypatch.setattr(cpu, "LARGE", large)
     torch.manual_seed(1)
     weight = torch.randn(33, 50).to(dtype)
     offset = torch.randn(33).to(dtype) if bias else None
@@ -46,6 +48,17 @@ def test_products_are_those_of_linear(dtype, rows, bias):
     # a view whose rows are not next to each other
     spread = torch.randn(*rows, 100).to(dtype)[..., ::2]
     assert torch.allclose(matrix(weight)(spread), F.linear(spread, weight), atol=atol, rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_few_rows_of_a_large_matrix_are_multiplied_as_four(dtype):
+    torch.manual_seed(1)
+    weight, x = torch.randn(512, 520).to(dtype), torch.randn(4, 520).to(dtype)
+    times = matrix(weight)
+    whole = times(x)
+    for num in (1, 2, 3):
+        assert torch.equal(times(x[:num]), whole[:num])
+        assert times(x[:num, None]).shape == (num, 1, 512)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

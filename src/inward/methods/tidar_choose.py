@@ -203,7 +203,7 @@ class Costs:
         return self(q) if self.clean is None else self.clean(q)
 
 
-ROWS = (1, 2, 3, 4, 5, 8, 9, 12, 16, 17, 20, 24, 32, 48, 72)
+ROWS = (1, 2, 3, 4, 5, 6, 7, 9, 12, 16, 20, 24, 32, 48, 72)
 MOST_CLEAN = 24
 """Rows without masks that `measure` times: a verification seldom has more."""
 
