@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from inward import masks
+from inward import cpu_attention, masks
 from inward.cpu import Linears
 from inward.methods.tidar import TiDAR
 from inward.methods.tidar_base import check_masks, splits
@@ -302,7 +302,8 @@ class Runner:
 
     model: a TiDAR model, or a causal LM of transformers whose mask rows are ordinary tokens.
     options: further arguments of the model's forward (Huginn: num_steps).
-    packed: whether linear layers run from packed weights on a CPU, see `inward.cpu.Linears`.
+    packed: whether linear layers run from packed weights on a CPU, see `inward.cpu.Linears`; unless
+        it is False, few rows attend in float32 there (`inward.cpu_attention`).
     """
 
     model: TiDAR | PreTrainedModel
@@ -319,6 +320,7 @@ class Runner:
         self.linears = [Linears(self.lm, wanted=self.packed)]
         if isinstance(self.model, TiDAR) and self.model.adapter is not None:
             self.linears.append(Linears(self.model.adapter, wanted=self.packed))
+        self.attends = self.packed is not False and cpu_attention.suits(self.lm)
 
     @property
     def device(self) -> torch.device:
@@ -346,7 +348,9 @@ class Runner:
         if drafting and isinstance(model, TiDAR):
             masked = ids == model.mask_id
             acting, tokens = model._acting(masked), model._embedded(ids, masked)
-        with acting, self._packed():
+        few = self.attends and ids.shape[1] <= cpu_attention.MOST_ROWS
+        attending = cpu_attention.few_rows(self.lm) if few else nullcontext()
+        with acting, attending, self._packed():
             if self.split:
                 hidden = self.lm.base_model(**tokens, **inputs).last_hidden_state
                 return Output(hidden, self._read)

@@ -39,7 +39,8 @@ class DecodeSettings:
         of the drafted ones.
     costs: for "auto", instead of measuring. chooser: for "auto", one that other texts have taught.
     packed: whether weights are packed for a CPU first (`inward.cpu`); None: if they can be and are
-        4 GiB or less.
+        4 GiB or less; False: nor is attention done otherwise than the model does it
+        (`inward.cpu_attention`).
     options: further arguments of the model's forward.
     """
 

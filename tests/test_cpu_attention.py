@@ -1,0 +1,109 @@
+"""Attention of few rows on a CPU: the same numbers, less rounded; the model as it was after."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from inward import cpu_attention, masks
+from inward.cpu_attention import MOST_ROWS, few_rows, suits
+from inward.methods.huginn import HuginnForCausalLM
+from inward.methods.huginn_config import HuginnConfig
+from inward.methods.tidar_batch import Layout, Piece, RaggedCache, Runner
+from tests.methods.tidar_toys import CONTEXT, SHAPE, gpt2, llama, prompts
+
+
+def behind_a_prefix(model: Any, num_rows: int, *, num_texts: int = 1) -> torch.Tensor:
+    """Logits of some rows behind 11 cached tokens; two blocks of them if there are enough."""
+    ids = prompts(num_texts, 11)
+    with torch.no_grad():
+        cache = model(ids, use_cache=True).past_key_values
+        if num_rows == 1:
+            return model(prompts(num_texts, 1, seed=2), past_key_values=cache).logits
+        layout = Layout(num_rows - 2, ((num_rows - 2, 2),))
+        mask = masks.additive(masks.after_prefix(layout.tail, 11), model.dtype)
+        return model(
+            prompts(num_texts, num_rows, seed=2),
+            past_key_values=cache,
+            attention_mask=mask,
+            position_ids=(layout.offsets + 11)[None],
+        ).logits
+
+
+@pytest.mark.parametrize("build", (llama, gpt2), ids=lambda f: f.__name__)
+@pytest.mark.parametrize("num_rows", (1, 3, 8))
+@pytest.mark.parametrize("num_texts", (1, 3))
+def test_logits_are_those_of_the_usual_call(build, num_rows, num_texts, monkeypatch):
+    model, calls = build(), []
+    wanted = behind_a_prefix(model, num_rows, num_texts=num_texts)
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        cpu_attention.F,
+        "scaled_dot_product_attention",
+        lambda *args, **options: (calls.append(options), kernel(*args, **options))[1],
+    )
+    with few_rows(model):
+        found = behind_a_prefix(model, num_rows, num_texts=num_texts)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    own = [options for options in calls if "enable_gqa" in options and "dropout_p" not in options]
+    assert len(own) == 2, "one a layer, but not for the prompt"
+    assert own[0]["enable_gqa"] == (build is llama)
+
+
+def test_bfloat16_is_rounded_less():
+    """The distance of one layer's answer from that in float64."""
+    torch.manual_seed(0)
+    q = torch.randn(1, 4, 1, 8).bfloat16()
+    k, v = torch.randn(2, 1, 2, 500, 8).bfloat16()
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2  # type: ignore[assignment]
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), enable_gqa=True
+    ).transpose(1, 2)
+    with torch.no_grad():
+        found, weights = cpu_attention.attend(module, q, k, v, None)
+    assert found.dtype == torch.bfloat16 and found.shape == (1, 1, 4, 8) and weights is None
+    assert torch.equal(found, wanted.to(torch.bfloat16))
+
+
+def test_a_runner_attends_so_and_leaves_the_model_as_it_was(monkeypatch):
+    seen: list[str] = []
+    for dtype, packed, wanted in (
+        (torch.float32, None, True),
+        (torch.bfloat16, None, True),
+        (torch.float32, False, False),
+        (torch.float64, None, False),
+    ):
+        model = llama(max_position_embeddings=4 * CONTEXT).to(dtype)
+        layer = model.model.layers[0].self_attn
+        layer.register_forward_pre_hook(
+            lambda module, args: seen.append(module.config._attn_implementation)
+        )
+        runner, cache = Runner(model, packed=packed), RaggedCache(1, 100)
+        seen.clear()
+        with torch.no_grad():
+            runner(cache, [Piece(Layout(MOST_ROWS + 1), [1] * (MOST_ROWS + 1))])
+            cache.commit([MOST_ROWS + 1])
+            runner(cache, [Piece(Layout(3), [1, 2, 3])])
+        assert seen == ["sdpa", cpu_attention.NAME if wanted else "sdpa"]
+        assert model.config._attn_implementation == "sdpa"
+    monkeypatch.setattr(runner.lm.model, "forward", None)
+    with pytest.raises(TypeError), few_rows(runner.lm):
+        runner.lm(prompts(1, 3))
+    assert runner.lm.config._attn_implementation == "sdpa"
+
+
+def test_models_that_would_not_notice_are_left_alone():
+    assert suits(llama()) and suits(gpt2())
+    eager = llama()
+    eager.set_attn_implementation("eager")
+    own = HuginnForCausalLM(HuginnConfig(vocab_size=8, n_embd=8, num_attention_heads=2))
+    assert not suits(eager) and not suits(own)
+
+
+def test_training_takes_the_usual_call():
+    model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE))
+    with few_rows(model):
+        model(prompts(1, 5), labels=prompts(1, 5)).loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
