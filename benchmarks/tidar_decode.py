@@ -458,7 +458,7 @@ def rows_of(args: argparse.Namespace, subjects: list[Subject]) -> Iterator[dict[
             costs = measure(runner, num_texts=num, num_cached=args.cached)
             ratios = [round(s / costs.seconds[0], 3) for s in costs.seconds]
             row = {"study": "costs", "dtype": subject.dtype, "batch": num}
-            row |= {"packed": any(linears.products for linears in runner.linears)}
+            row |= {"packed": any(linears.products for linears in runner.fast.linears)}
             yield row | costs.to_dict() | {"to_one_row": ratios}
     else:
         prompts = read_prompts(args.prompts, subjects[0])

@@ -549,7 +549,7 @@ def test_packed_weights_say_the_same(packed):
     wanted = decode(llama(), prompts(1, 7), scheme="plain", max_new_tokens=30, packed=False)
     found = decode(model, prompts(1, 7), scheme="one_pass", max_new_tokens=30, packed=packed)
     assert found.tokens == wanted.tokens
-    first, second = Runner(model, packed=packed).linears
+    first, second = Runner(model, packed=packed).fast.linears
     layers = sum(type(module) is torch.nn.Linear for module in base.modules())
     # None: these matrices are too small for it to pay
     assert len(first.products) == (layers if packed else 0)

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache
 
+from inward.cpu_decode import Decoding
 from inward.data.segments import Latent, Sample, Segment, Text, flat
 from inward.methods.coconut import Coconut
 from inward.methods.coconut_base import unwrapped
@@ -229,6 +230,7 @@ class _Engine:
         self.columns = self.batch["attention_mask"].shape[1]
         self.mask = F.pad(self.batch["attention_mask"], (0, _MORE))
         self.num_passes = 0
+        self.fast = Decoding(unwrapped(model.base), wanted=plan.packed)
         self.num_weights, self.per_position = position_cost(model)
 
     # -- the loop
@@ -236,7 +238,8 @@ class _Engine:
     @torch.no_grad()
     def steps(self) -> Iterator[list[Event]]:
         """Run to the end, with the events of each step."""
-        self.prefill()
+        with self.fast(self.columns):
+            self.prefill()
         while True:
             kinds = self.decide()
             yield [
@@ -425,13 +428,14 @@ class _Engine:
         self.mask[:, start] = live
         self.columns += 1
         options = {} if self.plan.per_pass is None else self.plan.per_pass(start, start + 1)
-        hidden, logits, _ = model.run(
-            inputs[:, None],
-            self.mask[:, : self.columns],
-            positions[:, None],
-            cache=self.cache,
-            **options,
-        )
+        with self.fast(1):
+            hidden, logits, _ = model.run(
+                inputs[:, None],
+                self.mask[:, : self.columns],
+                positions[:, None],
+                cache=self.cache,
+                **options,
+            )
         self.num_passes += 1
         self.hidden, self.logits = hidden[:, 0], widened(logits[:, 0])
         self.__dict__.pop("view", None)

@@ -36,6 +36,7 @@ class Plan:
     lens: int
     logprobs: bool
     per_pass: PerPass | None
+    packed: bool | None
 
 
 def plan(
@@ -55,6 +56,7 @@ def plan(
     lens: int = 5,
     logprobs: bool = False,
     per_pass: PerPass | None = None,
+    packed: bool | None = None,
     **overrides: Any,
 ) -> Plan:
     """Check options.
@@ -75,6 +77,7 @@ def plan(
         edit: changes thoughts before they are fed in.
         trace, lens: record what happens, with so many tokens of the lens on a thought.
         logprobs: add up the log-probability of each row's words.
+        packed: what is done to be faster on a CPU, see `inward.cpu_decode.Decoding`.
 
     Raises:
         ValueError: an option out of range, or one that is not supported.
@@ -114,4 +117,5 @@ def plan(
         lens=lens,
         logprobs=logprobs,
         per_pass=per_pass,
+        packed=packed,
     )

@@ -22,8 +22,8 @@ Shapes: B texts, q rows of the longest piece, d width, V vocabulary.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from typing import Any, cast
@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from inward import cpu_attention, masks
-from inward.cpu import Linears
+from inward import masks
+from inward.cpu_decode import Decoding
 from inward.methods.tidar import TiDAR
 from inward.methods.tidar_base import check_masks, splits
 
@@ -302,8 +302,7 @@ class Runner:
 
     model: a TiDAR model, or a causal LM of transformers whose mask rows are ordinary tokens.
     options: further arguments of the model's forward (Huginn: num_steps).
-    packed: whether linear layers run from packed weights on a CPU, see `inward.cpu.Linears`; unless
-        it is False, few rows attend in float32 there (`inward.cpu_attention`).
+    packed: what is done to be faster on a CPU, see `inward.cpu_decode.Decoding`.
     """
 
     model: TiDAR | PreTrainedModel
@@ -317,10 +316,9 @@ class Runner:
             check_masks(self.model)  # a TiDAR model has been asked when it was made
             _HONEST.add(self.model)
         self.split = not self.options and splits(self.lm)
-        self.linears = [Linears(self.lm, wanted=self.packed)]
-        if isinstance(self.model, TiDAR) and self.model.adapter is not None:
-            self.linears.append(Linears(self.model.adapter, wanted=self.packed))
-        self.attends = self.packed is not False and cpu_attention.suits(self.lm)
+        adapter = self.model.adapter if isinstance(self.model, TiDAR) else None
+        parts = () if adapter is None else (adapter,)
+        self.fast = Decoding(self.lm, *parts, wanted=self.packed)
 
     @property
     def device(self) -> torch.device:
@@ -348,23 +346,14 @@ class Runner:
         if drafting and isinstance(model, TiDAR):
             masked = ids == model.mask_id
             acting, tokens = model._acting(masked), model._embedded(ids, masked)
-        few = self.attends and ids.shape[1] <= cpu_attention.MOST_ROWS
-        attending = cpu_attention.few_rows(self.lm) if few else nullcontext()
-        with acting, attending, self._packed():
+        with acting, self.fast(ids.shape[1]):
             if self.split:
                 hidden = self.lm.base_model(**tokens, **inputs).last_hidden_state
                 return Output(hidden, self._read)
             return Output(self.lm(**tokens, **inputs, **self.options).logits, None)
 
-    @contextmanager
-    def _packed(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for linears in self.linears:
-                stack.enter_context(linears.packed())
-            yield
-
     def _read(self, hidden: Tensor) -> Tensor:
-        with self._packed():
+        with self.fast():
             return cast(nn.Module, self.lm.get_output_embeddings())(hidden)
 
     def _positions(self, lengths: list[int], pieces: Sequence[Piece], q: int) -> Tensor:

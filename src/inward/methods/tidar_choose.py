@@ -317,9 +317,7 @@ def measured(runner: Runner, num_texts: int, context: int) -> Costs:
     import torch
 
     known = _MEASURED.setdefault(runner.model, {})
-    packed = [bool(linears.products) for linears in runner.linears]
-    key = (runner.lm.dtype, runner.device, torch.get_num_threads(), num_texts, *packed)
-    key += (runner.attends,)
+    key = (runner.lm.dtype, runner.device, torch.get_num_threads(), num_texts, *runner.fast.kind)
     if key not in known:
         num_cached = max(1, min(256, context // 2))
         costs = measure(runner, num_texts=num_texts, num_cached=num_cached)

@@ -39,8 +39,7 @@ class DecodeSettings:
         of the drafted ones.
     costs: for "auto", instead of measuring. chooser: for "auto", one that other texts have taught.
     packed: whether weights are packed for a CPU first (`inward.cpu`); None: if they can be and are
-        4 GiB or less; False: nor is attention done otherwise than the model does it
-        (`inward.cpu_attention`).
+        4 GiB or less; False: nor is anything else done to be faster there (`inward.cpu_decode`).
     options: further arguments of the model's forward.
     """
 

@@ -5,12 +5,17 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers import AttentionInterface
 
-from inward import cpu_attention, masks
-from inward.cpu_attention import MOST_ROWS, few_rows, suits
+from inward import cpu, cpu_decode, masks
+from inward.cpu_decode import MOST_ROWS, few_rows, suits
+from inward.data.segments import Latent, Sample
+from inward.methods.coconut_generate import generate
+from inward.methods.coconut_policies import Script
 from inward.methods.huginn import HuginnForCausalLM
 from inward.methods.huginn_config import HuginnConfig
 from inward.methods.tidar_batch import Layout, Piece, RaggedCache, Runner
+from tests.methods.coconut_toys import bot, eot, make_model, text
 from tests.methods.tidar_toys import CONTEXT, SHAPE, gpt2, llama, prompts
 
 
@@ -39,7 +44,7 @@ def test_logits_are_those_of_the_usual_call(build, num_rows, num_texts, monkeypa
     wanted = behind_a_prefix(model, num_rows, num_texts=num_texts)
     kernel = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
-        cpu_attention.F,
+        cpu_decode.F,
         "scaled_dot_product_attention",
         lambda *args, **options: (calls.append(options), kernel(*args, **options))[1],
     )
@@ -62,7 +67,7 @@ def test_bfloat16_is_rounded_less():
         q.double(), k.double(), v.double(), enable_gqa=True
     ).transpose(1, 2)
     with torch.no_grad():
-        found, weights = cpu_attention.attend(module, q, k, v, None)
+        found, weights = cpu_decode.attend(module, q, k, v, None)
     assert found.dtype == torch.bfloat16 and found.shape == (1, 1, 4, 8) and weights is None
     assert torch.equal(found, wanted.to(torch.bfloat16))
 
@@ -86,7 +91,7 @@ def test_a_runner_attends_so_and_leaves_the_model_as_it_was(monkeypatch):
             runner(cache, [Piece(Layout(MOST_ROWS + 1), [1] * (MOST_ROWS + 1))])
             cache.commit([MOST_ROWS + 1])
             runner(cache, [Piece(Layout(3), [1, 2, 3])])
-        assert seen == ["sdpa", cpu_attention.NAME if wanted else "sdpa"]
+        assert seen == ["sdpa", cpu_decode.NAME if wanted else "sdpa"]
         assert model.config._attn_implementation == "sdpa"
     monkeypatch.setattr(runner.lm.model, "forward", None)
     with pytest.raises(TypeError), few_rows(runner.lm):
@@ -107,3 +112,31 @@ def test_training_takes_the_usual_call():
     with few_rows(model):
         model(prompts(1, 5), labels=prompts(1, 5)).loss.backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("base", ("llama", "gpt2"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_coconut_thinks_and_says_the_same(base, dtype, monkeypatch):
+    """Prompts of unequal length, so with padding that nobody may see."""
+    monkeypatch.setattr(cpu, "SMALLEST", {})
+    coconut, seen = make_model(base), set()
+    coconut.base.to(dtype)
+    samples = [Sample((text(9, 1),)), Sample((text(3, 2), bot(), Latent(3), eot(), text(2, 3)))]
+    script = Script((2, 1), ends=range(0, 37, 2))
+    options: dict[str, Any] = {"policy": script, "max_new_tokens": 12, "trace": True}
+    usual = generate(coconut, samples, packed=False, **options)
+    kernel = cpu_decode.attend
+    monkeypatch.setitem(
+        AttentionInterface._global_mapping,
+        cpu_decode.NAME,
+        lambda *args, **kwargs: (seen.add(args[1].shape[2]), kernel(*args, **kwargs))[1],
+    )
+    fast = generate(coconut, samples, **options)
+    assert 1 in seen and max(seen) > 1, "prompts and single positions"
+    assert fast.thoughts == usual.thoughts and fast.stopped == usual.stopped
+    if dtype == torch.float32:
+        assert fast.tokens == usual.tokens
+    else:  # the first word, before words can part ways
+        assert [t[0] for t in fast.tokens] == [t[0] for t in usual.tokens]
+    with pytest.raises(ValueError, match="cannot be packed"):
+        generate(coconut.to(torch.float64), samples, packed=True, **options)

@@ -1,28 +1,36 @@
-"""Attention of few rows on a CPU: in float32, and without copies of heads that are shared.
+"""Decoding with a model of transformers on a CPU: packed weights, and attention of few rows.
 
-In decoding a few rows look at a long prefix. torch's CPU kernel reads keys and values in bfloat16
-at 4 GB/s if a single row asks, and transformers copies shared heads once for each of their queries
-as soon as there is a mask. Converted to float32 and shared (`enable_gqa`), a layer of SmolLM2-135M
-(9 heads, 3 of keys) takes, on one thread of an EPYC 9004, microseconds for 1, 4, 9 and 72 rows:
+    fast = Decoding(model)
+    with fast(num_rows):
+        model(...)                  # the same results up to rounding
+
+Linear layers run from packed weights (`inward.cpu`). Attention of few rows runs in float32 and
+without copies of shared heads: torch's CPU kernel reads keys and values in bfloat16 at 4 GB/s if a
+single row asks, and transformers copies shared heads once for each of their queries as soon as
+there is a mask. A layer of SmolLM2-135M (9 heads, 3 of keys) takes, on one thread of an EPYC 9004,
+microseconds for 1, 4, 9 and 72 rows:
 
     behind 256 tokens    242, 120, 171, 732 before,  59,  79, 129, 623 so
     behind 1,000         946, 393, 592, 2781        161, 271, 466, 2421
 
-It is the arithmetic of the usual call, less rounded. Models are not changed: within `few_rows`
-their configuration names this function, which transformers then calls in each layer.
+Models are not changed: for the while their configuration names `attend`, which transformers then
+calls in each layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from inward.cpu import Linears
 
 NAME = "inward_few_rows"
 MOST_ROWS = 72
@@ -32,7 +40,7 @@ _THEIRS = ("position_bias", "softcap", "cache", "output_attentions")
 
 
 def attend(
-    module: torch.nn.Module,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -76,11 +84,14 @@ def attend(
 
 
 AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def suits(model: PreTrainedModel) -> bool:
+def suits(model: nn.Module) -> bool:
     """Whether the model runs on a CPU, in a dtype that gains, and calls whatever function of
     attention its configuration names."""
+    if not isinstance(model, PreTrainedModel):
+        return False
     config: Any = model.config
     return (
         model.device.type == "cpu"
@@ -101,3 +112,36 @@ def few_rows(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
+
+
+class Decoding:
+    """Whatever makes forwards without gradient faster on a CPU, where the model allows it.
+
+    parts: further modules that run within the model's forward, such as an adapter.
+    wanted: False: nothing; True: weights are packed even if that takes long or much memory; None:
+        where it pays (`inward.cpu.Linears`).
+
+    Raises:
+        ValueError: packed weights are wanted and cannot be had.
+    """
+
+    def __init__(self, model: nn.Module, *parts: nn.Module, wanted: bool | None = None) -> None:
+        self.model = model
+        self.linears = [Linears(part, wanted=wanted) for part in (model, *parts)]
+        self.attends = wanted is not False and suits(model)
+
+    @property
+    def kind(self) -> tuple[bool, ...]:
+        """What is done: packed weights, of each part; attention."""
+        return (*(bool(linears.products) for linears in self.linears), self.attends)
+
+    @contextmanager
+    def __call__(self, num_rows: int = MOST_ROWS) -> Iterator[None]:
+        """Within, forwards of so many rows a text are faster."""
+        with ExitStack() as stack:
+            for linears in self.linears:
+                stack.enter_context(linears.packed())
+            if self.attends and num_rows <= MOST_ROWS:
+                assert isinstance(self.model, PreTrainedModel), "see `suits`"
+                stack.enter_context(few_rows(self.model))
+            yield
