@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from inward import cpu
 from inward.cpu import Linears, matrix, unpack
@@ -28,6 +29,16 @@ def model(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(24, 40), nn.SiLU(), nn.Linear(40, 24, bias=False), nn.LayerNorm(24)
     ).to(dtype)
+
+
+def turned(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    """The same with GPT-2's layers."""
+    torch.manual_seed(0)
+    net = nn.Sequential(Conv1D(40, 24), nn.SiLU(), Conv1D(24, 40), nn.LayerNorm(24))
+    for layer in (net[0], net[2]):
+        nn.init.normal_(layer.get_parameter("weight"), std=0.3)
+        nn.init.normal_(layer.get_parameter("bias"))
+    return net.to(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -82,15 +93,29 @@ def test_a_model_runs_packed_within_and_is_itself_after(dtype):
     assert "forward" not in net[0].__dict__
 
 
-def test_gradients_and_other_dtypes_take_the_plain_product():
-    net, x = model(), torch.randn(5, 24)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24), (1, 1, 24)])
+def test_gpt2s_layers_are_packed_too(dtype, shape):
+    net, x = turned(dtype), torch.randn(shape).to(dtype)
+    with torch.no_grad():
+        before = net(x)
+        with Linears(net).packed():
+            assert len(Linears(net).products) == 0, "others' forwards stay theirs"
+            inside = net(x)
+    assert inside.shape == before.shape and len(Linears(net).products) == 2
+    assert torch.allclose(inside, before, atol=1e-5 if dtype == torch.float32 else 0.1)
+
+
+@pytest.mark.parametrize("make", ["model", "turned"])
+def test_gradients_and_other_dtypes_take_the_plain_product(make):
+    net, x = globals()[make](), torch.randn(5, 24)
     with Linears(net).packed():
         net(x).sum().backward()
     inside = [p.grad.clone() for p in net.parameters() if p.grad is not None]
     net.zero_grad()
     net(x).sum().backward()
     outside = [p.grad for p in net.parameters() if p.grad is not None]
-    assert len(inside) == 5
+    assert len(inside) == 5 + (make == "turned")
     assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
     with torch.no_grad(), Linears(net).packed(), pytest.raises(RuntimeError, match="dtype"):
         net(x.double())

@@ -9,21 +9,23 @@ float32 30, 40, 54 and 30, 24, 39.
     with Linears(model).packed():
         model(...)                  # same results up to rounding
 
-The model is not changed: within the block its `nn.Linear` modules multiply from the packed copy,
-hooks run as ever, and whoever wants gradients gets the plain product. The copy takes the memory of
-the weights once more; it is kept while the model lives and its weights stay what they are.
+The model is not changed: within the block its `nn.Linear` modules, and GPT-2's `Conv1D` ones, which
+keep the matrix the other way round, multiply from the packed copy; hooks run as ever, and whoever
+wants gradients gets the plain product. The copy takes the memory of the weights once more; it is
+kept while the model lives and its weights stay what they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 LIMIT_BYTES = 4 << 30
 """Larger models are not packed unless that is asked for: the copy may not fit."""
@@ -108,6 +110,9 @@ class Kept(Generic[Made]):
         self._kept.pop(model, None)
 
 
+Layer = nn.Linear | Conv1D
+
+
 class Linears:
     """The linear layers of a model, packed where that is possible.
 
@@ -119,10 +124,10 @@ class Linears:
     """
 
     def __init__(self, model: nn.Module, *, wanted: bool | None = None) -> None:
-        self.products: list[tuple[nn.Linear, Callable[[Tensor], Tensor]]] = []
+        self.products: list[tuple[Layer, Callable[[Tensor], Tensor]]] = []
         if wanted is False:
             return
-        plain = [m for m in model.modules() if type(m) is nn.Linear]
+        plain = [cast(Layer, m) for m in model.modules() if type(m) in (nn.Linear, Conv1D)]
         # a module whose forward somebody replaced stays theirs
         layers = [m for m in plain if "forward" not in m.__dict__]
         if not wanted:
@@ -153,22 +158,25 @@ _KEPT: Kept[list[Callable[[Tensor], Tensor]]] = Kept()
 
 
 def _products(
-    model: nn.Module, layers: list[nn.Linear]
-) -> list[tuple[nn.Linear, Callable[[Tensor], Tensor]]]:
+    model: nn.Module, layers: list[Layer]
+) -> list[tuple[Layer, Callable[[Tensor], Tensor]]]:
     tensors = [p for m in layers for p in m.parameters(recurse=False)]
     found = _KEPT.get(model, tensors, lambda: [_product(layer) for layer in layers])
     return list(zip(layers, found, strict=True))
 
 
-def _product(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+def _product(layer: Layer) -> Callable[[Tensor], Tensor]:
     """Holds tensors alone: a reference to the layer would keep its model alive."""
-    weight, bias = layer.weight, layer.bias
-    times = matrix(weight, bias)
+    weight, bias, turned = layer.weight, layer.bias, isinstance(layer, Conv1D)
+    times = matrix(weight.t().contiguous() if turned else weight, bias)
 
     def forward(x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.dtype != weight.dtype:
-            return F.linear(x, weight, bias)
-        return times(x)
+        if not torch.is_grad_enabled() and x.dtype == weight.dtype:
+            return times(x)
+        if turned:
+            flat = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
+            return flat.view(*x.shape[:-1], weight.shape[1])
+        return F.linear(x, weight, bias)
 
     return forward
 
