@@ -18,8 +18,9 @@ where w = K masks make a block (K - 1 if the model was trained `shifted`), becau
 draft pass, [token | block], which gives one token. One-pass is m = K, h = 1; two-pass is m = 0,
 h = 0; plain decoding is 1 / c(1). The chooser takes the best of all. Several texts at once share
 each forward and seldom miss together: there a draft pass has as many rows as its neighbours'
-verification. To each c is added what a step takes outside its forward: next to a forward of a small
-model that is not little, and it is more with drafts than without.
+verification; but in two-pass all of them draft, then all verify. To each c is added what a step
+takes outside its forward: next to a forward of a small model that is not little, and it is more
+with drafts than without.
 
 No torch but in `measure`: costs are plain numbers that may be kept in a file.
 """
@@ -221,7 +222,7 @@ def measure(
 
     Where the model has mask rows, all rows but one are some, so that an adapter's work is counted;
     then up to MOST_CLEAN rows are timed without masks as well.
-    The head runs on a quarter of the rows, but on at most 16 and at least one, much as in decoding.
+    The head runs on all rows, but on at most 16 of all texts together, much as in decoding.
     Several texts are of different lengths, as they become in decoding: that has its price.
     """
     import torch
@@ -245,7 +246,7 @@ def measure(
     def forward(cache: RaggedCache, piece: Piece) -> float:
         began = time.perf_counter()
         output = runner(cache, [piece] * num_texts)
-        read = max(1, min(16, piece.layout.num_rows // 4))
+        read = min(max(1, 16 // num_texts), piece.layout.num_rows)
         output.logits([(b, i) for b in range(num_texts) for i in range(read)]).argmax(-1).tolist()
         return time.perf_counter() - began
 
@@ -282,7 +283,7 @@ def around(runner: Runner, costs: Costs, *, num_cached: int = 256) -> tuple[floa
     from inward.methods.tidar_request import DecodeSettings
 
     model, K = runner.model, 3
-    names = ["plain", "one_pass"] if isinstance(model, TiDAR) else ["plain"]
+    names = ["plain", "two_pass"] if isinstance(model, TiDAR) else ["plain"]
     room = min(num_cached, context_limit(runner.lm) - K * (_STEPS + 2))
     if room < 1:
         return 0.0, 0.0  # a context too short for long work
@@ -341,10 +342,9 @@ def speed(scheme: Scheme, costs: Costs, acceptance: Acceptance, lead: int = 1) -
     hit = sum(counts[a] for a in prepared)
     width = K - 1 + lead
     verifying, drafting = K + width * len(prepared), 1 + width
-    if costs.num_texts > 1:
+    if costs.num_texts > 1 and prepared:
         verifying = drafting = max(verifying, drafting)
-    bare = not prepared and costs.num_texts == 1
-    seconds = costs.without_masks(verifying) if bare else costs(verifying)
+    seconds = costs(verifying) if prepared else costs.without_masks(verifying)
     seconds += around + (1 - hit) * (costs(drafting) + around)
     return (tokens + 1 - hit) / seconds
 
