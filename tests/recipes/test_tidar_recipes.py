@@ -146,7 +146,7 @@ def word_level(vocabulary: dict[str, int]) -> Any:
 )
 def test_a_recipe_is_one_plain_config(make):
     recipe = make()
-    assert recipe == make() and asdict(recipe)["method"]["block_size"] in (6, 8, 16)
+    assert recipe == make() and asdict(recipe)["method"]["block_size"] in (5, 8, 16)
 
 
 def test_bad_input(models, tmp_path):
