@@ -531,8 +531,7 @@ def acceptance(tidar: TiDAR, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
     whole = starts[:, :last] & (block[:, M - 1 :] == place[:last]) & (aims[:, M - 1 :] != IGNORE)
     runs = match[whole]
     count = torch.tensor(len(runs))
-    free = 0 if settings.shifted else 1  # the first mask's word is not needed
-    accepted = 1 + runs[:, free:].cumprod(1).sum(1)
+    accepted = 1 + runs[:, settings.lead :].cumprod(1).sum(1)
     return {"accepted": (accepted.sum(), count), "first": (runs[:, 0].sum(), count)}
 
 

@@ -375,9 +375,9 @@ def draft_logits(tidar: TiDAR, part: Part, kept: Tensor) -> tuple[Tensor | Unrea
     )
     if not share:
         return scores, None
-    # clean row i - 1 says what stands at place i; nobody is asked for the first token of a text
-    before = kept.expand(B, -1) - (0 if tidar.settings.shifted else 1)
-    before = before.clamp(min=0)[..., None]
+    # clean row i - 1 (shifted: i) says what mask row i is to predict; nobody is asked for the first
+    # token of a text
+    before = (kept.expand(B, -1) - tidar.settings.lead).clamp(min=0)[..., None]
     found = said.last_hidden_state if unread else said.logits
     found = found.gather(1, before.expand(-1, -1, found.shape[-1]))
     if unread and not isinstance(scores, Unread):

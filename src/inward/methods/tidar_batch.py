@@ -267,6 +267,8 @@ class RaggedCache(Cache):
 # The model: hidden rows first, logits of chosen rows later
 
 
+READ_AHEAD = 16
+"""Rows up to which the vocabulary head runs once a forward, before it is known which are needed."""
 _HONEST: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 

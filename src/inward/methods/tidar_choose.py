@@ -222,13 +222,13 @@ def measure(
 
     Where the model has mask rows, all rows but one are some, so that an adapter's work is counted;
     then up to MOST_CLEAN rows are timed without masks as well.
-    The head runs on all rows, but on at most 16 of all texts together, much as in decoding.
+    The head runs on all rows, but on READ_AHEAD of all texts together at most, much as in decoding.
     Several texts are of different lengths, as they become in decoding: that has its price.
     """
     import torch
 
     from inward.methods.tidar import TiDAR
-    from inward.methods.tidar_batch import Layout, Piece, RaggedCache
+    from inward.methods.tidar_batch import READ_AHEAD, Layout, Piece, RaggedCache
 
     mask_id = runner.model.mask_id if isinstance(runner.model, TiDAR) else None
     clean_rows = () if mask_id is None else tuple(q for q in rows if q <= MOST_CLEAN)
@@ -246,7 +246,7 @@ def measure(
     def forward(cache: RaggedCache, piece: Piece) -> float:
         began = time.perf_counter()
         output = runner(cache, [piece] * num_texts)
-        read = min(max(1, 16 // num_texts), piece.layout.num_rows)
+        read = min(max(1, READ_AHEAD // num_texts), piece.layout.num_rows)
         output.logits([(b, i) for b in range(num_texts) for i in range(read)]).argmax(-1).tolist()
         return time.perf_counter() - began
 

@@ -46,7 +46,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from inward.methods.tidar import TiDAR
 from inward.methods.tidar_base import context_limit, num_embedded
-from inward.methods.tidar_batch import Layout, Output, Piece, RaggedCache, Runner
+from inward.methods.tidar_batch import READ_AHEAD, Layout, Output, Piece, RaggedCache, Runner
 from inward.methods.tidar_choose import Acceptance, Chooser, Scheme, measured
 from inward.methods.tidar_request import (
     DecodeSettings,
@@ -56,11 +56,9 @@ from inward.methods.tidar_request import (
     split_prompts,
     stop_criteria,
 )
+from inward.methods.tidar_settings import TiDARSettings
 from inward.sampling import Law, Sampler, Verdict, argmaxes, matched
 from inward.trace import Cost, Step, Trace
-
-READ_AHEAD = 16
-"""Rows up to which the vocabulary head runs once a forward, before it is known which are needed."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +164,7 @@ class Decoder:
         check_inputs(lm, input_ids, K, self.context, self.mask_id)
         prompts = split_prompts(input_ids, attention_mask, self.context)
         self.K = K
-        self.lead = 0 if isinstance(model, TiDAR) and model.settings.shifted else 1
-        """masks of a block before the first that guesses: their word is the verifier's own"""
+        self.lead = (model.settings if isinstance(model, TiDAR) else TiDARSettings()).lead
         self.runner = Runner(model, settings.options, settings.packed)
         self.rows = [self._row(index, prompt) for index, prompt in enumerate(prompts)]
         self.active = list(self.rows)

@@ -71,9 +71,15 @@ class TiDARSettings:
             need(getattr(self, name) in choices, name, getattr(self, name), f"one of {choices}")
 
     @property
+    def lead(self) -> int:
+        """Masks of a block before the first that guesses: the word of this one is the verifier's
+        own. 0 if shifted."""
+        return 0 if self.shifted else 1
+
+    @property
     def num_masks(self) -> int:
         """Mask rows of a block that drafts K tokens."""
-        return self.block_size - self.shifted
+        return self.block_size - 1 + self.lead
 
 
 @dataclass(frozen=True)
