@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from inward.hub import load, load_reference, resolve, save_reference, shipped
-from inward.methods.trm import TRM
-from tests.methods.test_trm import SMALL, build
+from inward.hub import load, resolve, shipped
+from inward.methods.trm.model import TRM
+from inward.methods.trm.reference import load_reference, save_reference
+from tests.methods.trm.test_model import SMALL, build
 
 REFERENCE = {
     "H_cycles": 2,

@@ -110,7 +110,7 @@ def test_help_is_cheap():
     seconds = []
     for _ in range(3):
         before = cpu_seconds_of_children()
-        shown = run_python("-c", "from inward.cli import main; main()", "--help")
+        shown = run_python("-c", "from inward.cli.main import main; main()", "--help")
         seconds.append(cpu_seconds_of_children() - before)
         assert shown.returncode == 0, shown.stderr
         for command in ("demo", "train", "eval", "solve", "data", "bench", "env"):

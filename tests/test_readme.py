@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inward.cli import main
+from inward.cli.main import main
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^inward .*$", README, re.MULTILINE)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "TRM": "inward.methods.trm",
-    "TRMConfig": "inward.methods.trm",
-    "TRMSettings": "inward.methods.trm",
-    "Trace": "inward.trace",
+    "TRM": "inward.methods.trm.model",
+    "TRMConfig": "inward.methods.trm.model",
+    "TRMSettings": "inward.methods.trm.model",
+    "Trace": "inward.common.trace",
     "load": "inward.hub",
     "load_reference": "inward.hub",
     "save_reference": "inward.hub",
@@ -21,14 +21,14 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from inward.common.trace import Trace as Trace
     from inward.hub import load as load
-    from inward.hub import load_reference as load_reference
-    from inward.hub import save_reference as save_reference
     from inward.hub import shipped as shipped
-    from inward.methods.trm import TRM as TRM
-    from inward.methods.trm import TRMConfig as TRMConfig
-    from inward.methods.trm import TRMSettings as TRMSettings
-    from inward.trace import Trace as Trace
+    from inward.methods.trm.model import TRM as TRM
+    from inward.methods.trm.model import TRMConfig as TRMConfig
+    from inward.methods.trm.model import TRMSettings as TRMSettings
+    from inward.methods.trm.reference import load_reference as load_reference
+    from inward.methods.trm.reference import save_reference as save_reference
 
 __all__ = [*_HOME, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from inward.cli import main
+from inward.cli.main import main
 
 sys.exit(main())

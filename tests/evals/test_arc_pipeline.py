@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from inward.cli import main
-from inward.data import arc, folder, sudoku
-from inward.data.arc import ArcSet, Pair, Split, Task, build, decode, find_offset
+from inward.cli.main import main
+from inward.data.puzzles import arc, folder, sudoku
+from inward.data.puzzles.arc import ArcSet, Pair, Split, Task, build, decode, find_offset
 from inward.evals.arc import Questions, arc_table, evaluate_arc
 from inward.evals.voting import KS
-from inward.methods.trm import TRM
-from inward.methods.trm_settings import TRMSettings
-from inward.methods.trm_solve import Solution
+from inward.methods.trm.model import TRM
+from inward.methods.trm.settings import TRMSettings
+from inward.methods.trm.solve import Solution
 from inward.recipes import find
-from inward.recipes.arc import ArcData, read_tasks, untransformed
-from inward.recipes.trm import FolderData
+from inward.recipes.arc_data import ArcData, read_tasks, untransformed
+from inward.recipes.trm_data import FolderData
 from inward.tasks.arc import ArcTask
 from inward.train.loop import train
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inward.data import arc
-from inward.data.arc import Pair, Task, Variant, build, decode, encode, find_offset
+from inward.data.puzzles import arc
+from inward.data.puzzles.arc import Pair, Task, Variant, build, decode, encode, find_offset
 from inward.evals.voting import Vote, Voting, votes_from
 
 KS = (1, 2, 5, 10, 100, 1000)

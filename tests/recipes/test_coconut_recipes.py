@@ -8,10 +8,10 @@ import pytest
 import torch
 import tyro
 
-from inward.data import prosqa
-from inward.data.patterns import Script, Speak, Think
-from inward.data.prosqa import ProsQASettings
-from inward.methods.coconut import Coconut
+from inward.data.thoughts import prosqa
+from inward.data.thoughts.patterns import Script, Speak, Think
+from inward.data.thoughts.prosqa import ProsQASettings
+from inward.methods.coconut.model import Coconut
 from inward.recipes import coconut, coconut_published
 from inward.recipes.coconut import ChainData, CoconutRecipe, FileData, ProsQAData, SmallBase
 from inward.train.settings import TrainSettings

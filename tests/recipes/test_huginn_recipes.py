@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from inward.data.text import questions
-from inward.methods.huginn import HuginnForCausalLM
-from inward.methods.huginn_settings import Depth, HuginnSettings
+from inward.data.texts.text import questions
+from inward.methods.huginn.model import HuginnForCausalLM
+from inward.methods.huginn.settings import Depth, HuginnSettings
 from inward.recipes import find
 from inward.recipes.huginn import CONTROLS, HopsData, TokenData, control
 from inward.train import train
@@ -154,7 +154,7 @@ def test_the_published_recipe_trains_on_a_folder_of_token_files(tmp_path):
 
 @pytest.fixture(scope="module")
 def runner():
-    path = Path(__file__).parents[2] / "benchmarks" / "huginn_depth.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "huginn" / "depth.py"
     spec = importlib.util.spec_from_file_location("huginn_depth", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

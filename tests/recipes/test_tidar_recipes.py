@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 
-from inward.data.packed import Tokens
-from inward.methods.tidar import TiDAR
+from inward.data.texts.packed import Tokens
+from inward.methods.tidar.model import TiDAR
 from inward.recipes import tidar as recipes
 from inward.recipes.tidar import OwnText, TiDARRecipe, TokenFolder
 from inward.train.loop import train
@@ -68,7 +68,7 @@ def test_own_text_answers_questions(models, tmp_path):
 
 
 def test_a_chat_model_asks_itself(models, tmp_path):
-    from inward.bases import open_base
+    from inward.common.bases import open_base
 
     model, tokenizer = open_base("stories260k")
     tokenizer.chat_template = (
@@ -88,7 +88,7 @@ def test_a_chat_model_asks_itself(models, tmp_path):
     assert len(set(prompts)) == 4, "the questions differ"
     assert all(prompt.count("</s>") == 1 for prompt in prompts)
     # and it is asked as well
-    from inward.data.requests import requests
+    from inward.data.texts.requests import requests
 
     data = replace(data, path=str(tmp_path / "more.jsonl"), requested=3)
     parts = data.tokens(model, tokenizer)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from inward.data import folder, maze, sudoku
-from inward.data.sudoku_canonical import symmetric_to_any
+from inward.data.puzzles import folder, maze, sudoku
+from inward.data.puzzles.sudoku_canonical import symmetric_to_any
 from inward.recipes import RECIPES, find
 from inward.recipes.coconut import FileData
 from inward.recipes.huginn import TokenData
 from inward.recipes.tidar import TokenFolder
-from inward.recipes.trm import FolderData, MazeData, SudokuData
+from inward.recipes.trm_data import FolderData, MazeData, SudokuData
 from inward.train.loop import train
 
 SMALL = ["sudoku4", "sudoku6", "sudoku9", "maze11"]

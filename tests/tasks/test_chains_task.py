@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inward.data import chains, records
-from inward.data.records import Record
+from inward.data.thoughts import chains, records
+from inward.data.thoughts.records import Record
 from inward.tasks.chains import ChainTask, is_true, report
 
 TASK = ChainTask()

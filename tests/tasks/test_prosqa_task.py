@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from inward.data import prosqa, records
-from inward.data.records import Record
+from inward.data.thoughts import prosqa, records
+from inward.data.thoughts.records import Record
 from inward.tasks.prosqa import ProsQATask, blind, final_answer, report, spoken_steps
 
 # Tom(0) -> cat(2) -> pet(4); Tom -> dog(3) -> fox(5) -> pet; Sam(1) -> bug(6); dog -> hen(7)

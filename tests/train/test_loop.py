@@ -16,7 +16,7 @@ from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 from torch import nn
 
-from inward.train.draws import Loss
+from inward.common.draws import Loss
 from inward.train.loop import NonFiniteError, Run, train
 from inward.train.schedule import lr_factor
 from inward.train.settings import OptimSettings
@@ -67,7 +67,7 @@ def test_a_step_is_the_plain_step(tmp_path):
     clip = 0.05
     toy_train(tmp_path, steps=1, clip=clip, ema_decay=0.0, source={"weighted": True})
     model, source = Toy(), ToySource(weighted=True)
-    from inward.train.draws import Draws
+    from inward.common.draws import Draws
     from inward.train.optim import AdamATan2, dense_parameters
 
     batch = source.batch(0, range(8), 8)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from inward.train.draws import Draws
+from inward.common.draws import Draws
 from inward.train.ema import EMA
 from inward.train.schedule import lr_factor
 from inward.train.settings import TrainSettings

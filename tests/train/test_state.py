@@ -11,19 +11,12 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from inward.common.files import new_folder, write_tensors
 from inward.train import state as state_module
 from inward.train.ema import EMA
 from inward.train.optim import build_optimizers, dense_parameters
 from inward.train.settings import OptimSettings
-from inward.train.state import (
-    Generators,
-    StateFolder,
-    TrainState,
-    differences,
-    kept_generators,
-    new_folder,
-    write_tensors,
-)
+from inward.train.state import Generators, StateFolder, TrainState, differences, kept_generators
 from tests.train.toy import Toy
 
 CPU = torch.device("cpu")

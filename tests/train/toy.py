@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inward.train.draws import Batch, Draws, Loss
+from inward.common.draws import Batch, Draws, Loss
 from inward.train.loop import Run, train
 from inward.train.settings import OptimSettings, TrainSettings
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from inward.data import arc
+from inward.common.trace import Cost, Step, Trace
+from inward.data.puzzles import arc
 from inward.tasks.arc import ArcTask
 from inward.tasks.maze import MazeTask
 from inward.tasks.sudoku import SudokuTask
-from inward.trace import Cost, Step, Trace
 from inward.viz import (
     UNSURE,
     Frame,

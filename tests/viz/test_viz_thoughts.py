@@ -7,12 +7,23 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from inward.data import prosqa
+from inward.common.trace import Step, Trace
+from inward.data.thoughts import prosqa
 from inward.evals.stats import Interval, Paired
-from inward.evals.thoughts import Ablation, Swap
-from inward.evals.thoughts_read import Readability
-from inward.evals.thoughts_search import HeightRow, Heights, ReadOut, Superposition
-from inward.trace import Step, Trace
+from inward.studies.thoughts_ablate import Ablation, Swap
+from inward.studies.thoughts_pictures import (
+    ablation_table,
+    gaps,
+    height_lines,
+    held,
+    layout,
+    node_values,
+    readability_table,
+    show_tree,
+    tree,
+)
+from inward.studies.thoughts_read import Readability
+from inward.studies.thoughts_search import HeightRow, Heights, ReadOut, Superposition
 from inward.viz import thoughts as viz
 
 WORDS = ["zero", "one", "two", "\n", "end"]
@@ -112,7 +123,7 @@ def test_thoughts_and_words_are_told_apart_without_colour():
 
 
 def test_the_tree_shows_each_node_at_its_own_depth():
-    text = printed(viz.show_tree, readout(), encoding="ascii")
+    text = printed(show_tree, readout(), encoding="ascii")
     lines = [" ".join(line.strip(" |`+-").split()) for line in text.strip().split("\n")]
     assert lines[0] == "root n0"
     assert lines[1] == "n2 #####... 0.62"  # children with the larger value first
@@ -122,21 +133,21 @@ def test_the_tree_shows_each_node_at_its_own_depth():
     assert "n4 #######. 0.88 (see above)" in lines[5:]
     assert "n6 ........ 0.06 (the other option)" in lines[5:]
     assert len(lines) == 7 and "n1" not in text
-    folded = printed(viz.show_tree, readout(), least=0.2)
+    folded = printed(show_tree, readout(), least=0.2)
     assert "n3" not in folded and "n6" not in folded and "n4" in folded
-    assert viz.node_values(readout()) == {0: 0.95, 2: 0.625, 3: 0.125, 4: 0.875, 5: 0.5, 6: 0.0625}
+    assert node_values(readout()) == {0: 0.95, 2: 0.625, 3: 0.125, 4: 0.875, 5: 0.5, 6: 0.0625}
 
 
 def test_tables_hold_the_controls():
     rate, none = Interval(0.9, 0.8, 0.95), Interval(0.0, 0.0, 0.04)
     gain = Paired(Interval(-0.1, -0.2, 0.0))
     row = Ablation("other", (1, 2), 50, none, rate, gain, rate, none, 2.0)
-    text = printed(lambda table, console: console.print(table), viz.ablation_table([row]))
+    text = printed(lambda table, console: console.print(table), ablation_table([row]))
     assert "as the model thinks" in text and "another question's" in text
     assert "2, 3" in text and "90.0 %" in text and "80.0 % to 95.0 %" in text
     found = Readability(50, 25, 4, rate, rate, none, none, rate, none, None)
     swap = Swap("same", 0, 50, none)
-    table = viz.readability_table(found, [swap])
+    table = readability_table(found, [swap])
     text = printed(lambda table, console: console.print(table), table)
     assert "among 4 likeliest" in text and "changes, block 1: the same put back" in text
     assert "commonest" not in text
@@ -156,18 +167,18 @@ def test_the_lens_figure_names_every_token():
 
 
 def test_the_tree_figure_has_a_panel_for_each_number_of_thoughts():
-    figure = viz.tree(readout(), title="Search")
+    figure = tree(readout(), title="Search")
     assert len(figure.axes) == 4
     texts = svg(figure)
     assert "0 thoughts" in texts and "1 thought" in texts and "3 thoughts" in texts
     assert texts.count("n4") == 4 and "0.88" in texts and "0.95" in texts
-    assert len(viz.tree(readout(), hops=[2]).axes) == 1
+    assert len(tree(readout(), hops=[2]).axes) == 1
     with pytest.raises(ValueError, match="0 to 3"):
-        viz.tree(readout(), hops=[4])
+        tree(readout(), hops=[4])
 
 
 def test_nodes_stand_by_depth_and_never_on_each_other():
-    places = viz.layout(readout())
+    places = layout(readout())
     assert {n: y for n, (_, y) in places.items()} == {0: 0, 2: 1, 3: 1, 4: 2, 6: 2, 5: 3, 1: 0}
     assert len(set(places.values())) == 7
     assert places[1][0] > max(x for n, (x, _) in places.items() if n != 1)
@@ -181,15 +192,15 @@ def test_measurements_become_figures():
         ({"optimal": one},) * 2,
         ({"optimal": 1.5},) * 2,
     )
-    texts = svg(viz.held(found, title="Held"))
+    texts = svg(held(found, title="Held"))
     assert "optimal" in texts and "Held" in texts and "head" in texts
-    assert "inner product" in svg(viz.held(found, of="inner"))
+    assert "inner product" in svg(held(found, of="inner"))
     with pytest.raises(ValueError, match="lens"):
-        viz.held(found, of="magic")
+        held(found, of="magic")
     sums = np.array([[0.2, 0.5, 0.6], [0.9, 0.95, 1.0]])
-    figure = viz.gaps([sums, sums])
+    figure = gaps([sums, sums])
     assert len(figure.axes) == 2 and "top 3" in svg(figure)
     assert list(np.asarray(figure.axes[0].lines[0].get_ydata())) == [0.2, 0.9]
     rows = (HeightRow(0, 0, 2, None, one), HeightRow(1, 2, 1, one, Interval(0.1, np.nan, np.nan)))
-    texts = svg(viz.height_lines(Heights(1, "longest", 5, rows, 0.5)))
+    texts = svg(height_lines(Heights(1, "longest", 5, rows, 0.5)))
     assert "leads to the target" in texts and "longest" in texts

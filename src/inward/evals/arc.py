@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from inward.data.arc import GRID, VOCAB_SIZE, ArcSet, Task, Variant, read_kaggle
-from inward.data.folder import Folder, Rows, read_json, write_json
-from inward.evals.run import machine
+from inward.data.puzzles.arc import GRID, VOCAB_SIZE, ArcSet, Task, Variant, read_kaggle
+from inward.data.puzzles.folder import Folder, Rows, read_json, write_json
+from inward.evals.rows import machine
 from inward.evals.stats import wilson
 from inward.evals.voting import KS, Voting, votes_from
 from inward.tasks.arc import ArcTask
@@ -151,7 +151,7 @@ class ArcResult:
     command: str = ""
 
     def to_row(self) -> dict[str, Any]:
-        """JSON values, for `inward.evals.run.append_row`."""
+        """JSON values, for `inward.evals.rows.append_row`."""
         return asdict(self)
 
 
@@ -179,7 +179,7 @@ def evaluate_arc(
             models (a TRM, or anything with its `solve` and `settings`); one, or a list. Folders
             are loaded one at a time.
         max_steps: supervision steps; None: N_sup, as the reference.
-        halt: a halting rule or its name (`inward.halting`); the reference never halts early.
+        halt: a halting rule or its name (`inward.common.halting`); the reference never halts early.
         batch_size: rows in work at a time.
         submission: file for the competition's JSON, written at the end (under a temporary name,
             then renamed).

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from inward.data.arc import Task, Variant, decode, find_offset
-from inward.data.folder import read_json, write_json
+from inward.data.puzzles.arc import Task, Variant, decode, find_offset
+from inward.data.puzzles.folder import read_json, write_json
 
 KS = (1, 2, 5, 10, 100, 1000)
 NUM_ATTEMPTS = 2

@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from inward.data import chains, prosqa
-from inward.data.curriculum import Curriculum, Layout, Stages
-from inward.data.patterns import Cot, Fixed, NoCot, Pieces, Prefix, Rhythm
-from inward.data.records import Record
-from inward.data.segments import Sample, Specials
-from inward.data.tokenizers import Form
+from inward.data.thoughts import chains, prosqa
+from inward.data.thoughts.curriculum import Curriculum, Layout, Stages
+from inward.data.thoughts.patterns import Cot, Fixed, NoCot, Pieces, Prefix, Rhythm
+from inward.data.thoughts.records import Record
+from inward.data.thoughts.segments import Sample, Specials
+from inward.data.thoughts.tokenizers import Form
 from inward.recipes.coconut_data import ChainData, FileData, ProsQAData
 from inward.tasks.chains import ChainTask
 from inward.tasks.prosqa import ProsQATask
@@ -32,9 +32,9 @@ from inward.train.settings import OptimSettings, TrainSettings
 if TYPE_CHECKING:
     from torch import nn
 
-    from inward.data.latents import LatentSource
-    from inward.methods.coconut import Coconut
-    from inward.methods.coconut_generate import Generated
+    from inward.data.thoughts.latents import LatentSource
+    from inward.methods.coconut.generate import Generated
+    from inward.methods.coconut.model import Coconut
     from inward.train.loop import Run
 
 # --------------------------------------------------------------------------------------------------
@@ -87,7 +87,8 @@ class SmallBase:
 
 @dataclass(frozen=True)
 class PretrainedBase:
-    """A trained model with its tokenizer: a name that `inward.bases` knows, a folder, or the hub's.
+    """A trained model with its tokenizer: a name that `inward.common.bases` knows, a folder, or the
+    hub's.
 
     start_like  token whose rows the three new tokens start from, as in the released code
     lora_rank   train low-rank weights (PEFT) on all linear layers and the rows of the new tokens,
@@ -151,8 +152,8 @@ class CoconutRecipe:
 
     def model(self) -> Coconut:
         """The wrapped base with its tokenizer, untrained or as published."""
-        from inward.data.tokenizers import add_specials, pause_of, word_tokenizer
-        from inward.methods.coconut import Coconut
+        from inward.data.thoughts.tokenizers import add_specials, pause_of, word_tokenizer
+        from inward.methods.coconut.model import Coconut
 
         if isinstance(self.base, PretrainedBase):
             return self._pretrained(self.base)
@@ -171,9 +172,9 @@ class CoconutRecipe:
 
     @staticmethod
     def _pretrained(base: PretrainedBase) -> Coconut:
-        from inward.bases import open_base
-        from inward.methods.coconut import Coconut
-        from inward.methods.coconut_base import add_specials
+        from inward.common.bases import open_base
+        from inward.methods.coconut.base import add_specials
+        from inward.methods.coconut.model import Coconut
 
         model, tokenizer = open_base(base.path)
         if tokenizer.pad_token is None:
@@ -186,7 +187,7 @@ class CoconutRecipe:
 
     def source(self, model: Coconut) -> LatentSource:
         """Training batches."""
-        from inward.data.latents import LatentSource
+        from inward.data.thoughts.latents import LatentSource
 
         made = not isinstance(self.data, FileData)
         return LatentSource(
@@ -227,7 +228,7 @@ class CoconutRecipe:
         self, model: Coconut, asked: Sequence[Record], *, batch: int = 50, **options: Any
     ) -> Iterator[Generated]:
         """The same with all that generation knows, batch by batch."""
-        from inward.methods.coconut_generate import generate
+        from inward.methods.coconut.generate import generate
 
         prompts = self.prompts(model, [record.question for record in asked])
         options = self.options(model) | options
@@ -235,7 +236,8 @@ class CoconutRecipe:
             yield generate(model, prompts[start : start + batch], **options)
 
     def options(self, model: Coconut) -> dict[str, Any]:
-        """Of `generate`, and of the measurements in `inward.evals.thoughts`, for this run."""
+        """Of `generate`, and of the measurements in `inward.studies.thoughts_ablate`, for this
+        run."""
         return {
             "max_new_tokens": self.max_new_tokens,
             "policy": self.policy(model),
@@ -245,7 +247,7 @@ class CoconutRecipe:
 
     def prompts(self, model: Coconut, questions: Sequence[str]) -> list[Sample]:
         """Questions with the thoughts that the last stage opens with."""
-        from inward.data.tokenizers import encode_question, pause_of
+        from inward.data.thoughts.tokenizers import encode_question, pause_of
 
         stage, pause = self.curriculum.pattern.last_stage, pause_of(model.tokenizer)
         pieces = [Pieces(encode_question(q, model.tokenizer), (), ()) for q in questions]
@@ -253,8 +255,8 @@ class CoconutRecipe:
 
     def policy(self, model: Coconut) -> Any:
         """Who switches at inference: the model if boundaries are learned, else the rhythm."""
-        from inward.data.tokenizers import encode_text
-        from inward.methods.coconut_policies import Boundary, Script, Speak
+        from inward.data.thoughts.tokenizers import encode_text
+        from inward.methods.coconut.policies import Boundary, Script, Speak
 
         pattern, layout = self.curriculum.pattern, self.curriculum.layout
         if layout.boundaries == "supervised":
@@ -285,8 +287,9 @@ def _start_from(model: Coconut, folder: str) -> None:
 
     Raises ValueError that says which words or weights differ.
     """
-    from inward.hub import check_fit, resolve
-    from inward.methods.coconut import Coconut
+    from inward.common.weights import check_fit
+    from inward.hub import resolve
+    from inward.methods.coconut.model import Coconut
 
     path = resolve(folder)
     other = Coconut.from_pretrained(path)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from inward.data import chains, prosqa, records
-from inward.data.records import Record
+from inward.data.thoughts import chains, prosqa, records
+from inward.data.thoughts.records import Record
 from inward.tasks.chains import ChainTask
 from inward.tasks.prosqa import ProsQATask
 
@@ -26,7 +26,7 @@ class ProsQAData:
     num_symbols numbers that name nodes in the symbolic rendering, at least as many as there are
                 nodes; the released graphs need 28
     joined      an edge of the question is one word ("3_14") instead of a pair; see
-                `inward.data.prosqa.joined`
+                `inward.data.thoughts.prosqa.joined`
     """
 
     rendering: prosqa.Rendering = "symbolic"

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from inward.data.curriculum import Curriculum, Stages
-from inward.data.patterns import Cot, Prefix
+from inward.data.thoughts.curriculum import Curriculum, Stages
+from inward.data.thoughts.patterns import Cot, Prefix
 from inward.recipes.coconut import CoconutRecipe, PretrainedBase
 from inward.recipes.coconut_data import FileData
 from inward.train.settings import OptimSettings, TrainSettings

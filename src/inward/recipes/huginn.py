@@ -8,7 +8,7 @@ had not begun to learn when it was stopped (after 150 to 600 steps, so nothing i
 - Walks whose nodes are sometimes shown, rather than all hidden.
 - Few nodes: with 16 instead of 8 or 10, two hops had only begun at step 1000.
 
-    huginn-hops    k-hop pointer chasing, the evidence that depth helps (benchmarks/huginn_depth.py)
+    huginn-hops    k-hop pointer chasing, the evidence that depth helps (benchmarks/huginn/depth.py)
     huginn-add     addition of several numbers
     huginn-0125    the published 3.5B model, NOT RUN HERE
 """
@@ -19,10 +19,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from inward.data.arithmetic_text import Addition
-from inward.data.hops import Hops
-from inward.data.text import Questions, Rows, TextSource, TokenSource, questions
-from inward.methods.huginn_settings import Depth, HuginnSettings, Watch
+from inward.data.texts.arithmetic_text import Addition
+from inward.data.texts.hops import Hops
+from inward.data.texts.text import Questions, Rows, TextSource, TokenSource, questions
+from inward.methods.huginn.settings import Depth, HuginnSettings, Watch
 from inward.tasks.addition import AdditionTask
 from inward.tasks.hops import HopsTask
 from inward.train.settings import OptimSettings, TrainSettings
@@ -30,7 +30,7 @@ from inward.train.settings import OptimSettings, TrainSettings
 if TYPE_CHECKING:
     from torch import nn
 
-    from inward.methods.huginn import HuginnForCausalLM
+    from inward.methods.huginn.model import HuginnForCausalLM
     from inward.train.loop import Run
 
 _SPLIT_SEEDS = {"test": 1, "valid": 2}
@@ -80,7 +80,7 @@ class _Generated:
 
 @dataclass(frozen=True)
 class HopsData(_Generated):
-    """Pointer chasing (`inward.data.hops`); difficulty is the number of hops."""
+    """Pointer chasing (`inward.data.texts.hops`); difficulty is the number of hops."""
 
     num_nodes: int = 10
     max_hops: int = 6
@@ -100,7 +100,7 @@ class HopsData(_Generated):
 
 @dataclass(frozen=True)
 class AdditionData(_Generated):
-    """Sums in text (`inward.data.arithmetic_text`); difficulty is the number of operands."""
+    """Sums in text (`inward.data.texts.arithmetic_text`); difficulty is the number of operands."""
 
     num_digits: int = 2
     max_operands: int = 4
@@ -120,7 +120,8 @@ class AdditionData(_Generated):
 
 @dataclass(frozen=True)
 class TokenData:
-    """A folder of token files: `.npy`, one row of ids a line (`inward.data.text.TokenSource`)."""
+    """A folder of token files: `.npy`, one row of ids a line
+    (`inward.data.texts.text.TokenSource`)."""
 
     path: str = "data/huginn-tokens"
     length: int = 4097
@@ -166,8 +167,8 @@ class HuginnRecipe:
         """
         import torch
 
-        from inward.methods.huginn import HuginnForCausalLM
-        from inward.methods.huginn_train import HuginnTraining
+        from inward.methods.huginn.model import HuginnForCausalLM
+        from inward.methods.huginn.train import HuginnTraining
         from inward.train.loop import Run
 
         source = self.data.source(self.train.seed)
@@ -191,7 +192,7 @@ class HuginnRecipe:
         held, trained = self.data.questions("valid"), self.data.trained()
 
         def evaluate(model: nn.Module) -> dict[str, float]:
-            from inward.evals.huginn import accuracy_by_depth
+            from inward.evals.depth import accuracy_by_depth
 
             curves = accuracy_by_depth(_inner(model), held, self.depths)
             found = {}
@@ -206,7 +207,7 @@ class HuginnRecipe:
 
 
 def _inner(model: Any) -> HuginnForCausalLM:
-    from inward.methods.huginn_train import HuginnTraining
+    from inward.methods.huginn.train import HuginnTraining
 
     assert isinstance(model, HuginnTraining), "the loop evaluates what it trains"
     return model.model

@@ -5,7 +5,7 @@ learns to draft and its words change with it. A draft-only adapter leaves the wo
 trained on what the model itself says, which a recipe first lets it write (`OwnText`; kept in a
 file, so a second run reads it).
 
-Base models are found by `inward.bases`.
+Base models are found by `inward.common.bases`.
 
 The published recipes carry the paper's numbers (arXiv 2511.08923, section 4.1) and are marked *not
 run here* with their cost; the paper does not disclose its data.
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from inward.data.packed import PackedSource, Tokens
-from inward.methods.tidar_settings import AdapterSettings, TiDARSettings
+from inward.data.texts.packed import PackedSource, Tokens
+from inward.methods.tidar.settings import AdapterSettings, TiDARSettings
 from inward.train.settings import OptimSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class OwnText:
     opening_temperature: float = 1.0
     """so that the beginnings differ"""
     requested: int = 0
-    """of num_texts, how many answer requests from `inward.data.requests`, half of each kind,
+    """of num_texts, how many answer requests from `inward.data.texts.requests`, half of each kind,
     instead of questions that the model asks itself; they come last"""
     num_texts: int = 2000
     max_new_tokens: int = 200
@@ -68,7 +68,7 @@ class OwnText:
         Raises:
             FileNotFoundError, ValueError: no such questions, or fewer than are needed.
         """
-        from inward.methods.tidar_adapter import own_text
+        from inward.methods.tidar.own_text import own_text
 
         if self.num_texts <= self.num_valid:
             raise ValueError(
@@ -110,7 +110,7 @@ class OwnText:
 
     def _requests(self, tokenizer: Any) -> list[list[int]]:
         """Prompts from templates, one of each kind in turn."""
-        from inward.data.requests import KINDS, requests
+        from inward.data.texts.requests import KINDS, requests
 
         each = -(-self.requested // len(KINDS))
         asked = zip(*(requests(kind, each, seed=self.seed) for kind in KINDS), strict=True)
@@ -118,7 +118,7 @@ class OwnText:
 
     def _openings(self, model: Any, start: list[int | None]) -> list[list[int]]:
         """`start`, each time with other tokens after it."""
-        from inward.methods.tidar_adapter import own_text
+        from inward.methods.tidar.own_text import own_text
 
         if not start or None in start:
             raise ValueError("this model has no beginning token; give it questions to answer")
@@ -185,7 +185,8 @@ def _tell(done: int, num: int) -> None:
 
 @dataclass(frozen=True)
 class TokenFolder:
-    """Tokens that `inward.data.packed.Tokens.save` wrote: `train` and `valid` in one folder."""
+    """Tokens that `inward.data.texts.packed.Tokens.save` wrote: `train` and `valid` in one
+    folder."""
 
     path: str = "data/tokens"
     seq_len: int = 4096
@@ -210,7 +211,7 @@ class TiDARRecipe:
     name: str
     about: str
     base: str = "stories260k"
-    """folder of the base model, or a name that `inward.bases` knows"""
+    """folder of the base model, or a name that `inward.common.bases` knows"""
     dtype: str = "float32"
     """of the base; with bfloat16 a draft-only adapter, itself float32, trains twice as fast"""
     attention: str = "sdpa"
@@ -233,10 +234,10 @@ class TiDARRecipe:
         """
         import torch
 
-        from inward.bases import open_base
-        from inward.methods.tidar import TiDAR
-        from inward.methods.tidar_adapter import DraftAdapter
-        from inward.methods.tidar_base import add_mask_token, num_embedded
+        from inward.common.bases import open_base
+        from inward.methods.tidar.adapter import DraftAdapter
+        from inward.methods.tidar.base import add_mask_token, num_embedded
+        from inward.methods.tidar.model import TiDAR
         from inward.train.loop import Run
 
         options = {"attn_implementation": self.attention, "dtype": getattr(torch, self.dtype)}
@@ -254,7 +255,7 @@ class TiDARRecipe:
         rows = min(self.valid_rows, len(held))
 
         def evaluate(model: Any) -> dict[str, float]:
-            from inward.methods.tidar import acceptance
+            from inward.methods.tidar.acceptance import acceptance
 
             batch = held.batch(0, range(rows), rows)
             batch = {name: value.to(model.device) for name, value in batch.items()}

@@ -1,4 +1,4 @@
-"""The addition task: how to write, read and check a sum (`inward.data.arithmetic_text`)."""
+"""The addition task: how to write, read and check a sum (`inward.data.texts.arithmetic_text`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from inward.data.arithmetic_text import EQUALS, FIRST_DIGIT, PAD, PLUS, SIGNS, Addition
+from inward.data.texts.arithmetic_text import EQUALS, FIRST_DIGIT, PAD, PLUS, SIGNS, Addition
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 Two things set it apart from Sudoku and mazes. There is no rule to check an answer by: what a task
 wants is known only from its demonstrations, so `verify` refuses and `score` compares with labels.
 And the network learns a task through its identifier, so a transformed puzzle is another task: to
-train, take the variants that `inward.data.arc.build` makes, each under its own identifier, not
-`symmetry` at random on the fly.
+train, take the variants that `inward.data.puzzles.arc.build` makes, each under its own identifier,
+not `symmetry` at random on the fly.
 """
 
 import json
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inward.data.arc import (
+from inward.data.puzzles.arc import (
     GRID,
     IDENTITY,
     NUM_COLOURS,
@@ -24,8 +24,8 @@ from inward.data.arc import (
     find_offset,
     to_grid,
 )
-from inward.data.dihedral import NUM_MAPS
-from inward.data.puzzles import PAD
+from inward.data.puzzles.dihedral import NUM_MAPS
+from inward.data.puzzles.puzzles import PAD
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ArcSymmetry:
     the map exchanges them, so it always fits. `offset` is where it stands before `apply`; None
     finds it on each canvas, which is right for inputs, labels and everything at (0, 0), but not
     for a model's answer elsewhere (there PAD is not trained, and anything may stand in it).
-    What is no grid (see `inward.data.arc.decode`) becomes PAD.
+    What is no grid (see `inward.data.puzzles.arc.decode`) becomes PAD.
     """
 
     variant: Variant

@@ -17,8 +17,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from inward.data import chains
-from inward.data.records import Record
+from inward.data.thoughts import chains
+from inward.data.thoughts.records import Record
 from inward.tasks import paired
 from inward.tasks.prosqa import final_answer, spoken_steps
 

@@ -1,4 +1,4 @@
-"""The pointer-chasing task: how to write, read and check a question (`inward.data.hops`).
+"""The pointer-chasing task: how to write, read and check a question (`inward.data.texts.hops`).
 
 `verify` follows the arrows that stand in the question, so it needs no label, and it judges
 questions that a person has typed: any arrows will do, also ones that do not form one cycle.
@@ -12,7 +12,7 @@ from string import ascii_lowercase
 
 import numpy as np
 
-from inward.data.hops import DOT, FIRST_NODE, PAD, Hops, follow
+from inward.data.texts.hops import DOT, FIRST_NODE, PAD, Hops, follow
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,18 @@ from itertools import count
 
 import numpy as np
 
-from inward.data.dihedral import Dihedral, keeping_shape
-from inward.data.maze import FREE, GOAL, PATH, START, VOCAB_SIZE, WALL, encode, shortest_paths
-from inward.data.puzzles import PAD, Identity, Symmetry
+from inward.data.puzzles.dihedral import Dihedral, keeping_shape
+from inward.data.puzzles.maze import (
+    FREE,
+    GOAL,
+    PATH,
+    START,
+    VOCAB_SIZE,
+    WALL,
+    encode,
+    shortest_paths,
+)
+from inward.data.puzzles.puzzles import PAD, Identity, Symmetry
 
 _SHOWN = np.array(list(".# SGo!"))  # token PAD is '.'; '!' marks a broken wall, S or G
 _BROKEN = 6

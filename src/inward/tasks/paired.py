@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from inward.data.records import Record
+from inward.data.thoughts.records import Record
 
 
 class Scored(Protocol):

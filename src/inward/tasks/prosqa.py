@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from inward.data.prosqa import (
+from inward.data.thoughts.prosqa import (
     Graph,
     Rendering,
     blind_depth,
@@ -29,7 +29,7 @@ from inward.data.prosqa import (
     rendered,
     swapped,
 )
-from inward.data.records import Record
+from inward.data.thoughts.records import Record
 from inward.tasks import paired
 
 OUTCOMES = (
@@ -69,9 +69,10 @@ class Score:
 class ProsQATask:
     """ProsQA in the paper's sentences ("text") or as edge pairs and numbers ("symbolic").
 
-    rename       new names or numbers at each rewriting (see `inward.data.prosqa.rendered`)
+    rename       new names or numbers at each rewriting (see `inward.data.thoughts.prosqa.rendered`)
     num_symbols  numbers of the symbolic rendering; the released graphs need 28
-    joined       an edge of the symbolic question is one word (see `inward.data.prosqa.joined`)
+    joined       an edge of the symbolic question is one word (see
+    `inward.data.thoughts.prosqa.joined`)
     """
 
     rendering: Rendering = "text"

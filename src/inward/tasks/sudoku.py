@@ -4,7 +4,8 @@ TRM's exactness criterion is equality with the stored answer (arXiv 2510.04871 s
 with one solution allows a better one, used here: an answer is right if it obeys the rules and keeps
 the clues, whatever made it; no label is needed, so it also judges puzzles that nobody has solved.
 
-Unusual: `parse` reads back all that `format` writes. Tokens and boxes: `inward.data.sudoku_solver`.
+Unusual: `parse` reads back all that `format` writes. Tokens and boxes:
+`inward.data.puzzles.sudoku_solver`.
 """
 
 import re
@@ -12,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inward.data.puzzles import Identity, Symmetry
-from inward.data.sudoku import check_clues, conflicts, decode, encode, sample_symmetry
-from inward.data.sudoku_solver import BLANK, box_shape
+from inward.data.puzzles.puzzles import Identity, Symmetry
+from inward.data.puzzles.sudoku import check_clues, conflicts, decode, encode, sample_symmetry
+from inward.data.puzzles.sudoku_solver import BLANK, box_shape
 
 _LAYOUT = re.compile(r"[\s|+\-\[\]<>]")  # what `format` adds around the cells
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inward.train.draws import Draws, Loss
+    from inward.common.draws import Draws, Loss
     from inward.train.loop import NonFiniteError, Run, train
     from inward.train.settings import OptimSettings, TrainSettings
 

@@ -39,7 +39,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 
-from inward.train.draws import Batch, Draws, Loss
+from inward.common.draws import Batch, Draws, Loss
+from inward.common.files import new_folder, write_json, write_tensors
 from inward.train.ema import EMA
 from inward.train.log import Log, Window, progress_bar, say, start_trackers
 from inward.train.optim import build_optimizers, dense_parameters, sparse_parameters
@@ -53,18 +54,10 @@ from inward.train.process import (
 )
 from inward.train.schedule import lr_factor
 from inward.train.settings import TrainSettings
-from inward.train.state import (
-    Generators,
-    StateFolder,
-    TrainState,
-    kept_generators,
-    new_folder,
-    write_json,
-    write_tensors,
-)
+from inward.train.state import Generators, StateFolder, TrainState, kept_generators
 
 if TYPE_CHECKING:
-    from inward.data.source import Source
+    from inward.data.puzzles.source import Source
 
 HARMLESS = (
     "best_metric",

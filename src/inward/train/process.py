@@ -27,7 +27,7 @@ from accelerate.utils import (
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from inward.train.draws import Batch, Draws, Loss, Method
+from inward.common.draws import Batch, Draws, Loss, Method
 from inward.train.log import check_trackers
 from inward.train.optim import sparse_parameters
 from inward.train.settings import TrainSettings

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from inward.checks import need
+from inward.common.checks import need
 
 
 @dataclass(frozen=True)

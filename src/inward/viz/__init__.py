@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from inward.data.puzzles import PAD
-from inward.trace import Step, Trace
+from inward.common.trace import Step, Trace
+from inward.data.puzzles.puzzles import PAD
 
 UNSURE = 0.6
 """A cell is marked as unsure when the probability of what it holds is below this."""
@@ -98,7 +98,7 @@ def _shown(tokens: np.ndarray, trace: Trace, board: Board) -> np.ndarray:
     """ARC: the grid on the canvas alone, because nothing trains a model what to write around it."""
     if not is_arc(board):
         return tokens
-    from inward.data.arc import decode, encode, find_offset
+    from inward.data.puzzles.arc import decode, encode, find_offset
 
     offset = find_offset(trace.question)
     grid = decode(tokens, offset)

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inward.data.puzzles import PAD, replacing
-from inward.trace import Trace
+from inward.common.files import replacing
+from inward.common.trace import Trace
+from inward.data.puzzles.puzzles import PAD
 from inward.viz import (
     Board,
     Frame,

@@ -16,16 +16,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-from rich.box import SIMPLE
 from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from inward.data.puzzles import PAD
-from inward.trace import Trace
+from inward.common.trace import Trace, flops_text
+from inward.data.puzzles.puzzles import PAD
 from inward.viz import (
     UNSURE,
     Board,
@@ -41,7 +38,7 @@ from inward.viz import (
 )
 
 if TYPE_CHECKING:
-    from inward.evals.run import Result
+    pass
 
 BAR = 12
 _ARC = "black blue red green yellow bright_black magenta bright_red cyan dark_red".split()
@@ -130,14 +127,6 @@ def legend(board: Board, look: Look) -> Text:
         return Text(f"+ changed   ? unsure (probability below {UNSURE:g}){given}")
     kinds = ["changed", "unsure"] if blank_token(board) is None else ["changed", "unsure", "given"]
     return Text("   ").join(Text(kind, _style(kind)) for kind in kinds)
-
-
-def flops_text(flops: float) -> str:
-    """FLOPs with a readable unit."""
-    for size, unit in ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")):
-        if flops >= size:
-            return f"{flops / size:.3g} {unit}"
-    return f"{flops:.0f} FLOP"
 
 
 def _style(kind: str) -> str:
@@ -253,57 +242,3 @@ def _maze_style(sign: str, kind: str) -> str:
 
 # --------------------------------------------------------------------------------------------------
 # Tables
-
-
-def percent(share: float | None) -> str:
-    """A share as a percentage, or a dash where there is none."""
-    return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def result_tables(result: Result) -> Group:
-    """A result of `inward.evals.run` for people: the numbers, by rating, by step."""
-    main = Table(show_header=False, box=SIMPLE)
-    low, high = result.interval
-    what = "verified by the rules" if result.accuracy is None else "equal to the label"
-    main.add_row(what, f"{percent(result.share)}   95 %: {percent(low)} to {percent(high)}")
-    if result.accuracy is not None and result.verified is not None:
-        main.add_row("verified by the rules", percent(result.verified))
-    if result.answered < 1:
-        right = percent(result.accuracy_answered)
-        main.add_row("answered", f"{percent(result.answered)}, {right} of them right")
-    main.add_row("belief was right (q > 0)", percent(result.believed))
-    main.add_row("steps a puzzle", f"{result.steps:.2f}")
-    main.add_row("network evaluations a puzzle", f"{result.evaluations:.1f}")
-    main.add_row("cost a puzzle", flops_text(result.flops))
-    rate = result.num / max(result.seconds, 1e-9)
-    main.add_row("time", f"{result.seconds:.2f} s, {rate:.1f} puzzles/s")
-    main.add_row("parameters", f"{result.parameters:,}")
-    title = f"{result.what} on {result.dataset or 'puzzles'} ({result.num})"
-    parts: list[Text | Table] = [Text(title, "bold"), main]
-    if len(result.by_rating) > 1:
-        parts += [Text("by rating", "bold"), _rating_table(result)]
-    if result.by_step:
-        parts += [Text("by step, without halting", "bold"), _step_table(result.by_step)]
-    return Group(*parts)
-
-
-def _rating_table(result: Result) -> Table:
-    table = Table(box=SIMPLE)
-    for name in ("rating", "puzzles", "right", "95 %"):
-        table.add_column(name, justify="right")
-    for bucket in result.by_rating:
-        name = str(bucket.low) if bucket.low == bucket.high else f"{bucket.low} - {bucket.high}"
-        bounds = f"{percent(bucket.interval[0])} to {percent(bucket.interval[1])}"
-        table.add_row(name, str(bucket.num), percent(bucket.accuracy), bounds)
-    return table
-
-
-def _step_table(by_step: Sequence[float], most: int = 12) -> Table:
-    """Accuracy after each step, thinned out to `most` rows."""
-    table = Table(box=SIMPLE)
-    table.add_column("step", justify="right")
-    table.add_column("right", justify="right")
-    chosen = np.unique(np.linspace(1, len(by_step), min(most, len(by_step))).round().astype(int))
-    for step in chosen.tolist():
-        table.add_row(str(step), percent(by_step[step - 1]))
-    return table

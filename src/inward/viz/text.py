@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from rich.text import Text
 
-from inward.trace import Trace
+from inward.common.trace import Trace
 
 Decode = Callable[[Sequence[int]], str]
 """token ids -> text"""

@@ -1,0 +1,1 @@
+"""Speed: beside the official code, beside transformers, against the limit."""

@@ -1,0 +1,77 @@
+"""`inward train`: run a recipe, with any of its fields set on the command line."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, field, fields, is_dataclass, make_dataclass, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from inward.cli.options import UsageError, _console, parse, quiet, unknown
+
+
+def train(words: list[str]) -> int:
+    """Run a recipe, or list them."""
+    from inward.recipes import RECIPES, find
+
+    if not words or words[0] == "--list":
+        width = max(map(len, RECIPES))
+        print("inward train RECIPE [--field value ...] [--out DIR] [--resume]\n")
+        for name in RECIPES:
+            print(f"  {name:<{width}}  {find(name)().about}")
+        return 0
+    name, *rest = words
+    if name in ("-h", "--help"):
+        print("usage: inward train RECIPE [options]; inward train lists the recipes,")
+        print("       inward train RECIPE --help shows every field with its default")
+        return 0
+    if name.startswith("-"):
+        raise UsageError(f"name the recipe before its options: inward train RECIPE {name} ...")
+    if name not in RECIPES:
+        raise UsageError(unknown("recipe", name, RECIPES))
+    recipe = find(name)()
+    options = parse(_overrides(recipe), rest, f"inward train {name}")
+    if options is None:
+        return 0
+    changed = {f.name: getattr(options, f.name) for f in fields(options)}
+    out, resume = changed.pop("out"), changed.pop("resume")
+    return _train_recipe(replace(recipe, **changed), out, resume=resume)
+
+
+def _overrides(recipe: Any) -> type:
+    """A dataclass of the recipe's fields, with its values as defaults, and where to write."""
+    hints = get_type_hints(type(recipe))
+    entries: list[Any] = []
+    for entry in fields(recipe):
+        value = getattr(recipe, entry.name)
+        # the type of the value, not of the field: a union would offer a choice of data sets
+        kind = type(value) if is_dataclass(value) else hints[entry.name]
+        if entry.name not in ("name", "about"):
+            entries.append((entry.name, kind, field(default=value)))
+    entries.append(("out", Path, field(default=Path("runs") / recipe.name)))
+    entries.append(("resume", bool, field(default=False)))
+    about = (
+        f"{recipe.about}\n\n--out is the folder of the run. A run that stopped goes on by the same "
+        "command; --resume insists that there is one."
+    )
+    return make_dataclass("Train", entries, namespace={"__doc__": about})
+
+
+def _train_recipe(recipe: Any, out: Path, *, resume: bool) -> int:
+    from inward.train import train as train_run
+
+    if resume and not (out / "states").is_dir():
+        raise ValueError(f"there is no run to resume in {out}; name its folder with --out")
+    quiet()
+    run = recipe.build()
+    summary = train_run(run, recipe.train, out)
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    from inward.data.puzzles.folder import write_json
+
+    write_json(out / "model" / "recipe.json", asdict(recipe))
+    console = _console()
+    for name, value in summary.items():
+        console.print(f"  {name:<20}{value}", highlight=False, soft_wrap=True)
+    console.print(f"model: {out / 'model'}   (inward eval {out / 'model'})", highlight=False)
+    return 0

@@ -1,0 +1,1 @@
+"""The ground: what at least two methods use."""

@@ -1,0 +1,1 @@
+"""Faster on a CPU: packed linear layers, attention of few rows."""

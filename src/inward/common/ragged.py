@@ -1,0 +1,147 @@
+"""A cache whose rows have lengths of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+
+@dataclass
+class Book:
+    """What all layers of a cache share: how many tokens of each text are committed, and where the
+    rows of the running forward go."""
+
+    lengths: list[int]
+    capacity: int
+    num_new: int = 0
+    slots: Tensor | None = None
+    """(B, q) slot of each new row; None: all texts are equally long"""
+
+    @property
+    def used(self) -> int:
+        """Slots that the running forward may see."""
+        return max(self.lengths) + self.num_new
+
+
+class RaggedLayer(CacheLayerMixin):
+    """Keys and values of one layer, (B, heads, capacity, head width), a length per text."""
+
+    is_sliding = False
+
+    def __init__(self, book: Book):
+        super().__init__()
+        self.book = book
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Room for `capacity` tokens."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = (
+            t.new_zeros(t.shape[0], t.shape[1], self.book.capacity, t.shape[3])
+            for t in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Put the new rows behind each text's prefix; return what this forward may see."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        stored = cast("tuple[Tensor, Tensor]", (self.keys, self.values))
+        for store, new in zip(stored, (key_states, value_states), strict=True):
+            self._write(store, new)
+        used = self.book.used
+        return stored[0][:, :, :used], stored[1][:, :, :used]
+
+    def _write(self, store: Tensor, new: Tensor) -> None:
+        slots = self.book.slots
+        if slots is None:
+            begin = self.book.lengths[0]
+            store[:, :, begin : begin + new.shape[2]] = new
+        else:
+            rows = torch.arange(len(slots), device=store.device)[:, None]
+            store[rows, :, slots] = new.transpose(1, 2)
+
+    def change(self, select: Tensor | None = None) -> None:
+        """Keep the texts `select`, or grow to the book's capacity."""
+        if not self.is_initialized:
+            return
+        for name in ("keys", "values"):
+            old: Tensor = getattr(self, name)
+            if select is not None:
+                old = old[select]
+            if old.shape[2] < self.book.capacity:
+                room = self.book.capacity - old.shape[2]
+                old = nn.functional.pad(old, (0, 0, 0, room))
+            setattr(self, name, old)
+
+    def get_seq_length(self) -> int:
+        """The longest text's."""
+        return max(self.book.lengths)
+
+    def get_max_length(self) -> int:
+        """No limit: the cache grows."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys of a forward of so many rows, and the first one's number."""
+        return self.get_seq_length() + query_length, 0
+
+
+class RaggedCache(Cache):
+    """A preallocated cache for B texts of unequal length; layers appear when they are first used.
+
+    Args:
+        num_texts: B.
+        capacity: slots to begin with; doubled when they run out.
+    """
+
+    def __init__(self, num_texts: int, capacity: int):
+        self.book = Book([0] * num_texts, capacity)
+        layer = cast("type[CacheLayerMixin]", partial(RaggedLayer, self.book))
+        super().__init__(layer_class_to_replicate=layer)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """The longest text's length."""
+        return max(self.book.lengths)
+
+    def begin(self, num_new: int, device: torch.device) -> None:
+        """Make room for a forward of `num_new` rows per text."""
+        book = self.book
+        book.num_new = num_new
+        if book.used > book.capacity:
+            book.capacity = max(2 * book.capacity, book.used)
+            self._change()
+        book.slots = None
+        if min(book.lengths) < max(book.lengths):
+            first = torch.tensor(book.lengths, device=device)[:, None]
+            book.slots = first + torch.arange(num_new, device=device)
+
+    def commit(self, counts: Sequence[int]) -> None:
+        """Keep the first counts[b] rows that text b has just put in; the rest is out of sight."""
+        for b, count in enumerate(counts):
+            assert 0 <= count <= self.book.num_new, f"{count} rows of {self.book.num_new}"
+            self.book.lengths[b] += count
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these texts only, in this order."""
+        self.book.lengths = [self.book.lengths[b] for b in rows]
+        self._change(torch.tensor(rows, dtype=torch.long))
+
+    def _change(self, select: Tensor | None = None) -> None:
+        for layer in cast("list[RaggedLayer]", self.layers):
+            layer.change(None if select is None else select.to(layer.device))
+
+    def committed(self, text: int, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (heads, length, head width) of a text's committed tokens."""
+        found = cast(RaggedLayer, self.layers[layer])
+        length = self.book.lengths[text]
+        assert found.keys is not None and found.values is not None, "nothing is cached yet"
+        return found.keys[text, :, :length], found.values[text, :, :length]

@@ -1,0 +1,1 @@
+"""Puzzles: grids of tokens, generators, symmetries, solvers."""

@@ -1,0 +1,1 @@
+"""Texts: plain, packed, generated, requests."""

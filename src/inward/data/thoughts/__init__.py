@@ -1,0 +1,1 @@
+"""Records of question, steps and answer, and curricula that hide steps in thoughts."""

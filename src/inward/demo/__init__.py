@@ -1,0 +1,1 @@
+"""The demo: shipped models at work."""

@@ -1,0 +1,1 @@
+"""Coconut, arXiv 2412.06769, and interleaved thinking."""

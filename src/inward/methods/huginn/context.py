@@ -1,0 +1,239 @@
+"""What the tokens of one forward of Huginn know about their surroundings: positions, mask, cache.
+
+An ordinary causal LM is asked in many ways: padded on either side, packed, with a mask of four
+dimensions, after a cache whose rows differ in length. All of them become one `Context` here, after
+checks that raise a ValueError before anything is computed, so that the model itself knows one case.
+
+Shape letters: B rows, S new tokens, K cached and new tokens, N heads, H head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+from inward.methods.huginn.cache import Place, RecurrentCache
+from inward.methods.huginn.config import HuginnConfig
+
+
+@dataclass(frozen=True)
+class Context:
+    """Positions, mask and cache of one forward; `embed` makes it, the other steps read it.
+
+    positions: (B or 1, S) absolute.
+    rotary: cos and sin, each (B or 1, S, 1, H / 2) float32.
+    mask: (B or 1, N or 1, S, K) bool (True = may look) or additive; None: see `causal`.
+    causal: without a mask, token j looks at tokens 0..j; else at all K.
+    cache, place: where keys and values are kept, and where in it these tokens lie.
+    lengths: (B,) if each row's one new token looks at so many columns of its own, from the first
+        on; then the mask says nothing else.
+    """
+
+    positions: Tensor
+    rotary: tuple[Tensor, Tensor]
+    mask: Tensor | None
+    causal: bool
+    cache: Cache | None = None
+    place: Place | None = None
+    lengths: tuple[int, ...] | None = None
+
+    @cached_property
+    def turn(self) -> Tensor:
+        """(B or 1, S, 1, 1, H / 2) the rotary angles as complex numbers."""
+        return torch.complex(*self.rotary)[:, :, None]
+
+    def visit(self, recurrence: int | Tensor, layers: tuple[int, int, int]) -> Sequence[Any]:
+        """What the core layers of (prelude, core, coda) call `extend` with at a recurrence: an
+        index each, see cache.py; the slots of rows that differ, found once for all of them."""
+        prelude, core, coda = layers
+        first = prelude + coda
+        if isinstance(recurrence, int):
+            return range(first + core * recurrence, first + core * (recurrence + 1))
+        if self.place is None:
+            raise ValueError("rows at different recurrences need a RecurrentCache")
+        slots = cast(RecurrentCache, self.cache).find(recurrence, self.place)
+        return [(first + layer, slots) for layer in range(core)]
+
+    def extend(self, k: Tensor, v: Tensor, layer_idx: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, N, K, H) that the new ones (B, N, S, H) come last in."""
+        if self.cache is None:
+            return k, v
+        if self.place is None:
+            return self.cache.update(k, v, cast(int, layer_idx))
+        return cast(RecurrentCache, self.cache).update(k, v, layer_idx, self.place)
+
+    def select(self, index: Tensor, num_rows: int) -> Context:
+        """The context of some of the batch's `num_rows` rows, (B',) in this order: rows that are
+        done leave the loop. Needs a RecurrentCache, or none."""
+
+        def rows(t: Tensor) -> Tensor:
+            return t[index] if t.shape[0] == num_rows else t
+
+        cos, sin = self.rotary
+        place = None if self.place is None else self.place.select(index, num_rows)
+        mask = None if self.mask is None else rows(self.mask)
+        lengths = self.lengths
+        if lengths is not None:
+            lengths = tuple(lengths[i] for i in index.tolist())
+        moved = replace(self, positions=rows(self.positions), rotary=(rows(cos), rows(sin)))
+        return replace(moved, mask=mask, place=place, lengths=lengths)
+
+
+def rotary_angles(positions: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of position * base^(-2j / width), j = 0 .. width/2 - 1, each (B, S, 1, width/2)
+    float32."""
+    j = torch.arange(0, width, 2, device=positions.device).float()
+    angles = positions[..., None, None].float() * (1.0 / base ** (j / width))
+    return angles.cos(), angles.sin()
+
+
+def rotate_pairs(x_BSNH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions on the pairs (2j, 2j + 1), in float32."""
+    a, b = x_BSNH.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return turned.flatten(-2).to(x_BSNH.dtype)
+
+
+# --------------------------------------------------------------------------------------------------
+# Masks and checks
+
+
+def split_depth(
+    num_steps: int | Sequence[int] | Tensor | None, config: HuginnConfig, training: bool
+) -> tuple[int, int]:
+    """(recurrences without gradient, with gradient); see `HuginnForCausalLM.forward`."""
+    mean, k = config.mean_recurrence, config.mean_backprop_depth
+    if num_steps is None:
+        num_steps = (max(mean - k, 0), min(mean, k)) if training else mean
+    if isinstance(num_steps, Tensor):
+        num_steps = num_steps.tolist()
+    pair = tuple(num_steps) if isinstance(num_steps, Sequence) else (0, num_steps)
+    whole = all(isinstance(n, int) for n in pair)
+    if len(pair) != 2 or not whole or min(pair) < 0 or sum(pair) < 1:
+        raise ValueError(
+            f"num_steps is {num_steps}: the depth must be a whole number of at least 1, or "
+            "(recurrences without, with gradient)"
+        )
+    return cast(tuple[int, int], pair)
+
+
+def check_inputs(
+    input_ids: Tensor | None, inputs_embeds: Tensor | None, state: Tensor | None, d: int
+) -> None:
+    """Raise a ValueError unless there are ids (B, S) or embeddings (B, S, d), and a state, if any,
+    of (B, S, d)."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("give either input_ids or inputs_embeds")
+    given = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
+    ndim = 2 if inputs_embeds is None else 3
+    if given.ndim != ndim or 0 in given.shape[:2] or given.shape[2:] not in ((), (d,)):
+        raise ValueError(
+            f"inputs of shape {tuple(given.shape)}; input_ids must be (batch, length), "
+            f"inputs_embeds (batch, length, {d}), of at least one token"
+        )
+    if state is not None and state.shape != (*given.shape[:2], d):
+        raise ValueError(
+            f"state of shape {tuple(state.shape)}; s_0 must be {(*given.shape[:2], d)}, one "
+            "vector for each new token"
+        )
+
+
+def check_mask(mask: Tensor | None, shape: tuple[int, int, int, int]) -> None:
+    """Raise a ValueError unless the mask is (B, K), or (B or 1, N or 1, S, K) bool or float."""
+    if mask is None:
+        return
+    B, N, S, K = shape
+    if mask.ndim == 2 and mask.shape == (B, K):
+        return
+    if mask.ndim == 4 and mask.shape[0] in (1, B) and mask.shape[1] in (1, N):
+        typed = mask.dtype == torch.bool or mask.is_floating_point()
+        if mask.shape[2:] == (S, K) and typed:
+            return
+    raise ValueError(
+        f"attention_mask of shape {tuple(mask.shape)} and {mask.dtype}; for {B} rows of {S} new "
+        f"and {K - S} cached tokens it must be {(B, K)}, or {(B, 1, S, K)} of bool (True = may "
+        "look) or additive float"
+    )
+
+
+def positions_of(mask: Tensor | None, given: Tensor | None, columns: Tensor) -> Tensor:
+    """(B or 1, S): the given ones; else the number of real tokens before; else the column."""
+    if given is not None:
+        return given
+    if mask is None or mask.ndim == 4:
+        return columns
+    before = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    return before.gather(1, columns.expand(len(mask), -1))
+
+
+def check_positions(positions: Tensor, shape: tuple[int, int], block_size: int) -> None:
+    """Raise a ValueError unless the positions are (B or 1, S) and lie in the context."""
+    if positions.ndim != 2 or positions.shape not in (shape, (1, shape[1])):
+        raise ValueError(
+            f"position_ids of shape {tuple(positions.shape)}; must be {shape} or {(1, shape[1])}"
+        )
+    low, high = (int(end) for end in positions.aminmax())
+    if low < 0 or high >= block_size:
+        raise ValueError(
+            f"positions {low} to {high} leave the context: block_size is {block_size}; shorten the "
+            "prompt, or ask for fewer new tokens"
+        )
+
+
+def check_plain_cache(cache: Cache, config: HuginnConfig, depth: int) -> None:
+    """Raise a ValueError unless transformers' own cache has, or can get, a slot for each layer and
+    recurrence, all of one length, from a model of this shape."""
+    prelude, core, coda = config.layers
+    needed = prelude + coda + core * depth
+    if cache.layer_class_to_replicate is None and len(cache.layers) < needed:
+        raise ValueError(
+            f"the cache has {len(cache.layers)} layers, {depth} recurrences need {needed}; pass "
+            "inward.methods.huginn.cache.RecurrentCache(), or DynamicCache() without a "
+            "configuration"
+        )
+    lengths = {cache.get_seq_length(i) for i in range(needed)}
+    if len(lengths) > 1:
+        raise ValueError(
+            "the cached tokens had another depth; keep num_steps, or pass "
+            "inward.methods.huginn.cache.RecurrentCache('deepest')"
+        )
+    want = (config.n_heads, config.head_dim)
+    filled = cast(list[DynamicLayer], cache.layers if lengths != {0} else [])
+    shapes = {tuple(cast(Tensor, layer.keys).shape[1::2]) for layer in filled}
+    if shapes - {want} or len(filled) > needed:
+        raise ValueError(
+            f"this cache belongs to another model or depth: {len(filled)} layers with (heads, "
+            f"width) {sorted(shapes)}; here {needed} with {want}"
+        )
+
+
+def visible(
+    mask: Tensor | None, packed: Tensor | None, columns: Tensor, K: int
+) -> tuple[Tensor | None, bool]:
+    """(mask, causal) as in `Context`: token at column c sees columns up to c that are real.
+
+    A padded token sees itself, so that nothing is divided by zero; nobody sees it.
+    """
+    if mask is not None and mask.ndim == 4:
+        return mask, False
+    mask = None if mask is None or bool(mask.all()) else mask.bool()
+    texts = None if packed is None else F.pad(packed.diff(dim=1) != 1, (1, 0)).cumsum(1)
+    texts = None if texts is None or bool((texts[:, -1] == 0).all()) else texts
+    S = columns.shape[1]
+    if mask is None and texts is None and columns.shape[0] == 1 and S in (1, K):
+        return None, S > 1
+    k = torch.arange(K, device=columns.device)
+    allowed = k <= columns[..., None]
+    if mask is not None:
+        allowed = (allowed & mask[:, None, :]) | (k == columns[..., None])
+    if texts is not None:
+        allowed = allowed & (texts[:, :, None] == texts[:, None, :])
+    return allowed[:, None], False

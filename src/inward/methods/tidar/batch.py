@@ -1,0 +1,263 @@
+"""One forward of TiDAR decoding for texts that are in different places, over any causal LM.
+
+Each text brings its own piece of the input, [its tokens that are not cached yet | its guesses | its
+mask blocks], laid out by `Layout`: one text may verify eight guesses while its neighbour reads a
+prompt and a third only drafts. Pieces are padded at the right to the longest.
+
+    cache slots of text b     0 .. P_b - 1     its committed tokens
+                              P_b ..           this forward's rows, in the order of its layout
+
+Drafts come before mask blocks in a layout, so the keys and values of accepted tokens already lie
+where they belong, right behind the prefix. To commit n of them is `lengths[b] += n`, a crop that
+moves nothing; whatever lies beyond is never seen again, and the next forward overwrites it.
+
+What is unusual: the vocabulary head runs on chosen rows only. A one-pass step with K = 8 has 72
+rows of which at most 15 are ever read, and the head of a small model is a third of its cost.
+Models whose logits are more than `head(hidden)` (soft caps, scales) are found out by a probe and
+run whole.
+
+Shapes: B texts, q rows of the longest piece, d width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from inward.common.cpu.decoding import Decoding
+from inward.common.ragged import Book, RaggedCache
+from inward.methods.tidar import masks
+from inward.methods.tidar.base import check_masks, splits
+from inward.methods.tidar.model import TiDAR
+
+# --------------------------------------------------------------------------------------------------
+# The piece of one text
+
+
+@dataclass(frozen=True)
+class Layout:
+    """[num_draft tokens | mask blocks]: block (j, w) is the pre-draft for "exactly j of the tokens
+    are kept", w masks that see tokens 1..j and each other (section 3.2, figure 3 right).
+
+    A block narrower than the widest one is what stays of it before the end of the context.
+    """
+
+    num_draft: int
+    blocks: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """q of this piece."""
+        return self.num_draft + sum(width for _, width in self.blocks)
+
+    @cached_property
+    def begins(self) -> dict[int, int]:
+        """Row where the block of outcome j begins."""
+        found, row = {}, self.num_draft
+        for outcome, width in self.blocks:
+            found[outcome] = row
+            row += width
+        return found
+
+    @cached_property
+    def widths(self) -> dict[int, int]:
+        """Number of masks in the block of outcome j."""
+        return dict(self.blocks)
+
+    def block_rows(self, outcome: int) -> range:
+        """Rows of the block of outcome j."""
+        begin = self.begins[outcome]
+        return range(begin, begin + self.widths[outcome])
+
+    @property
+    def offsets(self) -> Tensor:
+        """(q,) positions of the rows, counted from the first draft token."""
+        return _geometry(self)[0]
+
+    @property
+    def tail(self) -> Tensor:
+        """(q, q) bool: which rows of the piece see which. All of them see the whole prefix."""
+        return _geometry(self)[1]
+
+
+_PROMPT = 64  # longer pieces are prompts, which come once: not worth keeping
+
+
+def _geometry(layout: Layout) -> tuple[Tensor, Tensor]:
+    return (_make_geometry if layout.num_draft > _PROMPT else _kept_geometry)(layout)
+
+
+def _make_geometry(layout: Layout) -> tuple[Tensor, Tensor]:
+    """Offsets and tail mask, from the one rule in masks.py; narrow blocks are cut out of full
+    ones, which changes nothing for the rows that stay."""
+    widest = max(layout.widths.values(), default=1)
+    outcomes = tuple(layout.widths)
+    rows = masks.decode(layout.num_draft, outcomes, block_size=widest)
+    keep = list(range(layout.num_draft))
+    for index, width in enumerate(layout.widths.values()):
+        begin = layout.num_draft + index * widest
+        keep += range(begin, begin + width)
+    kept = masks.Rows(
+        *(t[:, keep] for t in (rows.position, rows.horizon, rows.block, rows.document))
+    )
+    return kept.position[0], masks.dense(masks.sees(kept), len(keep))[0, 0]
+
+
+_kept_geometry = lru_cache(maxsize=512)(_make_geometry)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one text puts into a forward: a layout and a token for each of its rows."""
+
+    layout: Layout
+    ids: list[int]
+
+    def __post_init__(self) -> None:
+        assert len(self.ids) == self.layout.num_rows, "a token per row"
+
+
+# --------------------------------------------------------------------------------------------------
+# The cache
+
+
+# --------------------------------------------------------------------------------------------------
+# The model: hidden rows first, logits of chosen rows later
+
+
+READ_AHEAD = 16
+"""Rows up to which the vocabulary head runs once a forward, before it is known which are needed."""
+_HONEST: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+@dataclass
+class Output:
+    """Last hidden states (B, q, d) of a forward; or, without a head, its logits (B, q, V)."""
+
+    tensor: Tensor
+    head: Callable[[Tensor], Tensor] | None
+    known: Tensor | None = None
+    """logits that `read_ahead` has made"""
+    places: dict[tuple[int, int], int] = field(default_factory=dict)
+    """row -> its place in them"""
+
+    def read_ahead(self, rows: Sequence[tuple[int, int]]) -> None:
+        """Run the head on these rows at once; `logits` finds them afterwards."""
+        self.known = self.logits(rows)
+        self.places = {row: place for place, row in enumerate(rows)}
+
+    def logits(self, rows: Sequence[tuple[int, int]]) -> Tensor:
+        """(len(rows), V) float32 logits of the rows (text, row)."""
+        if self.known is not None and all(row in self.places for row in rows):
+            return self.known[[self.places[row] for row in rows]]
+        texts, places = zip(*rows, strict=True)
+        index = torch.tensor([texts, places], device=self.tensor.device)
+        chosen = self.tensor[index[0], index[1]]
+        return (chosen if self.head is None else self.head(chosen)).float()
+
+
+@dataclass
+class Runner:
+    """Runs pieces through a model.
+
+    model: a TiDAR model, or a causal LM of transformers whose mask rows are ordinary tokens.
+    options: further arguments of the model's forward (Huginn: num_steps).
+    packed: what is done to be faster on a CPU, see `inward.common.cpu.decoding.Decoding`.
+    """
+
+    model: TiDAR | PreTrainedModel
+    options: dict[str, Any] = field(default_factory=dict)
+    packed: bool | None = None
+    _masks: dict[Layout, masks.DecodeMask] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.lm = self.model.model if isinstance(self.model, TiDAR) else self.model
+        if isinstance(self.model, PreTrainedModel) and self.model not in _HONEST:
+            check_masks(self.model)  # a TiDAR model has been asked when it was made
+            _HONEST.add(self.model)
+        self.split = not self.options and splits(self.lm)
+        adapter = self.model.adapter if isinstance(self.model, TiDAR) else None
+        parts = () if adapter is None else (adapter,)
+        self.fast = Decoding(self.lm, *parts, wanted=self.packed)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.lm.device
+
+    def __call__(self, cache: RaggedCache, pieces: Sequence[Piece]) -> Output:
+        """One forward; the cache then holds all rows behind each prefix, none committed."""
+        q = max(piece.layout.num_rows for piece in pieces)
+        cache.begin(q, self.device)
+        lengths = cache.book.lengths
+        ids = [piece.ids + [0] * (q - len(piece.ids)) for piece in pieces]
+        inputs: dict[str, Any] = {
+            "attention_mask": self._mask(cache.book, pieces, q),
+            "position_ids": self._positions(lengths, pieces, q),
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        drafting = any(piece.layout.blocks for piece in pieces)
+        return self._run(torch.tensor(ids, device=self.device), inputs, drafting)
+
+    def _run(self, ids: Tensor, inputs: dict[str, Any], drafting: bool) -> Output:
+        model = self.model
+        acting, tokens = nullcontext(), {"input_ids": ids}
+        if drafting and isinstance(model, TiDAR):
+            masked = ids == model.mask_id
+            acting, tokens = model._acting(masked), model._embedded(ids, masked)
+        with acting, self.fast(ids.shape[1]):
+            if self.split:
+                hidden = self.lm.base_model(**tokens, **inputs).last_hidden_state
+                return Output(hidden, self._read)
+            return Output(self.lm(**tokens, **inputs, **self.options).logits, None)
+
+    def _read(self, hidden: Tensor) -> Tensor:
+        with self.fast():
+            return cast(nn.Module, self.lm.get_output_embeddings())(hidden)
+
+    def _positions(self, lengths: list[int], pieces: Sequence[Piece], q: int) -> Tensor:
+        rows = []
+        for length, piece in zip(lengths, pieces, strict=True):
+            own = piece.layout.offsets + length
+            rows.append(nn.functional.pad(own, (0, q - len(own))))
+        return torch.stack(rows).to(self.device)
+
+    def _mask(self, book: Book, pieces: Sequence[Piece], q: int) -> Tensor | None:
+        """(B, 1, q, used) additive; None, which is faster, where the model's own causal mask will
+        do: a row per text of equal length, or fresh prompts of equal length without masks.
+
+        The additive form, because SDPA would turn a boolean mask into it in every layer.
+        """
+        fresh = max(book.lengths) == 0 and all(p.layout == Layout(q) for p in pieces)
+        if book.slots is None and (q == 1 or fresh):
+            return None
+        if len(pieces) == 1 and pieces[0].layout.num_draft <= _PROMPT:
+            return self._slice(pieces[0].layout, book)
+        mask = torch.zeros(len(pieces), 1, q, book.used, dtype=torch.bool)
+        for b, (piece, length) in enumerate(zip(pieces, book.lengths, strict=True)):
+            own = piece.layout.num_rows
+            mask[b, 0, :own, :length] = True
+            mask[b, 0, :own, length : length + own] = piece.layout.tail
+            # padding sees itself, or its softmax would be empty
+            mask[b, 0, range(own, q), range(length + own, length + q)] = True
+        return masks.additive(mask.to(self.device), self.lm.dtype)
+
+    def _slice(self, layout: Layout, book: Book) -> Tensor:
+        """A view of the layout's mask, built once for the longest prefix."""
+        kept = self._masks.get(layout)
+        if kept is None or kept.max_prefix < book.lengths[0]:
+            tail = layout.tail.to(self.device)
+            if len(self._masks) >= 64:  # an adaptive scheme meets many layouts
+                self._masks.clear()
+            kept = masks.DecodeMask(tail, book.capacity, dtype=self.lm.dtype)
+            self._masks[layout] = kept
+        return kept.at(book.lengths[0])

@@ -1,0 +1,195 @@
+"""Huginn's files: the published layout in all the forms it is found in, read and written back."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from inward.hub import load
+from inward.methods.huginn.config import HuginnConfig
+from inward.methods.huginn.model import HuginnForCausalLM
+from tests.methods.huginn.test_model import SMALL, build, ids
+
+
+def published_shapes(config: HuginnConfig) -> dict[str, tuple[int, ...]]:
+    """The table of the published checkpoint, written out apart from the code."""
+    d, m = 5280, 17920
+    block = {f"norm_{i}.weight": (d,) for i in (1, 2, 3, 4)} | {
+        "attn.Wqkv.weight": (15840, d),
+        "attn.qk_bias": (2, 1, 55, 96),
+        "attn.proj.weight": (d, d),
+        "mlp.fc.weight": (35840, d),
+        "mlp.proj.weight": (d, m),
+    }
+    table: dict[str, tuple[int, ...]] = {
+        "transformer.wte.weight": (65536, d),
+        "lm_head.weight": (65536, d),
+        "transformer.adapter.weight": (d, 10560),
+        "transformer.ln_f.weight": (d,),
+    }
+    for part, num in (("prelude", 2), ("core_block", 4), ("coda", 2)):
+        for i in range(num):
+            table |= {f"transformer.{part}.{i}.{name}": shape for name, shape in block.items()}
+    return table
+
+
+def test_the_published_model_on_the_meta_device():
+    with torch.device("meta"):
+        model = HuginnForCausalLM(HuginnConfig())
+    found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert found == published_shapes(model.config)
+    assert len(found) + 1 == 77  # and the table of rotary angles
+    assert sum(p.numel() for p in model.parameters()) == 3_564_976_800
+    assert model.config.effective_expected_depth == 132
+    assert model.config.init_std == pytest.approx(0.0087039, abs=1e-7)
+    assert model.config.init_std_out == pytest.approx(0.00053569, abs=1e-8)
+
+
+PUBLISHED = {
+    "architectures": ["RavenForCausalLM"],
+    "auto_map": {
+        "AutoConfig": "raven_config_minimal.RavenConfig",
+        "AutoModelForCausalLM": "raven_modeling_minimal.RavenForCausalLM",
+    },
+    "model_type": "huginn_raven",
+    "torch_dtype": "float32",
+    "hf_config": {},
+    "name": "tiny",
+    "bias": False,
+    "architecture_class_name": "RecurrentGPT",
+    "block_class_name": "SandwichBlock",
+    "norm_class_name": "RMSNorm_llama",
+    "mlp_class_name": "GatedMLP",
+    "nonlin_name": "SiLU",
+    "init_strategy": "takase",
+    "init_orthogonal": False,
+    "state_init": "like-init",
+    "injection_type": "linear",
+    "sampling_scheme": "poisson-lognormal-filling",
+    "qk_bias": True,
+    "activation_checkpoint_impl": "per-iteration",
+    "padding_multiple": 4096,
+    "norm_eps": 1e-6,
+}
+
+
+@pytest.mark.parametrize("heads", ["n_heads", "num_attention_heads"])
+@pytest.mark.parametrize("tying", [{"tie_embeddings": True}, {"tie_word_embeddings": True}, "both"])
+def test_published_configurations_load(tmp_path, heads, tying):
+    """Either spelling of heads and tying, remote code named in it, no rotary base."""
+    model = build()
+    model.save_pretrained(tmp_path)
+    sizes = {name: value for name, value in SMALL.items() if name != "n_heads"}
+    tied = {"tie_embeddings": True, "tie_word_embeddings": True} if tying == "both" else tying
+    row = PUBLISHED | sizes | {heads: 4, "num_key_value_heads": 4} | tied
+    (tmp_path / "config.json").write_text(json.dumps(row))
+    assert AutoConfig.from_pretrained(tmp_path).rope_base == 50_000
+    for again in (load(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path).eval()):
+        assert type(again) is HuginnForCausalLM
+        with torch.no_grad():
+            assert torch.equal(again(ids(2, 7)).logits, model(ids(2, 7)).logits)
+    config = again.config
+    assert (config.num_attention_heads, config.hidden_size, config.num_hidden_layers) == (4, 32, 4)
+    again.save_pretrained(tmp_path / "again")
+    saved = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert saved["tie_embeddings"] is True and "tie_word_embeddings" not in saved
+    assert saved["n_heads"] == 4 and "num_attention_heads" not in saved
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"bias": True}, "bias is True, but only False"),
+        ({"block_class_name": "PreNormBlock"}, "block_class_name is 'PreNormBlock'"),
+        ({"num_key_value_heads": 2}, "2 key-value heads for 4 heads"),
+        ({"n_heads": 3}, "n_embd 32 does not split into 3 heads"),
+        ({"mean_recurrence": 0}, "mean_recurrence is 0, must be at least 1"),
+        ({"state_init": "unit"}, "state_init is 'unit'"),
+    ],
+)
+def test_configurations_that_are_not_built_here(change, told):
+    with pytest.raises(ValueError, match=told):
+        HuginnConfig(**(SMALL | change))
+
+
+def rewrite(folder, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_all_published_forms_of_the_weights_load(tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path / "m")
+    assert len(load_file(tmp_path / "m" / "model.safetensors")) == len(model.state_dict())
+
+    def agrees(folder, **options) -> None:
+        again = HuginnForCausalLM.from_pretrained(folder, **options)
+        assert again.lm_head.weight is again.transformer.wte.weight
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(again.state_dict()[name].float(), tensor), name
+
+    rewrite(tmp_path / "m", lambda t: t.pop("freqs_cis"))
+    agrees(tmp_path / "m")
+    copy = model.transformer.wte.weight.detach().clone()
+    rewrite(tmp_path / "m", lambda t: t.update({"lm_head.weight": copy}))
+    agrees(tmp_path / "m")
+    rewrite(tmp_path / "m", lambda t: t.pop("transformer.wte.weight"))
+    agrees(tmp_path / "m")
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 3
+    agrees(tmp_path / "sharded")
+    raw = {f"_orig_mod._original_module.{n}": t.clone() for n, t in model.state_dict().items()}
+    save_file(raw, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    agrees(tmp_path / "m", key_mapping={r"^_orig_mod\._original_module\.": ""})
+    for dtype in (torch.bfloat16, torch.float16):
+        build().to(dtype).save_pretrained(tmp_path / "half")
+        half = HuginnForCausalLM.from_pretrained(tmp_path / "half", dtype=torch.float32)
+        want = model.transformer.adapter.weight.to(dtype).float()
+        assert torch.equal(half.transformer.adapter.weight, want)
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    build().save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"] + 1}))
+    with pytest.raises(ValueError, match=r"lm_head.weight and transformer.wte.weight differ"):
+        load(tmp_path)
+    rewrite(tmp_path, lambda t: t.pop("lm_head.weight"))
+    rewrite(tmp_path, lambda t: t.pop("transformer.ln_f.weight"))
+    with pytest.raises(ValueError, match=r"missing: transformer\.ln_f\.weight"):
+        load(tmp_path)
+
+
+def test_rounding_the_weights_leaves_the_angles_alone(tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path)
+    loaded = HuginnForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    with torch.no_grad():
+        got = model.bfloat16()(ids(1, 60)).logits
+        assert got.dtype == torch.bfloat16
+        assert torch.equal(got, loaded(ids(1, 60)).logits)
+    _, context = loaded.embed(ids(1, 60))
+    assert context.rotary[0].dtype == torch.float32
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = SMALL | {"n_embd": 256, "intermediate_size": 512}
+    config = HuginnConfig(**sizes)
+    model: Any = HuginnForCausalLM(config)
+    block = model.transformer.core_block[1]
+    cut = 0.98658  # deviation of a normal cut at 3 sigma
+    for weight, sigma in (
+        (model.transformer.wte.weight, config.init_std),
+        (model.transformer.adapter.weight, config.init_std),
+        (block.attn.Wqkv.weight, config.init_std),
+        (block.mlp.fc.weight[512:], config.init_std),
+        (block.attn.proj.weight, config.init_std_out),
+        (block.mlp.proj.weight, config.init_std_out),
+    ):
+        assert weight.std().item() == pytest.approx(cut * sigma, rel=0.03)
+        assert weight.abs().max().item() <= 3 * sigma
+    assert (block.norm_1.weight == 1).all() and (block.attn.qk_bias == 0).all()
