@@ -28,7 +28,7 @@ from inward.evals.rows import append_row
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.generate import generate
 from inward.methods.huginn.model import HuginnForCausalLM
-from inward.methods.huginn.texts import Generated, Work
+from inward.methods.huginn.texts import HuginnGenerated, Work
 
 
 def random_model(args: argparse.Namespace) -> HuginnForCausalLM:
@@ -88,7 +88,7 @@ def timed(args: argparse.Namespace, model: HuginnForCausalLM, rule: str | haltin
     return clock() - begin, out
 
 
-def closed_batch(out: Generated, batch: int) -> int:
+def closed_batch(out: HuginnGenerated, batch: int) -> int:
     """Passes if rows wait for each other at every token."""
     steps = [row[1:] for row in out.steps]
     groups = [torch.stack(steps[i : i + batch]) for i in range(0, len(steps), batch)]

@@ -22,10 +22,10 @@ from typing import Any, cast
 import torch
 
 from inward import hub
-from inward.data.texts.text import Questions, questions
+from inward.data.texts.text import TextQuestions, questions
 from inward.evals.rows import append_row, machine
 from inward.evals.stats import wilson
-from inward.methods.huginn.cache import Layout, RecurrentCache, policy, token_bytes
+from inward.methods.huginn.cache import RecurrentCache, SlotLayout, policy, token_bytes
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.model import HuginnForCausalLM
 from inward.recipes.huginn import HopsData, hops
@@ -35,13 +35,13 @@ POLICIES = ("per-depth", "first-then-shared:4", "ring:4", "ring:2", "shared")
 AT_ONCE = "prompt at once"
 
 
-def layout(config: HuginnConfig, dtype: torch.dtype) -> Layout:
+def layout(config: HuginnConfig, dtype: torch.dtype) -> SlotLayout:
     """What a cache of that model is made for."""
-    return Layout(*config.layers, config.n_heads, config.head_dim, dtype, torch.device("cpu"))
+    return SlotLayout(*config.layers, config.n_heads, config.head_dim, dtype, torch.device("cpu"))
 
 
 @torch.no_grad()
-def right(model: HuginnForCausalLM, held: Questions, choice: str, depth: int) -> int:
+def right(model: HuginnForCausalLM, held: TextQuestions, choice: str, depth: int) -> int:
     """Questions answered rightly after `depth` recurrences a token, read under the policy."""
     prompts = [held.prompt(i) for i in range(len(held))]
     num_right = 0
@@ -61,7 +61,7 @@ def right(model: HuginnForCausalLM, held: Questions, choice: str, depth: int) ->
 
 
 def measured(
-    model: HuginnForCausalLM, sets: dict[int, Questions], choice: str, depth: int
+    model: HuginnForCausalLM, sets: dict[int, TextQuestions], choice: str, depth: int
 ) -> dict[str, Any]:
     """One row of results."""
     found = {k: wilson(right(model, held, choice, depth), len(held)) for k, held in sets.items()}

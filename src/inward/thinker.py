@@ -167,7 +167,7 @@ def _coconut(
 ) -> list[Written]:
     from inward.data.thoughts.segments import Sample, Text
     from inward.methods.coconut.generate import generate
-    from inward.methods.coconut.policies import Boundary, Script
+    from inward.methods.coconut.policies import Boundary, Scripted
 
     asked = False
     if recipe is not None and thoughts is None:
@@ -180,7 +180,7 @@ def _coconut(
     else:
         samples = [Sample((Text(tuple(codec.encode(text)), False),)) for text in prompts]
         ends = frozenset(codec.encode("\n")[-1:])
-        options["policy"] = Boundary() if thoughts is None else Script(tuple(thoughts), ends=ends)
+        options["policy"] = Boundary() if thoughts is None else Scripted(tuple(thoughts), ends=ends)
     made = generate(model, samples, trace=True, **options)
     return [
         Written(

@@ -10,10 +10,10 @@ import torch
 
 from inward.bench import huginn as bench_huginn
 from inward.bench.huginn import SHAPE, agreement, job, write_weights
-from inward.bench.huginn_sides import Order, Products, product_forms
+from inward.bench.huginn_sides import HuginnOrder, Products, product_forms
 from inward.bench.run import bench
 from inward.cli.main import main
-from inward.methods.huginn.cache import Layout, token_bytes
+from inward.methods.huginn.cache import SlotLayout, token_bytes
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.model import HuginnForCausalLM
 
@@ -173,7 +173,7 @@ def test_the_weights_are_all_there_and_the_bytes_are_theirs(tmp_path):
     )
     read = bench_huginn.token_bytes(TINY, 3, 0, 4)
     assert read == 4 * (once + 2 * core)
-    layout = Layout(2, 4, 2, 2, 8, torch.float32, torch.device("cpu"))
+    layout = SlotLayout(2, 4, 2, 2, 8, torch.float32, torch.device("cpu"))
     per_token = token_bytes("deepest", 3, layout)
     assert bench_huginn.token_bytes(TINY, 3, 10, 4) - read == 10 * per_token
 
@@ -191,7 +191,7 @@ def test_every_form_is_the_same_product(dtype):
             for got, x, w in zip(form(), rows, weights, strict=True):
                 want = x.double() @ w.double().T
                 torch.testing.assert_close(got.double(), want, rtol=0.02, atol=0.02)
-    order = Order("products", "products", TINY, 3, dtype, 2)
+    order = HuginnOrder("products", "products", TINY, 3, dtype, 2)
     made = Products(order)
     per_block = 4 * 16 * 16 + 3 * 16 * 24
     assert made.bytes == (4 * per_block + 2 * 16 * 16) * kind.itemsize

@@ -16,7 +16,7 @@ from inward.bench.run import bench
 from inward.bench.trm import _agreement, _outputs, _write_weights, job
 from inward.bench.trm_sides import (
     Forms,
-    Order,
+    TRMOrder,
     _flops,
     _import_from,
     _Products,
@@ -211,7 +211,7 @@ def test_the_configuration_comes_back(tmp_path):
     weights = _write_weights(tmp_path, asdict(settings))
     model = load_reference(weights, reference_config(settings, 7))
     assert model.settings == settings
-    order = Order("ours", json.loads(json.dumps(asdict(settings))), 7, 1, str(weights))
+    order = TRMOrder("ours", json.loads(json.dumps(asdict(settings))), 7, 1, str(weights))
     flops = _flops(order)
     evaluation, read_out = model.flops()
     # T = 2, n = 1: four evaluations, two of them with backward
@@ -224,7 +224,7 @@ def test_the_configuration_comes_back(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_products_are_those_of_the_network(dtype):
     settings = replace(TINY, compute_dtype=dtype, num_layers=2)
-    made = _Products(settings, Order("products", {}, 3, product_seconds=0.01))
+    made = _Products(settings, TRMOrder("products", {}, 3, product_seconds=0.01))
     evaluation, _ = TRM(settings).flops()
     assert made.work * settings.num_layers == 3 * evaluation
     assert len(made.forward) == 4 and len(made.backward) == 8

@@ -17,7 +17,7 @@ import torch
 from inward.cli.main import main
 from inward.data.puzzles import arc, folder, sudoku
 from inward.data.puzzles.arc import ArcSet, Pair, Split, Task, build, decode, find_offset
-from inward.evals.arc import Questions, arc_table, evaluate_arc
+from inward.evals.arc import ArcQuestions, arc_table, evaluate_arc
 from inward.evals.voting import KS
 from inward.methods.trm.model import TRM
 from inward.methods.trm.settings import TRMSettings
@@ -112,7 +112,7 @@ def translated(made):
         seed=3,
         translate=True,
     )
-    return Questions(made.held_out, list(made.names()), split, np.arange(len(split)))
+    return ArcQuestions(made.held_out, list(made.names()), split, np.arange(len(split)))
 
 
 def one_cell_wrong(label):
@@ -150,7 +150,7 @@ def check_submission(path, tasks):
 @pytest.mark.parametrize("moved", [False, True])
 def test_the_oracle_scores_everything(tmp_path, moved):
     made = build(some_tasks(), seed=0, num_variants=60)
-    questions = translated(made) if moved else Questions.of(made)
+    questions = translated(made) if moved else ArcQuestions.of(made)
     inputs = questions.examples.tokens(questions.rows)[0]
     offsets = {find_offset(x) for x in inputs}
     assert len(offsets) > 50 if moved else offsets == {(0, 0)}
@@ -177,7 +177,7 @@ def test_the_oracle_scores_everything(tmp_path, moved):
 def test_a_damaged_oracle_scores_exactly_less(num_spoilt, first, second):
     """The second test of task two is wrong, by the same cell, under some of its 11 variants."""
     made = build(some_tasks(), seed=0, num_variants=10)
-    questions = Questions.of(made)
+    questions = ArcQuestions.of(made)
     spoilt = sorted(name for name in questions.names if name.startswith("two"))[:num_spoilt]
     target = made.held_out[0].test[1].input
 
@@ -209,7 +209,7 @@ def test_every_map_is_undone_and_has_to_be(number):
     tests = [task.test for task in tasks]
     split = Split(tasks, tests, variants, identifiers, seed=0, translate=True)
     made = ArcSet(tasks, variants, split, split, tasks)
-    questions = Questions.of(made)
+    questions = ArcQuestions.of(made)
     assert evaluate_arc(Oracle(questions), questions).reports == (ALL_RIGHT,)
 
     def not_turned(name, x, label):
@@ -235,7 +235,7 @@ def test_the_oracle_on_real_tasks():
     data = ArcData(num_tasks=12, num_variants=9)
     made = data.arc_set()
     assert len(made.tasks) == 24 and len(made.held_out) == 12
-    for questions in (Questions.of(made), translated(made)):
+    for questions in (ArcQuestions.of(made), translated(made)):
         assert evaluate_arc(Oracle(questions), questions).reports == (ALL_RIGHT,)
         broken = Oracle(questions, lambda name, x, label: one_cell_wrong(label))
         (report,) = evaluate_arc(broken, questions).reports
@@ -247,7 +247,7 @@ def test_the_oracle_on_real_tasks():
 
 def test_checkpoints_are_scored_alone_and_together(tmp_path):
     made = build(some_tasks(), seed=0, num_variants=4)
-    questions = Questions.of(made)
+    questions = ArcQuestions.of(made)
     good, bad = Oracle(questions), Oracle(questions, lambda n, x, y: np.where(y > 1, 2, y))
     out = tmp_path / "sub.json"
     result = evaluate_arc([good, good, bad], questions, submission=out)
@@ -290,7 +290,7 @@ def votes_in(state):
 
 def test_a_killed_evaluation_goes_on(tmp_path):
     made = build(some_tasks(), seed=0, num_variants=9)
-    questions = Questions.of(made)
+    questions = ArcQuestions.of(made)
     options: dict[str, Any] = {"batch_size": 2, "save_every": 0.0}  # 40 questions, 8 at a time
     kept = {"state": tmp_path / "whole", "submission": tmp_path / "whole.json"}
     whole = evaluate_arc([Oracle(questions)] * 2, questions, **kept, **options)
@@ -331,7 +331,7 @@ def test_a_killed_evaluation_goes_on(tmp_path):
 
 def test_fewer_tasks_and_variants():
     made = build(some_tasks(), seed=0, num_variants=9)
-    questions = Questions.of(made)
+    questions = ArcQuestions.of(made)
     less = questions.first(num_tasks=2, num_variants=3)
     assert [task.name for task in less.tasks] == ["two", "full"]
     assert (len(less.rows), less.num_tests) == (3 * 4, 3)
@@ -345,7 +345,7 @@ def test_fewer_tasks_and_variants():
 
 def test_unfit_questions_and_options_are_refused(tmp_path):
     made = build(some_tasks(), seed=0, num_variants=2)
-    questions = Questions.of(made)
+    questions = ArcQuestions.of(made)
     oracle = Oracle(questions)
     for settings, told in (
         (replace(oracle.settings, num_identifiers=5), "has 5 identifiers, the questions 19"),
@@ -370,9 +370,9 @@ def test_unfit_questions_and_options_are_refused(tmp_path):
     puzzles = sudoku.generate(3, n=4, seed=0, progress=False)
     folder.write_puzzles(tmp_path / "sudoku", "test", puzzles)
     with pytest.raises(ValueError, match="holds 16 cells of 6 tokens"):
-        Questions.read(tmp_path / "sudoku")
+        ArcQuestions.read(tmp_path / "sudoku")
     with pytest.raises(ValueError, match="holds no task out"):
-        Questions.of(build(some_tasks(), seed=0, num_variants=0, evaluation=()))
+        ArcQuestions.of(build(some_tasks(), seed=0, num_variants=0, evaluation=()))
     assert oracle.calls == 0
 
 
@@ -482,7 +482,7 @@ def test_the_published_recipe_trains_on_a_folder_and_votes(tmp_path, capsys, mon
     )
     assert written == memory
 
-    questions = Questions.read("data")
+    questions = ArcQuestions.read("data")
     assert evaluate_arc(Oracle(questions), questions).reports == (ALL_RIGHT,)
 
 
@@ -564,7 +564,7 @@ def test_the_competitions_folder_is_read(tmp_path):
 
     (tmp_path / "arc-agi_evaluation_challenges.json").unlink()
     hidden = replace(data, evaluation=("test",))  # the answers are not to be had
-    questions = Questions.of(hidden.arc_set())
+    questions = ArcQuestions.of(hidden.arc_set())
     assert len(hidden.puzzles("test")) == 4
     with pytest.raises(ValueError, match="no answer is known in test"):
         hidden.puzzles("valid")
@@ -591,5 +591,5 @@ def test_arc2_small_is_arc1_small_on_other_tasks():
     except (ImportError, ValueError) as error:
         pytest.skip(f"no ARC-AGI-2: {error}")
     assert len(made.held_out) == 8
-    questions = Questions.of(made)
+    questions = ArcQuestions.of(made)
     assert evaluate_arc(Oracle(questions), questions).reports == (ALL_RIGHT,)

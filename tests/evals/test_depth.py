@@ -7,7 +7,7 @@ import torch
 from inward.common.halting import KL, LatentChange, Recurrences
 from inward.data.texts.arithmetic_text import Addition
 from inward.data.texts.hops import Hops
-from inward.data.texts.text import Questions, Rows, joined, questions
+from inward.data.texts.text import RowMaker, TextQuestions, joined, questions
 from inward.evals.depth import (
     accuracy_by_depth,
     engine_exits,
@@ -22,7 +22,7 @@ from inward.methods.huginn.settings import Depth, HuginnSettings
 ROWS = Hops(num_nodes=5, max_hops=3, num_walks=1)
 
 
-def small(rows: Rows = ROWS, *, loud=1.0):
+def small(rows: RowMaker = ROWS, *, loud=1.0):
     torch.manual_seed(0)
     settings = HuginnSettings(width=16, num_heads=2, mlp_width=24, prelude=1, core=1, coda=1)
     config = settings.config(vocab_size=rows.vocab_size, block_size=32, depth=Depth(4, 2))
@@ -34,7 +34,7 @@ def small(rows: Rows = ROWS, *, loud=1.0):
     return model
 
 
-def mixed(num=12, rows: Rows = ROWS, difficulties=(1, 2, 4)):
+def mixed(num=12, rows: RowMaker = ROWS, difficulties=(1, 2, 4)):
     return joined(questions(rows, num, difficulty=k, seed=0) for k in difficulties)
 
 
@@ -47,7 +47,7 @@ def taught(model, held, depth=2):
         with torch.no_grad():
             logits = model(prompt, num_steps=depth, state_seed=i << 16).logits[0, -1]
         ids[i, prompt.shape[1]] = labels[i, prompt.shape[1]] = 1 + int(logits[1:].argmax())
-    return Questions(ids, labels, held.difficulty)
+    return TextQuestions(ids, labels, held.difficulty)
 
 
 @pytest.mark.parametrize("rows", [ROWS, Addition(num_digits=1, max_operands=4)])

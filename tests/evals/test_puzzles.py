@@ -13,7 +13,7 @@ import torch
 
 from inward import hub
 from inward.bench.environment import environment
-from inward.bench.run import Row, bench, bench_table, quartiles
+from inward.bench.run import BenchRow, bench, bench_table, quartiles
 from inward.common.trace import Step, Trace
 from inward.data.puzzles import maze, sudoku
 from inward.data.puzzles.folder import write_puzzles
@@ -340,7 +340,7 @@ def test_bench_refuses_nonsense_before_measuring():
 def test_quartiles():
     assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
     assert quartiles([7.0]) == (7.0, 7.0, 7.0)
-    assert Row("a", "b", 1, 1, 1, "ms", 1, 1).to_row()["unit"] == "ms"
+    assert BenchRow("a", "b", 1, 1, 1, "ms", 1, 1).to_row()["unit"] == "ms"
 
 
 def test_environment_names_what_a_bug_report_needs():

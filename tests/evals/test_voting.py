@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from inward.data.puzzles import arc
 from inward.data.puzzles.arc import Pair, Task, Variant, build, decode, encode, find_offset
-from inward.evals.voting import Vote, Voting, votes_from
+from inward.evals.voting import VariantVote, Voting, votes_from
 
 KS = (1, 2, 5, 10, 100, 1000)
 
@@ -58,12 +58,14 @@ def oracle(made, *, offset=(0, 0), spoil=None):
                 wrong[0, 0] = (wrong[0, 0] + 1) % 10  # one cell, the same one in every variant
                 y = encode(variant.apply(wrong), offset)
             task = names[identifier].split("|||")[0]
-            yield Vote(task, x, names[identifier], y, 1.0)
+            yield VariantVote(task, x, names[identifier], y, 1.0)
 
 
 def vote(task, test, answer, logit=0.0, variant=arc.IDENTITY):
     asked = encode(variant.apply(task.test[test].input))
-    return Vote(task.name, asked, variant.name(task.name), encode(variant.apply(answer)), logit)
+    return VariantVote(
+        task.name, asked, variant.name(task.name), encode(variant.apply(answer)), logit
+    )
 
 
 # -- The oracle
@@ -395,5 +397,5 @@ def test_offsets_are_taken_from_the_input():
     noisy = np.where(y == 0, 3, y)
     assert find_offset(noisy) == (0, 0)
     voting = Voting([task])
-    voting.add([Vote("two", x, "two", noisy, 0.0)])
+    voting.add([VariantVote("two", x, "two", noisy, 0.0)])
     assert voting.score()[1] == 1.0

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from inward.data.texts.packed import Tokens
+from inward.data.texts.packed import PackedTokens
 from inward.methods.tidar.model import TiDAR
 from inward.recipes import tidar as recipes
 from inward.recipes.tidar import OwnText, TiDARRecipe, TokenFolder
@@ -119,7 +119,7 @@ def test_a_published_recipe_reads_token_folders(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("train", "valid"):
         texts = [rng.integers(0, 8, size=int(n)).tolist() for n in rng.integers(4, 20, size=12)]
-        Tokens.from_ids(texts).save(tmp_path / "tokens" / name)
+        PackedTokens.from_ids(texts).save(tmp_path / "tokens" / name)
     recipe = recipes.published_qwen_1_5b()
     assert "NOT RUN HERE" in recipe.about and recipe.train.warmup == 238
     recipe = replace(

@@ -13,7 +13,7 @@ from inward.data.thoughts.prosqa import ProsQASettings
 from inward.data.thoughts.segments import Latent, Sample, Text
 from inward.methods.coconut.generate import generate
 from inward.methods.coconut.model import Coconut
-from inward.methods.coconut.policies import Script
+from inward.methods.coconut.policies import Scripted
 from inward.recipes.coconut import CoconutRecipe, ProsQAData, SmallBase
 from inward.studies import thoughts_ablate as causal
 from inward.studies import thoughts_read as reading
@@ -204,7 +204,7 @@ def test_the_parrot_says_what_its_thoughts_hold(parrot):
 
 def test_thoughts_of_a_policy_are_replaced_too(model):
     prompts = [Sample((text(3 + r, r),)) for r in range(4)]
-    script = Script((2, 1), sentences=1, ends=range(37))
+    script = Scripted((2, 1), sentences=1, ends=range(37))
     options = {"answer": tuple, "ends": range(37), "max_new_tokens": 8, "policy": script}
     golds = [tuple(t) for t in generate(model, prompts, max_new_tokens=8, policy=script).tokens]
     same, zero = ablate(model, prompts, golds, kinds=("same", "zero"), **options)
@@ -273,7 +273,7 @@ def test_ablation_refuses_what_makes_no_sense(gpt2):
 def spoken(model, num: int = 6) -> list[Sample]:
     """What a model says in a rhythm whose blocks differ in length."""
     rows = [Sample((text(3 + r, r),)) for r in range(num)]
-    script = Script((2, 3), sentences=1, ends=range(37))
+    script = Scripted((2, 3), sentences=1, ends=range(37))
     return generate(model, rows, policy=script, max_new_tokens=8).samples
 
 

@@ -105,7 +105,7 @@ def test_views_read_off_a_table_are_what_solve_answers(model, unlabelled):
 
 def test_a_verifier_is_asked_about_the_puzzles_own_orientation(model):
     puzzles = sudoku.generate(6, n=4, seed=2, clues=12, progress=False)
-    recorder = scaling._Recorder(puzzles, TASK, 2, views(2))
+    recorder = scaling._StateRecorder(puzzles, TASK, 2, views(2))
     seen = np.stack([
         np.tile(v.apply(puzzles.labels) if v else puzzles.labels, 1) for v in recorder.views
     ], axis=1)  # fmt: skip

@@ -33,7 +33,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from inward.bench.huginn_sides import MODEL_FILE, SHORT, Order
+from inward.bench.huginn_sides import MODEL_FILE, SHORT, HuginnOrder
 from inward.bench.process import Process
 
 CONTEXTS = (64, 512, 2048)
@@ -94,7 +94,9 @@ def job(
 
     def measure(repeats: int) -> Iterator[Measured]:
         for kind in DTYPES if dtype is None else (dtype,):
-            order = Order("ours", "ours", dict(shape), shape["mean_recurrence"], kind, num_new)
+            order = HuginnOrder(
+                "ours", "ours", dict(shape), shape["mean_recurrence"], kind, num_new
+            )
             if reference is not None:
                 order = replace(order, reference=str(reference.resolve()))
             yield from _case(order, packages, contexts, plain, repeats, say)
@@ -112,7 +114,7 @@ def check_packages(folder: Path) -> None:
 
 
 def _case(
-    order: Order,
+    order: HuginnOrder,
     packages: Path | None,
     contexts: Sequence[int],
     plain: bool,
@@ -140,7 +142,7 @@ def _case(
             yield from _turns(order, context, sides, products, repeats)
 
 
-def _process(order: Order, packages: Path | None = None) -> Process:
+def _process(order: HuginnOrder, packages: Path | None = None) -> Process:
     ahead = "" if packages is None or order.kind != "official" else str(packages.resolve())
     return Process(order, "inward.bench.huginn_sides", bench="huginn", packages=ahead)
 
@@ -204,7 +206,7 @@ def token_bytes(config: dict[str, Any], depth: int, context: float, itemsize: in
 
 
 def _turns(
-    order: Order,
+    order: HuginnOrder,
     context: int,
     sides: dict[str, Process],
     products: Process,

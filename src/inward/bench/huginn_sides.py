@@ -28,7 +28,7 @@ SHORT = 16
 
 
 @dataclass(frozen=True)
-class Order:
+class HuginnOrder:
     """What a process is told to build."""
 
     side: str
@@ -46,19 +46,19 @@ class Order:
 
 def serve_order() -> None:
     """Be the side that the order on standard input names."""
-    serve(lambda order: build(Order(**order)))
+    serve(lambda order: build(HuginnOrder(**order)))
 
 
-def build(order: Order) -> Side:
+def build(order: HuginnOrder) -> Side:
     """The side of that order."""
     import torch
 
     torch.set_num_threads(order.threads)
-    kinds: dict[str, Callable[[Order], Side]] = {"ours": Ours, "official": Official}
+    kinds: dict[str, Callable[[HuginnOrder], Side]] = {"ours": Ours, "official": Official}
     return (kinds | {"products": Products})[order.kind](order)
 
 
-def prompt(order: Order, length: int) -> Any:
+def prompt(order: HuginnOrder, length: int) -> Any:
     """(1, length) random tokens."""
     import torch
 
@@ -72,7 +72,7 @@ class _Model:
     flops: dict[str, float] = {}  # noqa: RUF012 - nothing is counted here
     about = ""
 
-    def __init__(self, order: Order):
+    def __init__(self, order: HuginnOrder):
         self.order, self.clock = order, clock(order.threads)
 
     def do(self, word: str) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class _Model:
 class Ours(_Model):
     """`generate` of this library at batch 1."""
 
-    def __init__(self, order: Order):
+    def __init__(self, order: HuginnOrder):
         super().__init__(order)
         import torch
         from safetensors.torch import load_file
@@ -149,7 +149,7 @@ class Ours(_Model):
 class Official(_Model):
     """`generate_minimal` of the official module with its default cache, from a zero state."""
 
-    def __init__(self, order: Order):
+    def __init__(self, order: HuginnOrder):
         super().__init__(order)
         import torch
         import transformers
@@ -232,7 +232,7 @@ class Products:
     flops: dict[str, float] = {}  # noqa: RUF012
     about = ""
 
-    def __init__(self, order: Order):
+    def __init__(self, order: HuginnOrder):
         import torch
 
         d, m = order.config["n_embd"], order.config["intermediate_size"]

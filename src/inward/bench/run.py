@@ -38,7 +38,7 @@ _WARM_UP = 2  # repeats that are not counted: allocators and kernels settle
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One measurement: the median of `repeats` runs and the quartiles around it, in `unit`."""
 
     subject: str
@@ -77,7 +77,7 @@ def bench(
     dtype: str | None = None,
     compile: bool = False,
     say: Callable[[str], None] = lambda _: None,
-) -> list[Row]:
+) -> list[BenchRow]:
     """Measure every subject.
 
     num_rows: rows of a training batch (default: the recipe's); reference, reference_packages,
@@ -112,7 +112,9 @@ def bench(
             say(f"measuring {subject}")
             for what, unit, times, note in job(repeats):
                 low, median, high = quartiles(times)
-                rows.append(Row(subject, what, median, low, high, unit, len(times), used, note))
+                rows.append(
+                    BenchRow(subject, what, median, low, high, unit, len(times), used, note)
+                )
     return rows
 
 
@@ -312,7 +314,7 @@ SUBJECTS: dict[str, Job] = {"startup": _startup}
 """Subjects that are no recipe."""
 
 
-def bench_table(rows: Sequence[Row]) -> Table:
+def bench_table(rows: Sequence[BenchRow]) -> Table:
     """The rows for a terminal."""
     from rich.box import SIMPLE
     from rich.table import Table

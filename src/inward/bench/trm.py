@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from inward.bench.process import Process
-from inward.bench.trm_sides import MODEL_FILE, Order
+from inward.bench.trm_sides import MODEL_FILE, TRMOrder
 
 if TYPE_CHECKING:
     from inward.methods.trm.settings import TRMSettings
@@ -78,7 +78,7 @@ def job(
     shape = TRMSettings() if settings is None else settings
     assert shape.mixer == "mlp", shape.mixer
     cases = [
-        Order(
+        TRMOrder(
             side="ours",
             settings=asdict(replace(shape, compute_dtype=kind)),
             rows=rows,
@@ -105,7 +105,7 @@ def job(
 
 
 def _case(
-    order: Order, repeats: int, say: Callable[[str], None]
+    order: TRMOrder, repeats: int, say: Callable[[str], None]
 ) -> Iterator[tuple[str, str, list[float], str]]:
     import torch
 
@@ -132,7 +132,7 @@ def _case(
             yield from _turns(f"{work} {label}", work, sides, products, repeats, compiling)
 
 
-def _process(order: Order) -> Process:
+def _process(order: TRMOrder) -> Process:
     return Process(order, "inward.bench.trm_sides", bench="trm")
 
 

@@ -27,7 +27,7 @@ LR, DECAY = 1e-4, 1.0
 
 
 @dataclass(frozen=True)
-class Order:
+class TRMOrder:
     """What a process is told to build."""
 
     side: Literal["ours", "official", "products"]
@@ -43,10 +43,10 @@ class Order:
 
 def serve_order() -> None:
     """Be the side that the order on standard input names; see `process`."""
-    serve(lambda order: _build(Order(**order)))
+    serve(lambda order: _build(TRMOrder(**order)))
 
 
-def _build(order: Order) -> _Side | _Products:
+def _build(order: TRMOrder) -> _Side | _Products:
     import torch
 
     from inward.methods.trm.settings import TRMSettings
@@ -90,7 +90,7 @@ class _Side:
 
     about = ""
 
-    def __init__(self, settings: TRMSettings, order: Order):
+    def __init__(self, settings: TRMSettings, order: TRMOrder):
         import torch
 
         self.rows = order.rows
@@ -149,7 +149,7 @@ class _Side:
         raise NotImplementedError
 
 
-def _flops(order: Order) -> dict[str, float]:
+def _flops(order: TRMOrder) -> dict[str, float]:
     """Of a step and a forward; backward is twice its forward."""
     from inward.methods.trm.reference import load_reference
     from inward.methods.trm.settings import TRMSettings
@@ -165,7 +165,7 @@ def _flops(order: Order) -> dict[str, float]:
 
 
 class _Ours(_Side):
-    def __init__(self, settings: TRMSettings, order: Order):
+    def __init__(self, settings: TRMSettings, order: TRMOrder):
         super().__init__(settings, order)
         from inward.methods.trm.reference import load_reference
         from inward.train.optim import build_optimizers
@@ -207,7 +207,7 @@ class _Ours(_Side):
 
 
 class _Official(_Side):
-    def __init__(self, settings: TRMSettings, order: Order):
+    def __init__(self, settings: TRMSettings, order: TRMOrder):
         super().__init__(settings, order)
         import torch
         from safetensors.torch import load_file
@@ -311,7 +311,7 @@ class _Products:
     about = ""
     flops: dict[str, float] = {}  # noqa: RUF012 - told per answer
 
-    def __init__(self, settings: TRMSettings, order: Order):
+    def __init__(self, settings: TRMSettings, order: TRMOrder):
         import torch
 
         from inward.methods.trm.model import TRM

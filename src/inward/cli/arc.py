@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from inward.cli.options import UsageError, _go, quiet
 
 if TYPE_CHECKING:
-    from inward.evals.arc import Questions
+    from inward.evals.arc import ArcQuestions
 
 
 @dataclass(kw_only=True)
@@ -90,18 +90,18 @@ class Arc:
             append_row(self.out, result.to_row())
         return 0
 
-    def questions(self) -> "tuple[Questions, str]":
+    def questions(self) -> "tuple[ArcQuestions, str]":
         """The questions, and what to call them.
 
         Raises ValueError for models of something else, or of different data.
         """
-        from inward.evals.arc import Questions
+        from inward.evals.arc import ArcQuestions
         from inward.recipes.arc_data import ArcData
         from inward.recipes.of import recipe_of
         from inward.recipes.trm_data import FolderData
 
         if self.data is not None:
-            return Questions.read(self.data), str(self.data)
+            return ArcQuestions.read(self.data), str(self.data)
         recipes = [recipe_of(model) for model in self.model]
         data = recipes[0].data
         for model, recipe in zip(self.model, recipes, strict=True):
@@ -111,9 +111,9 @@ class Arc:
                     "their identifiers mean different tasks, score them apart"
                 )
         if isinstance(data, ArcData):
-            return Questions.of(data.arc_set()), f"{recipes[0].name} test"
+            return ArcQuestions.of(data.arc_set()), f"{recipes[0].name} test"
         if isinstance(data, FolderData) and data.kind == "arc":
-            return Questions.read(data.path), f"{data.path} test"
+            return ArcQuestions.read(data.path), f"{data.path} test"
         raise ValueError(f"{self.model[0]} was trained on {recipes[0].name}, which is not ARC")
 
     def _set_threads(self) -> None:

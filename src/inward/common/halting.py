@@ -4,7 +4,7 @@ A rule looks at what a step produced and says, row by row, whether that row is d
 state: what they need from earlier steps is in the view they are given, so rows may leave a batch
 and others take their place. Any function from a view to a boolean tensor is a rule too.
 
-Answers that are refined (TRM; a step is a supervision step, rules get a `View`):
+Answers that are refined (TRM; a step is a supervision step, rules get a `StepView`):
 
     QHalt(0.0)            the model's own halting head says "right" (TRM paper, section 4.6)
     ArgmaxStable(3)       the answer has not changed for 3 steps
@@ -43,7 +43,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class View:
+class StepView:
     """One step of the rows in work, B of them.
 
     step: (B,) how many steps each row has had, this one included.
@@ -62,7 +62,7 @@ class View:
 
 
 Rule = Callable[[Any], Tensor]
-"""`View` or `DepthView` of B rows -> (B,) boolean"""
+"""`StepView` or `DepthView` of B rows -> (B,) boolean"""
 
 
 class Seen:
@@ -175,7 +175,7 @@ class QHalt:
                 "logit, or Never()"
             )
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: StepView) -> Tensor:
         return view.q > self.threshold
 
 
@@ -189,7 +189,7 @@ class ArgmaxStable:
         if self.times < 1:
             raise ValueError(f"ArgmaxStable: times is {self.times}, must be at least 1")
 
-    def __call__(self, view: View | DepthView) -> Tensor:
+    def __call__(self, view: StepView | DepthView) -> Tensor:
         return view.stable_for >= self.times
 
 
@@ -206,7 +206,7 @@ class LatentChange:
                 "use a small positive share"
             )
 
-    def __call__(self, view: View | DepthView) -> Tensor:
+    def __call__(self, view: StepView | DepthView) -> Tensor:
         return view.change < self.threshold
 
 
@@ -293,7 +293,7 @@ class Recurrences:
 class Never:
     """Only the step budget ends a row."""
 
-    def __call__(self, view: View | DepthView) -> Tensor:
+    def __call__(self, view: StepView | DepthView) -> Tensor:
         return torch.zeros_like(view.step, dtype=torch.bool)
 
 
@@ -304,7 +304,7 @@ class AllOf:
     first: Rule
     second: Rule
 
-    def __call__(self, view: View | DepthView) -> Tensor:
+    def __call__(self, view: StepView | DepthView) -> Tensor:
         return self.first(view) & self.second(view)
 
 
@@ -315,7 +315,7 @@ class AnyOf:
     first: Rule
     second: Rule
 
-    def __call__(self, view: View | DepthView) -> Tensor:
+    def __call__(self, view: StepView | DepthView) -> Tensor:
         return self.first(view) | self.second(view)
 
 

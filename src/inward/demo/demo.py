@@ -47,7 +47,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DemoOutcome:
     """What came of a kind; evaluations and flops are means per puzzle."""
 
     name: str
@@ -68,7 +68,7 @@ def demo(
     out: str | Path = "demo",
     console: Console | None = None,
     seconds: float = 4.0,
-) -> list[Outcome]:
+) -> list[DemoOutcome]:
     """Run the demo; pictures go to the folder `out`.
 
     num: puzzles per kind (default: as many as take a few seconds); seconds: length of an animation.
@@ -154,7 +154,7 @@ def kinds(name: str, model: Any, *, seed: int, num: int | None) -> Iterator[Kind
             yield Kind(title, name, MazeTask(side), puzzles, steps)
 
 
-def _run(kind: Kind, model: Any, out: Path, console: Console, seconds: float) -> Outcome:
+def _run(kind: Kind, model: Any, out: Path, console: Console, seconds: float) -> DemoOutcome:
     began = time.perf_counter()
     options = {"grid": kind.puzzles.grid, "max_steps": kind.max_steps}
     solution = model.solve(kind.puzzles.inputs, **options)
@@ -173,7 +173,7 @@ def _run(kind: Kind, model: Any, out: Path, console: Console, seconds: float) ->
     else:
         terminal.show(trace, kind.task, console=console, most=_STILL_FRAMES, title=title)
     console.print()
-    return Outcome(
+    return DemoOutcome(
         name=kind.name,
         model=kind.model,
         num=len(solved),
@@ -211,7 +211,7 @@ def _draw(trace: Trace, kind: Kind, out: Path) -> tuple[Path, ...]:
     return tuple(plots.save(figure, path) for path in paths)
 
 
-def table(outcomes: list[Outcome]) -> Table:
+def table(outcomes: list[DemoOutcome]) -> Table:
     """The table at the end."""
     columns = (
         "puzzles",

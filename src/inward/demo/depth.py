@@ -29,7 +29,7 @@ RULE, RULE_NAME = KL(5e-4), "kl 5e-4"
 
 
 @dataclass(frozen=True)
-class Depth:
+class DepthDemo:
     """One line of the table: questions of one number of hops; steps is the mean."""
 
     hops: int
@@ -47,7 +47,7 @@ def depth_demo(
     seed: int,
     num: int | None = None,
     console: Console,
-) -> list[Depth]:
+) -> list[DepthDemo]:
     """Show one question and print the table.
 
     num: questions of each number of hops; None: as many as take seconds.
@@ -63,7 +63,7 @@ def depth_demo(
     for k in range(1, hardest + 1):
         own = held.difficulty == k
         right, steps = int(found.right[own].sum()), float(found.steps[own].mean())
-        lines.append(Depth(k, k in trained, count, right, steps))
+        lines.append(DepthDemo(k, k in trained, count, right, steps))
     console.print(_table(name, lines))
     return lines
 
@@ -113,7 +113,7 @@ def _word(task: Any, token: int) -> str:
         return "?"
 
 
-def _table(name: str, lines: list[Depth]) -> Table:
+def _table(name: str, lines: list[DepthDemo]) -> Table:
     shown = Table(
         box=SIMPLE,
         title=f"{name}: more hops, more thought",

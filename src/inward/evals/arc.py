@@ -57,7 +57,7 @@ class Examples(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Questions:
+class ArcQuestions:
     """What models are asked: rows of `examples`; `names` says which variant an identifier is."""
 
     tasks: tuple[Task, ...]
@@ -66,14 +66,14 @@ class Questions:
     rows: np.ndarray
 
     @classmethod
-    def of(cls, made: ArcSet) -> Questions:
+    def of(cls, made: ArcSet) -> ArcQuestions:
         """All held-out questions of a set. Raises ValueError if nothing is held out."""
         if made.test is None:
             raise ValueError("the set holds no task out; build it with an evaluation subset")
         return cls(made.held_out, list(made.names()), made.test, np.arange(len(made.test)))
 
     @classmethod
-    def read(cls, path: str | os.PathLike) -> Questions:
+    def read(cls, path: str | os.PathLike) -> ArcQuestions:
         """All questions of a dataset folder: test/, identifiers.json, test_puzzles.json.
 
         Raises FileNotFoundError or ValueError for a file that is missing or of another build.
@@ -87,7 +87,9 @@ class Questions:
         tasks = tuple(read_kaggle(Path(path) / "test_puzzles.json", subset="evaluation"))
         return cls(tasks, folder.names(), folder, np.arange(len(folder)))
 
-    def first(self, *, num_tasks: int | None = None, num_variants: int | None = None) -> Questions:
+    def first(
+        self, *, num_tasks: int | None = None, num_variants: int | None = None
+    ) -> ArcQuestions:
         """The first tasks only, or only so many variants of each besides the original.
 
         Raises ValueError for numbers below 1 and 0.
@@ -105,7 +107,7 @@ class Questions:
         found = self.examples.tokens(cuts[firsts])[2]
         asked = {Variant.parse(self.names[int(i)])[0] for i in found}
         tasks = tuple(task for task in self.tasks if task.name in asked)
-        return Questions(tasks, self.names, self.examples, rows)
+        return ArcQuestions(tasks, self.names, self.examples, rows)
 
     @property
     def num_tests(self) -> int:
@@ -157,7 +159,7 @@ class ArcResult:
 
 def evaluate_arc(
     models: Any,
-    questions: ArcSet | Questions,
+    questions: ArcSet | ArcQuestions,
     *,
     max_steps: int | None = None,
     halt: Any = "never",
@@ -191,13 +193,15 @@ def evaluate_arc(
         FileNotFoundError, ValueError: a checkpoint, a file or an option does not fit, before any
             work where that can be known.
     """
-    asked = questions if isinstance(questions, Questions) else Questions.of(questions)
+    asked = questions if isinstance(questions, ArcQuestions) else ArcQuestions.of(questions)
     checkpoints = list(models) if isinstance(models, list | tuple) else [models]
     settings = {"max_steps": max_steps, "halt": str(halt), "ks": list(ks)}
     _check(checkpoints, submission, submit, batch_size)
     voting = Voting(asked.tasks, ks=ks)
     store = _Store(state, checkpoints, {"questions": asked.digest(), **settings})
-    work = _Work(asked, voting, store, store.load(voting), max_steps, halt, batch_size, save_every)
+    work = _ArcWork(
+        asked, voting, store, store.load(voting), max_steps, halt, batch_size, save_every
+    )
     work.run(checkpoints, device, progress)
     if submission is not None:
         write_json(submission, voting.submission(accumulated=submit == "accumulated"))
@@ -253,7 +257,7 @@ def _loaded(checkpoint: Any, device: str) -> Any:
     return load(checkpoint).to(where)
 
 
-def _check_fit(model: Any, questions: Questions, name: str) -> None:
+def _check_fit(model: Any, questions: ArcQuestions, name: str) -> None:
     settings = model.settings
     if settings.vocab_size != VOCAB_SIZE:
         raise ValueError(
@@ -294,10 +298,10 @@ class _Done:
 
 
 @dataclass
-class _Work:
+class _ArcWork:
     """One evaluation under way."""
 
-    questions: Questions
+    questions: ArcQuestions
     voting: Voting
     store: _Store
     done: _Done

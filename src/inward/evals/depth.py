@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from inward.common.halting import DepthView, Rule, Seen, depth_rule, verdict
-from inward.data.texts.text import IGNORE, Questions
+from inward.data.texts.text import IGNORE, TextQuestions
 from inward.evals.stats import rank_correlation, wilson
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Curve:
 
 def accuracy_by_depth(
     model: HuginnForCausalLM,
-    sets: Mapping[int, Questions],
+    sets: Mapping[int, TextQuestions],
     depths: Sequence[int],
     *,
     seed: int = 0,
@@ -73,7 +73,7 @@ def accuracy_by_depth(
 
 @torch.no_grad()
 def right_by_depth(
-    model: HuginnForCausalLM, held: Questions, depths: Sequence[int], *, seed: int = 0
+    model: HuginnForCausalLM, held: TextQuestions, depths: Sequence[int], *, seed: int = 0
 ) -> np.ndarray:
     """(N, D) bool: which questions are answered rightly after depths[j] recurrences."""
     if not depths or min(depths) < 1 or list(depths) != sorted(set(depths)):
@@ -93,7 +93,7 @@ def right_by_depth(
 
 
 def _batches(
-    held: Questions, model: HuginnForCausalLM
+    held: TextQuestions, model: HuginnForCausalLM
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
     """Questions of one length at a time, at most BATCH: (their numbers, ids, labels) unpadded."""
     lengths = (held.ids != 0).sum(1)
@@ -145,7 +145,7 @@ class Exits:
 @torch.no_grad()
 def exits(
     model: HuginnForCausalLM,
-    held: Questions,
+    held: TextQuestions,
     rules: Mapping[str, Rule | str],
     *,
     max_steps: int,
@@ -180,7 +180,7 @@ def exits(
 
 def engine_exits(
     model: HuginnForCausalLM,
-    held: Questions,
+    held: TextQuestions,
     rule: Rule | str,
     *,
     max_steps: int,
@@ -274,7 +274,7 @@ class Path:
 
 @torch.no_grad()
 def path_independence(
-    model: HuginnForCausalLM, held: Questions, *, depths: Sequence[int], seeds: tuple[int, int]
+    model: HuginnForCausalLM, held: TextQuestions, *, depths: Sequence[int], seeds: tuple[int, int]
 ) -> list[Path]:
     """Run every question from two initial states, and compare after each of `depths`."""
     from inward.methods.huginn.train import relative_change

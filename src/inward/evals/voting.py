@@ -34,7 +34,7 @@ _FORMAT = "inward-votes-1"
 _Tally = dict[tuple[str, bytes], dict[bytes, list[float]]]
 
 
-class Vote(NamedTuple):
+class VariantVote(NamedTuple):
     """One prediction for one variant of one test input."""
 
     task: str
@@ -59,7 +59,7 @@ def votes_from(
     inputs: np.ndarray,
     tokens: np.ndarray,
     logits: np.ndarray,
-) -> Iterator[Vote]:
+) -> Iterator[VariantVote]:
     """Turn a batch into votes; rows with identifier 0 are padding and left out.
 
     names: identifier -> variant name (`identifiers.json`). identifiers (B,), inputs (B, 900),
@@ -68,7 +68,7 @@ def votes_from(
     for identifier, x, y, logit in zip(identifiers, inputs, tokens, logits, strict=True):
         if int(identifier) != 0:
             variant = names[int(identifier)]
-            yield Vote(Variant.parse(variant)[0], x, variant, y, float(logit))
+            yield VariantVote(Variant.parse(variant)[0], x, variant, y, float(logit))
 
 
 class Voting:
@@ -98,7 +98,7 @@ class Voting:
         """Start a checkpoint: forget the votes of the last one (the accumulated ones stay)."""
         self._single = {}
 
-    def add(self, votes: Iterable[Vote]) -> None:
+    def add(self, votes: Iterable[VariantVote]) -> None:
         """Count votes.
 
         Raises ValueError for a task or input that is not among the tasks' tests, a variant of
@@ -110,7 +110,7 @@ class Voting:
             if self.accumulate:
                 self._count(self._all, key, candidate, 1, confidence)
 
-    def _read(self, vote: Vote) -> tuple[tuple[str, bytes], bytes, float]:
+    def _read(self, vote: VariantVote) -> tuple[tuple[str, bytes], bytes, float]:
         task, variant = Variant.parse(vote.variant)
         if task != vote.task:
             raise ValueError(f"variant {vote.variant!r} is not one of task {vote.task!r}")

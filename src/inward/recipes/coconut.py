@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from inward.data.thoughts import chains, prosqa
-from inward.data.thoughts.curriculum import Curriculum, Layout, Stages
+from inward.data.thoughts.curriculum import BlockLayout, Curriculum, Stages
 from inward.data.thoughts.patterns import Cot, Fixed, NoCot, Pieces, Prefix, Rhythm
 from inward.data.thoughts.records import Record
 from inward.data.thoughts.segments import Sample, Specials
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from inward.data.thoughts.latents import LatentSource
-    from inward.methods.coconut.generate import Generated
+    from inward.methods.coconut.generate import CoconutGenerated
     from inward.methods.coconut.model import Coconut
     from inward.train.loop import Run
 
@@ -226,7 +226,7 @@ class CoconutRecipe:
 
     def generated(
         self, model: Coconut, asked: Sequence[Record], *, batch: int = 50, **options: Any
-    ) -> Iterator[Generated]:
+    ) -> Iterator[CoconutGenerated]:
         """The same with all that generation knows, batch by batch."""
         from inward.methods.coconut.generate import generate
 
@@ -256,16 +256,16 @@ class CoconutRecipe:
     def policy(self, model: Coconut) -> Any:
         """Who switches at inference: the model if boundaries are learned, else the rhythm."""
         from inward.data.thoughts.tokenizers import encode_text
-        from inward.methods.coconut.policies import Boundary, Script, Speak
+        from inward.methods.coconut.policies import Boundary, Scripted, Speaking
 
         pattern, layout = self.curriculum.pattern, self.curriculum.layout
         if layout.boundaries == "supervised":
             return Boundary()
         if not isinstance(pattern, Rhythm) or layout.thought != "latent":
-            return Speak()
+            return Speaking()
         end = encode_text(model.tokenizer, Form().after_step)[-1]
         blocks = (pattern.thoughts,) * self.max_new_tokens  # more than will ever be needed
-        return Script(blocks, sentences=pattern.sentences, ends=frozenset({end}))
+        return Scripted(blocks, sentences=pattern.sentences, ends=frozenset({end}))
 
 
 def _adapted(model: Any, base: PretrainedBase, specials: Specials) -> nn.Module:
@@ -357,12 +357,12 @@ def rows(
     return {
         "coconut": coconut,
         "interleaved": Curriculum(rhythm, stages=blocks),
-        "interleaved-learned": Curriculum(rhythm, Layout(boundaries="supervised"), blocks),
+        "interleaved-learned": Curriculum(rhythm, BlockLayout(boundaries="supervised"), blocks),
         "cot": Curriculum(Cot()),
         "no-cot": Curriculum(NoCot()),
-        "pause-as-thought": replace(coconut, layout=Layout("pause")),
-        "pause-tokens": Curriculum(Fixed(c * max_stage), Layout("pause", "none")),
-        "without-thought": replace(coconut, layout=Layout("nothing")),
+        "pause-as-thought": replace(coconut, layout=BlockLayout("pause")),
+        "pause-tokens": Curriculum(Fixed(c * max_stage), BlockLayout("pause", "none")),
+        "without-thought": replace(coconut, layout=BlockLayout("nothing")),
         "without-curriculum": replace(coconut, stages=Stages(first=max_stage + 1)),
         "one-at-a-time": Curriculum(
             replace(prefix, one_at_a_time=True), stages=later(c * max_stage)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from inward.data.texts.arithmetic_text import Addition
 from inward.data.texts.hops import Hops
-from inward.data.texts.text import Questions, Rows, TextSource, TokenSource, questions
+from inward.data.texts.text import RowMaker, TextQuestions, TextSource, TokenSource, questions
 from inward.methods.huginn.settings import Depth, HuginnSettings, Watch
 from inward.tasks.addition import AdditionTask
 from inward.tasks.hops import HopsTask
@@ -51,7 +51,7 @@ class _Generated:
     seed: int = 0
     """of the held-out questions; training rows depend on the seed of training"""
 
-    def rows(self) -> Rows:
+    def rows(self) -> RowMaker:
         raise NotImplementedError
 
     def trained(self) -> range:
@@ -67,7 +67,7 @@ class _Generated:
         trained = self.trained()
         return range(trained.start, max(trained.stop, self.hardest + 1))
 
-    def questions(self, split: str) -> dict[int, Questions]:
+    def questions(self, split: str) -> dict[int, TextQuestions]:
         """Held-out questions by difficulty, "valid" or "test"; the same for the same fields."""
         num, seed = getattr(self, f"num_{split}"), 10 * self.seed + _SPLIT_SEEDS[split]
         return {

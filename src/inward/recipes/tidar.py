@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from inward.data.texts.packed import PackedSource, Tokens
+from inward.data.texts.packed import PackedSource, PackedTokens
 from inward.methods.tidar.settings import AdapterSettings, TiDARSettings
 from inward.train.settings import OptimSettings, TrainSettings
 
@@ -62,7 +62,7 @@ class OwnText:
     seq_len: int = 256
     seed: int = 0
 
-    def tokens(self, model: Any, tokenizer: Any) -> tuple[Tokens, Tokens]:
+    def tokens(self, model: Any, tokenizer: Any) -> tuple[PackedTokens, PackedTokens]:
         """Texts for training and for validation; written now, or read if they are there.
 
         Raises:
@@ -106,7 +106,7 @@ class OwnText:
             order = np.random.default_rng(self.seed).permutation(len(pairs))
             pairs = [pairs[i] for i in order]
         train, valid = pairs[: -self.num_valid], pairs[-self.num_valid :]
-        return Tokens.from_answers(train), Tokens.from_answers(valid)
+        return PackedTokens.from_answers(train), PackedTokens.from_answers(valid)
 
     def _requests(self, tokenizer: Any) -> list[list[int]]:
         """Prompts from templates, one of each kind in turn."""
@@ -185,7 +185,7 @@ def _tell(done: int, num: int) -> None:
 
 @dataclass(frozen=True)
 class TokenFolder:
-    """Tokens that `inward.data.texts.packed.Tokens.save` wrote: `train` and `valid` in one
+    """Tokens that `inward.data.texts.packed.PackedTokens.save` wrote: `train` and `valid` in one
     folder."""
 
     path: str = "data/tokens"
@@ -195,7 +195,7 @@ class TokenFolder:
     def sources(self, model: Any, tokenizer: Any) -> tuple[PackedSource, PackedSource]:
         """Training and validation."""
         del model, tokenizer  # the tokens are there
-        parts = [Tokens.open(Path(self.path) / name) for name in ("train", "valid")]
+        parts = [PackedTokens.open(Path(self.path) / name) for name in ("train", "valid")]
         first, second = (PackedSource(t, seq_len=self.seq_len, seed=self.seed) for t in parts)
         return first, second
 

@@ -30,7 +30,7 @@ from inward.evals.stats import Paired, paired_difference
 from inward.tasks.arc import ArcTask
 
 if TYPE_CHECKING:
-    from inward.common.halting import Rule, View
+    from inward.common.halting import Rule, StepView
     from inward.recipes.trm import TRMRecipe
 
 SELECTORS = ("q", "majority", "verify", "oracle")
@@ -105,7 +105,7 @@ def record(
     parts = []
     for start in tqdm(range(0, len(puzzles), size), disable=not progress, desc="record"):
         part = puzzles.select(slice(start, start + size))
-        recorder = _Recorder(part, task, rollouts, symmetries)
+        recorder = _StateRecorder(part, task, rollouts, symmetries)
         model.solve(
             part.inputs,
             identifiers=part.identifiers,
@@ -130,7 +130,7 @@ def record(
     return Table(**joined, evaluations=num, flops=num * evaluation + read_out)  # pyright: ignore
 
 
-class _Recorder:
+class _StateRecorder:
     """A halting rule that never fires and writes down what it is shown.
 
     All chains are in one batch and none leaves before the last step, so row i is always chain i.
@@ -147,7 +147,7 @@ class _Recorder:
         words = np.random.default_rng(0).integers(2**62, size=puzzles.inputs.shape[1])
         self.words = 2 * words + 1
 
-    def __call__(self, view: View) -> Any:
+    def __call__(self, view: StepView) -> Any:
         import torch
 
         assert len(view.q) == self.shape[0] * self.shape[1], "a chain left the batch"
@@ -291,7 +291,7 @@ def stopping(
         name: torch.from_numpy(np.ascontiguousarray(getattr(table, name)[:, :chains, :max_steps]))
         for name in ("q", "answer", "stable_for", "change")
     }
-    view = halting.View(
+    view = halting.StepView(
         step=torch.arange(1, max_steps + 1).expand(shape).flatten(),
         q=parts["q"].flatten(),
         tokens=parts["answer"].flatten()[:, None],

@@ -9,15 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inward.data.texts.packed import PADDING, PackedSource, Tokens
+from inward.data.texts.packed import PADDING, PackedSource, PackedTokens
 
 LENGTHS = st.lists(st.integers(1, 25), min_size=1, max_size=30)
 
 
-def numbered(lengths: list[int]) -> Tokens:
+def numbered(lengths: list[int]) -> PackedTokens:
     """Texts whose ids count up over the whole corpus: every token can be told apart."""
     edges = np.cumsum([0, *lengths])
-    return Tokens.from_ids([range(a, b) for a, b in pairwise(edges)])
+    return PackedTokens.from_ids([range(a, b) for a, b in pairwise(edges)])
 
 
 def texts_of(batch: dict[str, torch.Tensor]) -> list[list[int]]:
@@ -94,7 +94,7 @@ def test_rows_depend_on_step_and_row_alone():
 
 
 def test_answers_alone_are_predicted():
-    tokens = Tokens.from_answers([([1, 2, 3], [4, 5]), ([], [6, 7])])
+    tokens = PackedTokens.from_answers([([1, 2, 3], [4, 5]), ([], [6, 7])])
     batch = PackedSource(tokens, seq_len=8, seed=0).batch(0, range(1), 1)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 0]]
     assert batch["documents"].tolist() == [[0] * 5 + [1] * 2 + [PADDING]]
@@ -114,18 +114,18 @@ def test_weight_without_answers_leaves_out_first_tokens():
 
 
 def test_tokens_come_back_from_files(tmp_path):
-    tokens = Tokens.from_answers([([1, 2], [3]), ([4], [5, 6])])
+    tokens = PackedTokens.from_answers([([1, 2], [3]), ([4], [5, 6])])
     tokens.save(tmp_path / "corpus")
-    opened = Tokens.open(tmp_path / "corpus")
+    opened = PackedTokens.open(tmp_path / "corpus")
     assert isinstance(opened.ids, np.memmap)
     assert len(opened) == 2
     for name in ("ids", "starts", "supervised"):
         assert np.array_equal(getattr(opened, name), getattr(tokens, name))
     plain = numbered([2, 3])
     plain.save(tmp_path / "plain")
-    assert Tokens.open(tmp_path / "plain").supervised is None
+    assert PackedTokens.open(tmp_path / "plain").supervised is None
     with pytest.raises(FileNotFoundError, match="no tokens"):
-        Tokens.open(tmp_path)
+        PackedTokens.open(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_tokens_come_back_from_files(tmp_path):
         (lambda t: PackedSource(t, seq_len=4, seed=0, separate=False), "separate=False"),
         (lambda t: PackedSource(t, seq_len=4, seed=0).batch(-1, range(1), 1), "step is -1"),
         (lambda t: PackedSource(t, seq_len=4, seed=0).batch(0, range(2), 1), "outside a batch"),
-        (lambda t: Tokens.from_ids([]), "0 texts"),
-        (lambda t: Tokens.from_ids([[1], []]), "no text may be empty"),
+        (lambda t: PackedTokens.from_ids([]), "0 texts"),
+        (lambda t: PackedTokens.from_ids([[1], []]), "no text may be empty"),
     ],
 )
 def test_bad_input(call, told):

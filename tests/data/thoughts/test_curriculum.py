@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inward.data.thoughts.curriculum import Curriculum, Layout, Stages, arrange
+from inward.data.thoughts.curriculum import BlockLayout, Curriculum, Stages, arrange
 from inward.data.thoughts.patterns import (
     Cot,
     EntropySteps,
     Fixed,
+    HiddenTokens,
     Mixture,
     NextOnly,
     NoCot,
     Pieces,
-    Plan,
     Prefix,
     RandomSteps,
     Rhythm,
@@ -24,7 +24,7 @@ from inward.data.thoughts.patterns import (
     Script,
     Speak,
     Think,
-    Tokens,
+    Turns,
     alternate,
 )
 from inward.data.thoughts.segments import Latent, Sample, Specials, Text, flat
@@ -197,19 +197,19 @@ def test_controls():
 
 
 def test_icot_removes_tokens_from_the_left():
-    plain = Tokens(per_stage=3, all_beyond=7, smoothing=float("inf"))
+    plain = HiddenTokens(per_stage=3, all_beyond=7, smoothing=float("inf"))
     plans = [plain.plan(pieces(3), s, rng()) for s in range(4)]
-    assert plans[0] == Plan((Say(0), Say(1), Say(2)))
-    assert plans[1] == Plan((Say(1, 1), Say(2)))  # three of six tokens are gone
-    assert plans[2] == Plan(())  # six are
-    assert plans[3] == Plan(()) and plain.last_stage == 3  # nine would be more than seven
-    ids, supervised = flat(arrange(pieces(3), plans[1], Layout(), S), latent=S.latent)
+    assert plans[0] == Turns((Say(0), Say(1), Say(2)))
+    assert plans[1] == Turns((Say(1, 1), Say(2)))  # three of six tokens are gone
+    assert plans[2] == Turns(())  # six are
+    assert plans[3] == Turns(()) and plain.last_stage == 3  # nine would be more than seven
+    ids, supervised = flat(arrange(pieces(3), plans[1], BlockLayout(), S), latent=S.latent)
     assert ids == (1, 2, 50, 12, 50, 80, 99)
     assert supervised == (False, False, True, True, True, True, True)
 
 
 def test_icot_smoothing_has_the_published_tail():
-    pattern = Tokens(per_stage=1, all_beyond=10**6, smoothing=0.7)
+    pattern = HiddenTokens(per_stage=1, all_beyond=10**6, smoothing=0.7)
     long = Pieces((1,), ((5,) * 60,), (9,))
     draws = np.random.default_rng(3)
     plans = [pattern.plan(long, 0, draws) for _ in range(4000)]
@@ -222,10 +222,10 @@ def test_icot_smoothing_has_the_published_tail():
 
 
 def test_layouts_of_one_plan():
-    plan = Plan((Think(2), Say(1)))
+    plan = Turns((Think(2), Say(1)))
 
     def laid(**layout) -> Sample:
-        return arrange(pieces(2), plan, Layout(**layout), S, pause=PAUSE)
+        return arrange(pieces(2), plan, BlockLayout(**layout), S, pause=PAUSE)
 
     q, end = Text((1, 2), False), Text((11, 50, 80, 99), True)
     given_ = (Text((1, 2, 90), False), Latent(2), Text((91,), False), end)
@@ -243,7 +243,7 @@ def test_layouts_of_one_plan():
     # As many positions, so that a control differs in the recurrence alone.
     assert len(laid()) == len(laid(thought="pause"))
     with pytest.raises(ValueError, match="give the id"):
-        arrange(pieces(2), plan, Layout("pause"), S)
+        arrange(pieces(2), plan, BlockLayout("pause"), S)
 
 
 @given(
@@ -256,7 +256,7 @@ def test_layouts_of_one_plan():
             RandomSteps(2),
             EntropySteps(1),
             NextOnly(2),
-            Tokens(2, 5),
+            HiddenTokens(2, 5),
             Cot(),
             NoCot(),
             Fixed(3),
@@ -272,7 +272,7 @@ def test_layouts_of_one_plan():
 def test_every_sample_is_well_formed(pattern, thought, boundaries, stage, num, seed):
     record = pieces(num, scores=tuple(float(i % 3) for i in range(num)))
     plan = pattern.plan(record, stage, rng(seed))
-    sample = arrange(record, plan, Layout(thought, boundaries), S, pause=PAUSE).check(S)
+    sample = arrange(record, plan, BlockLayout(thought, boundaries), S, pause=PAUSE).check(S)
     ids, supervised = flat(sample, latent=S.latent)
     assert ids[:2] == record.question and not any(supervised[:2])
     if plan.answer:
@@ -323,10 +323,10 @@ def test_prompts_open_as_training_does():
         Latent(6),
         Text((91,), False),
     )
-    rhythm = Curriculum(Rhythm(3), Layout(boundaries="none"))
+    rhythm = Curriculum(Rhythm(3), BlockLayout(boundaries="none"))
     assert rhythm.prompt(pieces(2), 9, S).segments == (Text((1, 2), False), Latent(3))
     question = (Text((1, 2), False),)
-    learned = Curriculum(Rhythm(3), Layout(boundaries="supervised"))
+    learned = Curriculum(Rhythm(3), BlockLayout(boundaries="supervised"))
     for other in (learned, Curriculum(Cot()), Curriculum(Rhythm(3, lead=1)), Curriculum(NoCot())):
         assert other.prompt(pieces(2), 9, S).segments == question
 
@@ -338,12 +338,12 @@ def test_prompts_open_as_training_does():
         (Rhythm, {"thoughts": 0}, "thoughts is 0"),
         (alternate, {"thoughts": 1, "silent": "third"}, "silent is 'third'"),
         (EntropySteps, {"which": "odd"}, "which is 'odd'"),
-        (Tokens, {"per_stage": 0}, "per_stage is 0"),
+        (HiddenTokens, {"per_stage": 0}, "per_stage is 0"),
         (Fixed, {"num": 0}, "num is 0"),
         (Mixture, {"modes": ()}, "modes is"),
         (Mixture, {"modes": ((Cot(), 0.0),)}, "weights is"),
-        (Layout, {"thought": "words"}, "thought is 'words'"),
-        (Layout, {"boundaries": "free"}, "boundaries is 'free'"),
+        (BlockLayout, {"thought": "words"}, "thought is 'words'"),
+        (BlockLayout, {"boundaries": "free"}, "boundaries is 'free'"),
         (Stages, {"lengths": (1, 0)}, "lengths is"),
         (Stages, {"uniform_prob": 2}, "uniform_prob is 2"),
         (Stages, {"reset": "always"}, "reset is 'always'"),

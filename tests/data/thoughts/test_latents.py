@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from inward.data.thoughts import prosqa
-from inward.data.thoughts.curriculum import Curriculum, Layout, Stages
+from inward.data.thoughts.curriculum import BlockLayout, Curriculum, Stages
 from inward.data.thoughts.latents import LatentSource, scored, step_entropies
 from inward.data.thoughts.patterns import (
     Cot,
@@ -145,7 +145,7 @@ def test_pairs_stay_together_and_are_rewritten_alike():
 
 
 def test_controls_differ_in_the_layout_alone(letters):
-    pause = source(letters, Curriculum(COCONUT.pattern, Layout("pause"), COCONUT.stages))
+    pause = source(letters, Curriculum(COCONUT.pattern, BlockLayout("pause"), COCONUT.stages))
     for step in (0, 4, 13):
         for a, b in zip(
             source(letters).samples(step, range(4), 4),
@@ -192,7 +192,7 @@ def test_no_cot_needs_no_steps(letters):
 
 
 def test_describe_is_json(letters):
-    for curriculum in (COCONUT, Curriculum(Rhythm(), Layout(boundaries="supervised"))):
+    for curriculum in (COCONUT, Curriculum(Rhythm(), BlockLayout(boundaries="supervised"))):
         told = source(letters, curriculum).describe()
         assert json.loads(json.dumps(told))["pattern"] == type(curriculum.pattern).__name__
 

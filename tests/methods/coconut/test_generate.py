@@ -11,7 +11,14 @@ from inward.common.trace import Trace
 from inward.data.thoughts.segments import Latent, Sample, Text
 from inward.methods.coconut.generate import generate, stream
 from inward.methods.coconut.model import Coconut
-from inward.methods.coconut.policies import Boundary, Budget, EntropySwitch, Script, Speak, View
+from inward.methods.coconut.policies import (
+    Boundary,
+    Budget,
+    EntropySwitch,
+    Scripted,
+    Speaking,
+    SwitchView,
+)
 from inward.methods.coconut.vote import vote
 from tests.methods.coconut.toys import (
     BASES,
@@ -104,7 +111,7 @@ def test_text_alone_is_greedy_generation_of_the_base():
 
 
 def test_scripted_rows_equal_the_slow_way(model):
-    script = Script((3, 2), sentences=1, ends=range(37))  # every word is a sentence
+    script = Scripted((3, 2), sentences=1, ends=range(37))  # every word is a sentence
     out = generate(model, prompts(), policy=script, max_new_tokens=12)
     # blocks of the prompt count, and an open one is filled up
     assert out.tokens[0] == slowly(model, prompts()[0], "btttewbtte" + "w" * 7)
@@ -116,8 +123,8 @@ def test_scripted_rows_equal_the_slow_way(model):
 
 
 POLICIES = {
-    "speak": Speak(),
-    "script": Script((2, 1), ends=range(0, 37, 2)),
+    "speak": Speaking(),
+    "script": Scripted((2, 1), ends=range(0, 37, 2)),
     "entropy": EntropySwitch(dwell=1, longest=4),
     "boundary": Boundary(threshold=0.026, longest=3),
     "budget": Budget(EntropySwitch(dwell=1, longest=9), total=6, least=2, most=3),
@@ -140,7 +147,7 @@ def test_a_row_does_not_feel_its_neighbours(model, policy, sampled):
 
 
 def test_some_think_while_others_speak(gpt2):
-    script = Script((3,))
+    script = Scripted((3,))
     events = list(stream(gpt2, prompts(), policy=script, max_new_tokens=8))
     steps = [[e.kind for e in events if e.row == r] for r in range(4)]
     assert any({s[i] for s in steps if i < len(s)} == {"thought", "word"} for i in range(6))
@@ -238,8 +245,8 @@ def test_special_tokens_are_never_words(gpt2, token):
     assert all(token not in row for row in (*out.tokens, *drawn.tokens))
 
 
-def view(**fields) -> View:
-    plain = View(
+def view(**fields) -> SwitchView:
+    plain = SwitchView(
         specials=SPECIALS,
         thinking=torch.tensor([False]),
         run=torch.tensor([0]),
@@ -275,13 +282,13 @@ def test_budgets_bound_another_policy():
     assert always(view(thinking=True, run=2, thoughts=4))
     assert not always(view(thinking=True, run=2, thoughts=5))
     assert not always(view(thinking=True, run=3, thoughts=3))
-    never = Budget(Speak(), least=2)
+    never = Budget(Speaking(), least=2)
     assert never(view(thinking=True, run=1)) and not never(view(thinking=True, run=2))
     assert not never(view(run=0))
 
 
 def test_scripts_count_sentences_and_blocks():
-    script = Script((2, 4), sentences=2, ends={7})
+    script = Scripted((2, 4), sentences=2, ends={7})
     assert script(view()) and not script(view(blocks=1, said=[[7, 1]]))
     assert script(view(blocks=1, said=[[7, 1, 7]])) and not script(view(blocks=2, said=[[7, 7]]))
     assert script(view(thinking=True, blocks=2, run=3))
@@ -290,7 +297,7 @@ def test_scripts_count_sentences_and_blocks():
 
 
 def test_bases_without_boundary_tokens_switch_silently(gpt2):
-    out = generate(gpt2, prompts()[:1], policy=Script((2,)), max_new_tokens=3, boundaries=False)
+    out = generate(gpt2, prompts()[:1], policy=Scripted((2,)), max_new_tokens=3, boundaries=False)
     assert out.tokens[0] == slowly(gpt2, prompts()[0], "ttwww")
     assert out.samples[0].blocks == (2,)
 
@@ -299,7 +306,7 @@ def test_bases_without_boundary_tokens_switch_silently(gpt2):
 def test_soft_thoughts_are_mean_embeddings(model):
     start = Sample((text(4, 1), bot()))
     out = generate(
-        model, [start], policy=Script((1,)), thought="soft", max_new_tokens=2, trace=True
+        model, [start], policy=Scripted((1,)), thought="soft", max_new_tokens=2, trace=True
     )
     ids = torch.tensor([words(start)])
     rows = model.embedding(ids)
@@ -368,7 +375,7 @@ def test_noise_and_edits_touch_thoughts_only(gpt2):
         seen.extend((r, int(number[r])) for r in where.nonzero()[:, 0].tolist())
         return thought
 
-    generate(gpt2, prompts(), policy=Script((4,)), max_new_tokens=9, edit=edit)
+    generate(gpt2, prompts(), policy=Scripted((4,)), max_new_tokens=9, edit=edit)
     assert sorted(seen) == [(0, n) for n in range(4)] + [(1, n) for n in range(3)] + [
         (r, n) for r in (2, 3) for n in range(4)
     ]
@@ -393,7 +400,7 @@ def test_votes(gpt2):
 
 
 def test_traces_tell_thoughts_and_words(gpt2):
-    out = generate(gpt2, prompts(), policy=Script((3,)), max_new_tokens=5, trace=True, lens=4)
+    out = generate(gpt2, prompts(), policy=Scripted((3,)), max_new_tokens=5, trace=True, lens=4)
     for r, trace in enumerate(out.traces):
         sample = out.samples[r]
         batch = gpt2.collate([sample])
@@ -420,7 +427,7 @@ def test_traces_tell_thoughts_and_words(gpt2):
 
 def test_logprobs_add_up_the_words(gpt2):
     out = generate(
-        gpt2, prompts(), policy=Script((2,)), max_new_tokens=5, trace=True, logprobs=True
+        gpt2, prompts(), policy=Scripted((2,)), max_new_tokens=5, trace=True, logprobs=True
     )
     for row, trace in zip(out.logprobs, out.traces, strict=True):
         said = [step for step in trace.steps if step.kind == "word"]
@@ -481,11 +488,11 @@ def test_bad_requests_are_refused_before_any_work(gpt2):
         stream(gpt2, row)
     gpt2.eval()
     for make, told in (
-        (lambda: Script(()), "thoughts"),
-        (lambda: Script((1, 1)), "ends"),
+        (lambda: Scripted(()), "thoughts"),
+        (lambda: Scripted((1, 1)), "ends"),
         (lambda: Boundary(threshold=2.0), "threshold 2.0"),
         (lambda: EntropySwitch(dwell=-1), "dwell -1"),
-        (lambda: Budget(Speak(), least=3, most=2), "most not below least"),
+        (lambda: Budget(Speaking(), least=3, most=2), "most not below least"),
     ):
         with pytest.raises(ValueError, match=told):
             make()

@@ -15,12 +15,12 @@ from torch import Tensor
 from inward.methods.huginn.cache import (
     DeepestAvailable,
     FirstThenShared,
-    Layout,
     PerDepth,
     Policy,
     RecurrentCache,
     Ring,
     Shared,
+    SlotLayout,
     policy,
     reference_policy,
     token_bytes,
@@ -28,7 +28,7 @@ from inward.methods.huginn.cache import (
 from tests.methods.huginn.test_model import CLOSE, build, ids
 
 CPU = torch.device("cpu")
-LAYOUT = Layout(1, 2, 1, 2, 4, torch.float32, CPU)
+LAYOUT = SlotLayout(1, 2, 1, 2, 4, torch.float32, CPU)
 POLICIES = [DeepestAvailable(), Ring(1), Ring(3), FirstThenShared(1), FirstThenShared(3), Shared()]
 
 
@@ -289,7 +289,7 @@ def test_a_prompt_is_exact_under_every_policy():
 
 
 def test_bytes_per_token_of_the_published_model():
-    layout = Layout(2, 4, 2, 55, 96, torch.bfloat16, CPU)
+    layout = SlotLayout(2, 4, 2, 55, 96, torch.bfloat16, CPU)
     assert layout.token_slot_bytes == 21_120
     sizes = {
         name: token_bytes(name, 32, layout)

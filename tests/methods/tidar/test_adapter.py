@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 
 from inward.common.draws import Draws
-from inward.data.texts.packed import PackedSource, Tokens
+from inward.data.texts.packed import PackedSource, PackedTokens
 from inward.methods.tidar import masks
 from inward.methods.tidar.acceptance import acceptance
 from inward.methods.tidar.adapter import DraftAdapter, linear_layers
@@ -430,7 +430,7 @@ def test_a_real_model_learns_to_draft_its_own_text_and_keeps_its_words(tmp_path)
     base: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
     prompts = [[1, 403 + i] for i in range(16)]
     pairs = own_text(base, prompts, tmp_path / "t.jsonl", max_new_tokens=48, temperature=0)
-    source = PackedSource(Tokens.from_answers(pairs), seq_len=50, seed=0)
+    source = PackedSource(PackedTokens.from_answers(pairs), seq_len=50, seed=0)
     adapter = DraftAdapter(base, AdapterSettings(rank=16, alpha=32.0))
     settings = TiDARSettings(block_size=4, dense_masks="batch", align_answers=False)
     tidar = TiDAR(base, base.config.vocab_size, settings, adapter=adapter)

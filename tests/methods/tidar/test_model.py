@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inward.common.draws import Draws
-from inward.data.texts.packed import PackedSource, Tokens
+from inward.data.texts.packed import PackedSource, PackedTokens
 from inward.methods.huginn.model import HuginnConfig
 from inward.methods.tidar import masks
 from inward.methods.tidar.acceptance import acceptance
@@ -407,7 +407,7 @@ def test_packed_source_counts_what_the_loss_counts():
     pairs = [
         (rng.integers(0, MASK, 3).tolist(), rng.integers(0, MASK, n).tolist()) for n in (4, 1, 6, 5)
     ]
-    source = PackedSource(Tokens.from_answers([*pairs, ([], [1, 2, 3])]), seq_len=12, seed=0)
+    source = PackedSource(PackedTokens.from_answers([*pairs, ([], [1, 2, 3])]), seq_len=12, seed=0)
     batch = source.batch(0, range(len(source)), len(source))
     tidar = TiDAR(tiny(), MASK, 4)
     loss = tidar.loss(batch, None, Draws(0, 0, range(len(source)), len(source)))

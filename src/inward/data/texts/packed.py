@@ -13,7 +13,8 @@ its row, -1 for padding; supervised (b, S) bool, the tokens that are to be predi
 and weight (b,), how many predictions that makes: the first token of a text is nobody's.
 Losses that shift must shift `supervised` by themselves.
 
-`Tokens` saves as plain .npy files and opens them memory-mapped, so a corpus need not fit in memory.
+`PackedTokens` saves as plain .npy files and opens them memory-mapped, so a corpus need not fit in
+memory.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _EPOCH_STREAM = (0, 1)
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
+class PackedTokens:
     """Texts one after the other."""
 
     ids: np.ndarray
@@ -62,13 +63,13 @@ class Tokens:
         return len(self.starts) - 1
 
     @classmethod
-    def from_ids(cls, texts: Iterable[Sequence[int]]) -> Tokens:
+    def from_ids(cls, texts: Iterable[Sequence[int]]) -> PackedTokens:
         """Every token is to be predicted."""
         kept = [np.asarray(text, dtype=np.int32) for text in texts]
         return cls(_joined(kept, np.int32), _starts(kept))
 
     @classmethod
-    def from_answers(cls, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Tokens:
+    def from_answers(cls, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> PackedTokens:
         """Pairs (question, answer): only the answers are to be predicted."""
         kept, marks = [], []
         for question, answer in pairs:
@@ -88,7 +89,7 @@ class Tokens:
                 temporary.replace(folder / f"{name}.npy")
 
     @classmethod
-    def open(cls, folder: str | Path) -> Tokens:
+    def open(cls, folder: str | Path) -> PackedTokens:
         """Open what `save` wrote, without reading it into memory.
 
         Raises:
@@ -125,7 +126,7 @@ class PackedSource:
 
     def __init__(
         self,
-        tokens: Tokens,
+        tokens: PackedTokens,
         *,
         seq_len: int,
         seed: int,

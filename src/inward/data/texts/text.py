@@ -32,7 +32,7 @@ IGNORE = -100
 _QUESTIONS, _EPOCH = (0, 2), (0, 1)
 
 
-class Rows(Protocol):
+class RowMaker(Protocol):
     """What makes rows: a task with its format."""
 
     @property
@@ -59,7 +59,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Questions:
+class TextQuestions:
     """Held-out questions, padded on the right with id 0.
 
     ids, labels: (N, L) int64; labels are -100 but for the answer, where they equal ids.
@@ -82,7 +82,7 @@ class Questions:
         return self.labels[index][self.labels[index] != IGNORE]
 
 
-def questions(rows: Rows, num: int, *, difficulty: int, seed: int) -> Questions:
+def questions(rows: RowMaker, num: int, *, difficulty: int, seed: int) -> TextQuestions:
     """`num` questions of one difficulty, from a stream that no training row comes from.
 
     Raises ValueError if `num` is not positive or the task has no such difficulty.
@@ -97,16 +97,16 @@ def questions(rows: Rows, num: int, *, difficulty: int, seed: int) -> Questions:
     length = max(len(ids) for ids, _ in made)
     ids, labels = (_padded([row[part] for row in made], length, pad)
                    for part, pad in ((0, 0), (1, IGNORE)))  # fmt: skip
-    return Questions(ids, labels, np.full(num, difficulty, dtype=np.int64))
+    return TextQuestions(ids, labels, np.full(num, difficulty, dtype=np.int64))
 
 
-def joined(parts: Iterable[Questions]) -> Questions:
+def joined(parts: Iterable[TextQuestions]) -> TextQuestions:
     """All questions of several sets, one set after the other; ValueError if there is none."""
     sets = list(parts)
     if not sets:
         raise ValueError("there are no questions to join")
     length = max(part.ids.shape[1] for part in sets)
-    return Questions(
+    return TextQuestions(
         np.concatenate([_padded(list(part.ids), length, 0) for part in sets]),
         np.concatenate([_padded(list(part.labels), length, IGNORE) for part in sets]),
         np.concatenate([part.difficulty for part in sets]),
@@ -120,7 +120,7 @@ class TextSource:
     number of labels that count in each row (the first position predicts nothing).
     """
 
-    def __init__(self, rows: Rows, *, seed: int) -> None:
+    def __init__(self, rows: RowMaker, *, seed: int) -> None:
         self.rows = rows
         self.seed = checked_seed(seed)
 

@@ -1,9 +1,9 @@
 """A run's data as one value: a pattern of thoughts, what a thought is, and the stages of training.
 
-`inward.data.thoughts.patterns` says which steps are hidden. A `Layout` says what stands in their
-place: a latent, a learned pause token ("pause as thought"), or nothing ("w/o thought"), and whether
-the boundary tokens are given or learned. `Stages` says which stage an epoch is in and when the
-optimizer starts afresh. `Curriculum` is the three together, so every row of Coconut's Table 1
+`inward.data.thoughts.patterns` says which steps are hidden. A `BlockLayout` says what stands in
+their place: a latent, a learned pause token ("pause as thought"), or nothing ("w/o thought"), and
+whether the boundary tokens are given or learned. `Stages` says which stage an epoch is in and when
+the optimizer starts afresh. `Curriculum` is the three together, so every row of Coconut's Table 1
 (arXiv 2412.06769) is a value, not a code path:
 
     Coconut             Curriculum(Prefix(c=1, max_stage=6), stages=Stages((5,) * 7))
@@ -28,27 +28,36 @@ from inward.data.thoughts.patterns import (
     Cot,
     EntropySteps,
     Fixed,
+    HiddenTokens,
     Mixture,
     NextOnly,
     NoCot,
     Pieces,
-    Plan,
     Prefix,
     RandomSteps,
     Rhythm,
     Say,
     Think,
-    Tokens,
+    Turns,
 )
 from inward.data.thoughts.segments import Latent, Sample, Segment, Specials, Text
 
 AnyPattern = (
-    Prefix | Rhythm | RandomSteps | EntropySteps | NextOnly | Tokens | Cot | NoCot | Fixed | Mixture
+    Prefix
+    | Rhythm
+    | RandomSteps
+    | EntropySteps
+    | NextOnly
+    | HiddenTokens
+    | Cot
+    | NoCot
+    | Fixed
+    | Mixture
 )
 
 
 @dataclass(frozen=True)
-class Layout:
+class BlockLayout:
     """What a thought is, and who sets its boundaries.
 
     thought      "latent": a hidden state; "pause": the learned pause token ("pause as thought",
@@ -68,7 +77,12 @@ class Layout:
 
 
 def arrange(
-    pieces: Pieces, plan: Plan, layout: Layout, specials: Specials, *, pause: int | None = None
+    pieces: Pieces,
+    plan: Turns,
+    layout: BlockLayout,
+    specials: Specials,
+    *,
+    pause: int | None = None,
 ) -> Sample:
     """Lay a plan out as a sample: the question is given, spoken steps and the answer are learned.
 
@@ -85,7 +99,7 @@ def arrange(
     return Sample(tuple(_joined(segments)))
 
 
-def _block(num: int, layout: Layout, specials: Specials, pause: int | None) -> list[Segment]:
+def _block(num: int, layout: BlockLayout, specials: Specials, pause: int | None) -> list[Segment]:
     if layout.thought == "nothing":
         return []
     if layout.thought == "pause" and pause is None:
@@ -175,7 +189,7 @@ class Curriculum:
 
     pattern: AnyPattern = field(default_factory=Prefix)
     """any `Pattern` will do; those listed can be overridden on the command line"""
-    layout: Layout = Layout()
+    layout: BlockLayout = BlockLayout()
     stages: Stages = Stages()
 
     def stage(self, pieces: Pieces, epoch: int, rng: np.random.Generator) -> int:
@@ -212,4 +226,4 @@ class Curriculum:
         if self.layout.boundaries == "supervised" or not opening:
             return Sample((Text(pieces.question, False),))
         first = (opening[0],) if isinstance(opening[0], Think) else ()
-        return arrange(pieces, Plan(first, answer=False), self.layout, specials, pause=pause)
+        return arrange(pieces, Turns(first, answer=False), self.layout, specials, pause=pause)

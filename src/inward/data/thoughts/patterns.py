@@ -9,7 +9,7 @@ replaced by s * c thoughts. That is one pattern among several:
     RandomSteps, EntropySteps, NextOnly, Tokens (iCoT, arXiv 2405.14838: token by token)
     Cot, NoCot, Fixed, Mixture       controls: all steps, none, K thoughts at once, several modes
 
-A pattern turns tokenized `Pieces` into a `Plan` (think n, say step i, ...) and names the `Script`
+A pattern turns tokenized `Pieces` into a `Turns` (think n, say step i, ...) and names the `Script`
 of the same shape for inference, which never looks at the gold steps. What a thought then *is*, and
 which stage an epoch is in, is said in `inward.data.thoughts.curriculum`.
 
@@ -60,7 +60,7 @@ class Say:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Turns:
     """What stands between question and answer, and whether the answer follows at all."""
 
     turns: tuple[Think | Say, ...]
@@ -88,7 +88,7 @@ class Script:
 class Pattern(Protocol):
     """What `Curriculum` needs: a plan for a stage, and the script that fits it at inference."""
 
-    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Plan:
+    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Turns:
         """Plan of one sample; stages count from 0."""
         ...
 
@@ -146,16 +146,16 @@ class Prefix:
     def _thoughts(self, stage: int) -> int:
         return min(stage, self._full) * (1 if self.one_at_a_time else self.c)
 
-    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Plan:
+    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Turns:
         """See the class."""
         num_steps = len(pieces.steps)
         if stage > self._full:
             used = self.max_stage if self.pad_to_max else min(num_steps, self.max_stage)
-            return Plan((Think(used * self.c),))
+            return Turns((Think(used * self.c),))
         if stage == 0 and not self.mark_zero:
-            return Plan(_said(num_steps))
+            return Turns(_said(num_steps))
         hidden = -(-stage // self.c) if self.one_at_a_time else stage
-        return Plan((Think(self._thoughts(stage)), *_said(num_steps, hidden)))
+        return Turns((Think(self._thoughts(stage)), *_said(num_steps, hidden)))
 
     def script(self, stage: int) -> Script:
         """Think, then speak to the end."""
@@ -193,7 +193,7 @@ class Rhythm:
         """The stage with thoughts in every block."""
         return self.blocks
 
-    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Plan:
+    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Turns:
         """See the class."""
         sentences = len(pieces.steps) + 1  # the answer is one
         turns: list[Think | Say] = []
@@ -205,7 +205,7 @@ class Rhythm:
             turns += [Say(i) for i in range(place, place + self.sentences)]
             place, used = place + self.sentences, used + 1
         turns += [Say(i) for i in range(place, sentences)]
-        return Plan(tuple(t for t in turns if isinstance(t, Think) or t.step < sentences - 1))
+        return Turns(tuple(t for t in turns if isinstance(t, Think) or t.step < sentences - 1))
 
     def script(self, stage: int) -> Script:
         """The same rhythm for sentences that the model speaks."""
@@ -241,7 +241,7 @@ class RandomSteps:
         """The largest number of hidden steps."""
         return self.max_stage
 
-    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Plan:
+    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Turns:
         """See the class."""
         order = rng.permutation(len(pieces.steps))
         return _hide(pieces, order[: min(stage, self.max_stage)].tolist(), self.thoughts)
@@ -273,7 +273,7 @@ class EntropySteps:
         """The largest number of hidden steps."""
         return self.max_stage
 
-    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Plan:
+    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Turns:
         """See the class; raises ValueError if the pieces have no scores."""
         if len(pieces.scores) != len(pieces.steps):
             raise ValueError(
@@ -289,7 +289,7 @@ class EntropySteps:
         return Script((Speak(),)) if min(stage, self.max_stage) == 0 else None
 
 
-def _hide(pieces: Pieces, hidden: list[int], thoughts: int) -> Plan:
+def _hide(pieces: Pieces, hidden: list[int], thoughts: int) -> Turns:
     """Say all steps but the hidden ones; hidden neighbours become one block."""
     turns: list[Think | Say] = []
     for i in range(len(pieces.steps)):
@@ -299,7 +299,7 @@ def _hide(pieces: Pieces, hidden: list[int], thoughts: int) -> Plan:
             turns[-1] = Think(last.num + thoughts)
         else:
             turns.append(Think(thoughts))
-    return Plan(tuple(turns))
+    return Turns(tuple(turns))
 
 
 @dataclass(frozen=True)
@@ -323,13 +323,13 @@ class NextOnly:
         """The largest number of hidden steps."""
         return self.max_stage
 
-    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Plan:
+    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Turns:
         """See the class."""
         done = min(stage, self.max_stage, len(pieces.steps))
         thought = (Think(done * self.c),)
         if done == len(pieces.steps):
-            return Plan(thought)
-        return Plan((*thought, Say(done)), answer=False)
+            return Turns(thought)
+        return Turns((*thought, Say(done)), answer=False)
 
     def script(self, stage: int) -> Script:
         """Think, then speak."""
@@ -337,7 +337,7 @@ class NextOnly:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class HiddenTokens:
     """Stage s removes the first s * per_stage *tokens* of the chain (iCoT, arXiv 2405.14838).
 
     A few more go by chance, o with probability proportional to exp(-smoothing * o), so that the
@@ -359,17 +359,17 @@ class Tokens:
         """The first stage that removes everything."""
         return self.all_beyond // self.per_stage + 1
 
-    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Plan:
+    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Turns:
         """See the class."""
         offset = int(rng.geometric(1 - np.exp(-self.smoothing))) - 1
         if stage >= self.last_stage:
-            return Plan(())
+            return Turns(())
         skip, turns = stage * self.per_stage + offset, []
         for i, step in enumerate(pieces.steps):
             if skip < len(step):
                 turns.append(Say(i, skip))
             skip = max(0, skip - len(step))
-        return Plan(tuple(turns))
+        return Turns(tuple(turns))
 
     def script(self, stage: int) -> Script:
         """Speak what is left of the chain."""
@@ -386,9 +386,9 @@ class Cot:
 
     last_stage = 0
 
-    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Plan:
+    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Turns:
         """All steps."""
-        return Plan(_said(len(pieces.steps)))
+        return Turns(_said(len(pieces.steps)))
 
     def script(self, stage: int) -> Script:
         """Speak."""
@@ -401,9 +401,9 @@ class NoCot:
 
     last_stage = 0
 
-    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Plan:
+    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Turns:
         """Nothing between question and answer."""
-        return Plan(())
+        return Turns(())
 
     def script(self, stage: int) -> Script:
         """Speak."""
@@ -423,9 +423,9 @@ class Fixed:
     def __post_init__(self) -> None:
         need(self.num >= 1, "num", self.num, "1 or more; for none use NoCot")
 
-    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Plan:
+    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Turns:
         """Thoughts, answer."""
-        return Plan((Think(self.num),))
+        return Turns((Think(self.num),))
 
     def script(self, stage: int) -> Script:
         """Think, then speak."""
@@ -452,7 +452,7 @@ class Mixture:
         """Of the mode with most stages."""
         return max(pattern.last_stage for pattern, _ in self.modes)
 
-    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Plan:
+    def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Turns:
         """Plan of a mode drawn by weight."""
         weights = np.array([weight for _, weight in self.modes])
         chosen = int(rng.choice(len(weights), p=weights / weights.sum()))

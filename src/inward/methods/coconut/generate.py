@@ -41,8 +41,8 @@ from inward.data.thoughts.segments import Latent, Sample, Segment, Text, flat
 from inward.methods.coconut.base import unwrapped
 from inward.methods.coconut.cache import new_cache
 from inward.methods.coconut.model import Coconut
-from inward.methods.coconut.plan import Plan, plan
-from inward.methods.coconut.policies import Speak, View
+from inward.methods.coconut.plan import CoconutPlan, plan
+from inward.methods.coconut.policies import Speaking, SwitchView
 
 _MORE = 256
 """Columns by which the attention mask grows."""
@@ -62,7 +62,7 @@ class Event:
 
 
 @dataclass
-class Generated:
+class CoconutGenerated:
     """What was generated, B rows.
 
     tokens: per row the tokens spoken, boundary tokens and the end token included.
@@ -90,7 +90,7 @@ def generate(
     *,
     streamer: Any = None,
     **options: Any,
-) -> Generated:
+) -> CoconutGenerated:
     """Continue prompts until each of them ends.
 
     Args:
@@ -203,7 +203,7 @@ class _Row:
 class _Engine:
     """One batch from its prompts to its end."""
 
-    def __init__(self, model: Coconut, prompts: Sequence[Sample], plan: Plan) -> None:
+    def __init__(self, model: Coconut, prompts: Sequence[Sample], plan: CoconutPlan) -> None:
         self.model = model
         self.plan = plan
         self.specials = model.specials
@@ -311,7 +311,7 @@ class _Engine:
 
     def silent(self) -> list[bool]:
         """Which rows the policy wants to think at the next position."""
-        if isinstance(self.plan.policy, Speak):
+        if isinstance(self.plan.policy, Speaking):
             return [False] * len(self.rows)  # the common case, without making a view
         silent = self.plan.policy(self.view)
         if silent.shape != (len(self.rows),) or silent.dtype != torch.bool:
@@ -390,13 +390,13 @@ class _Engine:
         ]
 
     @cached_property
-    def view(self) -> View:
+    def view(self) -> SwitchView:
         """What the policy sees; made anew after each forward."""
         rows, device = self.rows, self.logits.device
         # one tensor, not five: at small models a step is mostly such small change
         numbers = [[row.thinking, row.run, row.thoughts, row.blocks] for row in rows]
         thinking, run, thoughts, blocks = torch.tensor(numbers, device=device).unbind(1)
-        return View(
+        return SwitchView(
             specials=self.specials,
             thinking=thinking.bool(),
             run=run,
@@ -468,7 +468,7 @@ class _Engine:
 
     # -- what is kept
 
-    def record(self, r: int, view: View, token: int | None) -> None:
+    def record(self, r: int, view: SwitchView, token: int | None) -> None:
         """Trace the position that row r adds: a word, or a thought through the lens."""
         row, entropy = self.rows[r], float(view.entropy[r])
         row.steps.append(self.step(row, row.length, view.logp[r], token, entropy))
@@ -507,7 +507,7 @@ class _Engine:
             text=text,
         )
 
-    def result(self) -> Generated:
+    def result(self) -> CoconutGenerated:
         """What came of it."""
         rows = self.rows
         latent, about = self.specials.latent, {"policy": str(self.plan.policy)}
@@ -517,7 +517,7 @@ class _Engine:
         ]
         for trace in traces:
             trace.meta.update(about)
-        return Generated(
+        return CoconutGenerated(
             tokens=[row.new for row in rows],
             samples=[row.sample() for row in rows],
             thoughts=[row.new_thoughts for row in rows],

@@ -70,7 +70,7 @@ from inward.methods.coconut.base import (
 from inward.methods.coconut.cache import new_cache
 from inward.methods.coconut.feedback import feedback_module
 from inward.methods.coconut.losses import extra_losses
-from inward.methods.coconut.output import CoconutOutput, Part
+from inward.methods.coconut.output import CoconutOutput, PassOutput
 from inward.methods.coconut.settings import CoconutSettings
 
 Edit = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -195,7 +195,7 @@ class Coconut(nn.Module):
         cache: Cache | None = None,
         layers: bool = False,
         per_pass: PerPass | None = None,
-    ) -> Iterator[Part]:
+    ) -> Iterator[PassOutput]:
         """Exact and cached: a pass up to each column of thoughts, and one for the rest.
 
         Args:
@@ -221,7 +221,7 @@ class Coconut(nn.Module):
                 layers=layers,
                 **({} if per_pass is None else per_pass(start, stop)),
             )
-            yield Part(start, stop, inputs, hidden, logits, states)
+            yield PassOutput(start, stop, inputs, hidden, logits, states)
             before = hidden[:, -1]
 
     def recompute(
@@ -232,7 +232,7 @@ class Coconut(nn.Module):
         edit: Edit | None = None,
         layers: bool = False,
         per_pass: PerPass | None = None,
-    ) -> Iterator[Part]:
+    ) -> Iterator[PassOutput]:
         """Exact without a cache: every pass runs all columns from the start. Slow and obvious."""
         latent = batch["latent"]
         inputs = self.embedding(batch["input_ids"])
@@ -243,7 +243,7 @@ class Coconut(nn.Module):
             thought = self.think(hidden[:, -1], inputs[:, column], latent, column, edit)
             rest = inputs[:, column + 1 :]
             inputs = torch.cat([inputs[:, :column], thought[:, None], rest], dim=1)
-        yield Part(0, S, inputs, *self._whole(batch, inputs, wanted, layers, per_pass))
+        yield PassOutput(0, S, inputs, *self._whole(batch, inputs, wanted, layers, per_pass))
 
     def jacobi(
         self,
@@ -255,7 +255,7 @@ class Coconut(nn.Module):
         layers: bool = False,
         per_pass: PerPass | None = None,
         changes: list[Tensor] | None = None,
-    ) -> Iterator[Part]:
+    ) -> Iterator[PassOutput]:
         """All thoughts at once, iterated over the whole sequence (PCCoT).
 
         Thoughts start as the embedding of the placeholder. What a thought depends on lies to its
@@ -285,7 +285,7 @@ class Coconut(nn.Module):
                 changes.append((now - old).norm() / now.norm())
             inputs = new
         S = latent.shape[1]
-        yield Part(0, S, inputs, *self._whole(batch, inputs, wanted, layers, per_pass))
+        yield PassOutput(0, S, inputs, *self._whole(batch, inputs, wanted, layers, per_pass))
 
     def _whole(
         self,
@@ -393,7 +393,7 @@ class Coconut(nn.Module):
         )
 
     @staticmethod
-    def _score(batch: LatentBatch, part: Part, wanted: Tensor | None) -> Tensor:
+    def _score(batch: LatentBatch, part: PassOutput, wanted: Tensor | None) -> Tensor:
         """(3, B) summed cross-entropy, correct predictions and number of labels of a part."""
         labels = batch["labels"][:, part.start : part.stop]
         read = labels == labels if wanted is None else wanted[:, part.start : part.stop]

@@ -1,4 +1,4 @@
-"""What a forward of Coconut returns: one `Part` a pass, and the whole."""
+"""What a forward of Coconut returns: one `PassOutput` a pass, and the whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from inward.data.thoughts.columns import LatentBatch, pick
 
 
 @dataclass(frozen=True)
-class Part:
+class PassOutput:
     """Columns [start, stop) of a batch after their last pass."""
 
     start: int
@@ -39,7 +39,7 @@ class CoconutOutput:
     """
 
     batch: LatentBatch
-    parts: tuple[Part, ...]
+    parts: tuple[PassOutput, ...]
     row_loss: Tensor
     row_right: Tensor
     row_count: Tensor

@@ -15,11 +15,11 @@ from transformers import GenerationConfig
 
 from inward.common.sampling import Sampling, sampling_of
 from inward.methods.coconut.model import Coconut, Edit, PerPass
-from inward.methods.coconut.policies import Policy, Speak
+from inward.methods.coconut.policies import Policy, Speaking
 
 
 @dataclass(frozen=True)
-class Plan:
+class CoconutPlan:
     """What the caller chose, checked; the arguments of `plan` say what the names mean."""
 
     policy: Policy
@@ -58,11 +58,11 @@ def plan(
     per_pass: PerPass | None = None,
     packed: bool | None = None,
     **overrides: Any,
-) -> Plan:
+) -> CoconutPlan:
     """Check options.
 
     Args:
-        policy: who switches; default: `Speak`, the thoughts are in the prompt.
+        policy: who switches; default: `Speaking`, the thoughts are in the prompt.
         generation_config: default: the base's. `overrides` are fields of it (do_sample,
             temperature, top_k, top_p, min_p, repetition_penalty, eos_token_id, stop_strings, ...).
         sampling: instead of what the generation config says about drawing tokens.
@@ -102,8 +102,8 @@ def plan(
     if stop and model.tokenizer is None:
         raise ValueError("stop_strings need a tokenizer; give one to the Coconut model")
     ends = frozenset(np.atleast_1d([] if config.eos_token_id is None else config.eos_token_id))
-    return Plan(
-        policy=policy or Speak(),
+    return CoconutPlan(
+        policy=policy or Speaking(),
         sampling=sampling or sampling_of(config, seed, rule="match"),
         ends=frozenset(int(token) for token in ends),
         max_new_tokens=max_new_tokens,

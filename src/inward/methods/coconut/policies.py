@@ -1,8 +1,8 @@
 """Who switches between silence and speech, position by position, row by row.
 
-A policy looks at a `View` of all rows and says which of them think at the next position. It holds
-no state; what it needs from before is in the view, so rows may be at different places. Any function
-from a view to a boolean tensor is a policy.
+A policy looks at a `SwitchView` of all rows and says which of them think at the next position. It
+holds no state; what it needs from before is in the view, so rows may be at different places. Any
+function from a view to a boolean tensor is a policy.
 
     Speak()                     never starts to think: the thoughts are in the prompt (Coconut)
     Script((2, 2), ends={13})   two thoughts, a sentence, two thoughts, speech: a schedule from data
@@ -27,7 +27,7 @@ from inward.data.thoughts.segments import Specials
 
 
 @dataclass(frozen=True)
-class View:
+class SwitchView:
     """B rows before their next position.
 
     thinking: (B,) bool, inside a block of thoughts.
@@ -69,20 +69,20 @@ class View:
         return self.logp[:, token].exp()
 
 
-Policy = Callable[[View], Tensor]
+Policy = Callable[[SwitchView], Tensor]
 """(B,) bool: think at the next position"""
 
 
 @dataclass(frozen=True)
-class Speak:
+class Speaking:
     """Never think; a block that the prompt left open is closed."""
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: SwitchView) -> Tensor:
         return torch.zeros_like(view.thinking)
 
 
 @dataclass(frozen=True)
-class Script:
+class Scripted:
     """Fixed switching: block j has thoughts[j] thoughts, and `sentences` sentences lie between
     blocks ("k thoughts, then m sentences"). Blocks of the prompt count.
 
@@ -104,7 +104,7 @@ class Script:
                 "Script: several blocks need to know where a sentence ends; pass ends={token, ...}"
             )
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: SwitchView) -> Tensor:
         lengths = torch.tensor([*self.thoughts, 0], device=view.run.device)
         current = lengths[(view.blocks - 1).clamp(0, len(self.thoughts))]
         said = [sum(token in self.ends for token in row) for row in view.said]
@@ -128,7 +128,7 @@ class Boundary:
                 f"{self.longest} at least 1"
             )
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: SwitchView) -> Tensor:
         on = view.probability(view.specials.eot) <= self.threshold
         stays = on & (view.run < self.longest)
         return torch.where(view.thinking, stays, view.proposed == view.specials.bot)
@@ -158,7 +158,7 @@ class EntropySwitch:
                 f"more, longest {self.longest} 1 or more"
             )
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: SwitchView) -> Tensor:
         first = (view.blocks == 0) & (view.run == 0)
         unsure = (view.entropy > view.reference) & (view.run >= self.dwell)
         begins = (first | unsure) & (view.blocks < self.max_blocks)
@@ -184,7 +184,7 @@ class Budget:
                 "more, and most not below least"
             )
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: SwitchView) -> Tensor:
         silent = self.policy(view) | (view.thinking & (view.run < self.least))
         if self.most is not None:
             silent &= ~view.thinking | (view.run < self.most)

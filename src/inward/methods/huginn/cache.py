@@ -175,7 +175,7 @@ def reference_policy(name: str, num_core_layers: int) -> Policy:
 
 
 @dataclass(frozen=True)
-class Layout:
+class SlotLayout:
     """What a cache was made for; a model with another layout cannot read it."""
 
     prelude: int
@@ -257,7 +257,7 @@ class RecurrentCache(Cache):
         self.strict = self.policy == PerDepth()
         self.capacity, self.num_recurrences = capacity, num_recurrences
         self.num_rows = num_rows or 0  # 0: as many as the first batch
-        self.layout: Layout | None = None
+        self.layout: SlotLayout | None = None
         self.store: list[Tensor] = []  # per layer: (2, slots, rows, N, capacity, H)
         self.lengths = torch.zeros(self.num_rows, dtype=torch.long)  # on the CPU: no waiting
         self.depth = self.lengths.clone()  # the smallest depth of a row's tokens
@@ -265,7 +265,7 @@ class RecurrentCache(Cache):
     # -- one forward
 
     def begin(
-        self, num_rows: int, num_new: int, layout: Layout, *, rows: Tensor | None = None
+        self, num_rows: int, num_new: int, layout: SlotLayout, *, rows: Tensor | None = None
     ) -> Place:
         """Room for `num_new` tokens behind each of the rows.
 
@@ -499,7 +499,7 @@ class RecurrentCache(Cache):
         if self.store:
             self._grow_slots(self.policy.slots(num_recurrences))
 
-    def _bind(self, num_rows: int, layout: Layout, rows: Tensor | None) -> None:
+    def _bind(self, num_rows: int, layout: SlotLayout, rows: Tensor | None) -> None:
         if self.layout is None:
             self.layout = layout
             if not self.num_rows:
@@ -578,7 +578,7 @@ class RecurrentCache(Cache):
         return torch.arange(len(self.lengths), device=self.layout.device)
 
 
-def token_bytes(choice: str | Policy, num_recurrences: int, layout: Layout) -> int:
+def token_bytes(choice: str | Policy, num_recurrences: int, layout: SlotLayout) -> int:
     """Bytes of cache per token under a policy at a depth."""
     slots = policy(choice).slots(num_recurrences)
     return (layout.prelude + layout.coda + layout.core * slots) * layout.token_slot_bytes

@@ -43,11 +43,11 @@ from inward.methods.huginn.cache import Place, Policy, RecurrentCache
 from inward.methods.huginn.context import Context, rotary_angles
 from inward.methods.huginn.texts import (
     Detail,
-    Generated,
+    HuginnGenerated,
+    HuginnPlan,
+    HuginnText,
     OnToken,
-    Plan,
     Start,
-    Text,
     Warm,
     Work,
     choose,
@@ -82,7 +82,7 @@ def generate(
     trace: Detail | None = None,
     on_token: OnToken | None = None,
     packed: bool | None = None,
-) -> Generated:
+) -> HuginnGenerated:
     """Continue prompts, each token as deep as the exit rule asks.
 
     Args:
@@ -182,11 +182,11 @@ class Thought:
 def generate_one(
     model: HuginnForCausalLM,
     prompt: list[int],
-    chosen: Plan,
+    chosen: HuginnPlan,
     row: int = 0,
     *,
     packed: bool | None = False,
-) -> Text:
+) -> HuginnText:
     """Generate for one prompt, token by token; see `generate` for the plan."""
     text = texts_of(chosen, [[]] * row + [prompt])[row]
     cache = RecurrentCache(chosen.policy, num_recurrences=chosen.max_steps)
@@ -208,8 +208,8 @@ def generate_one(
 
 def think(
     model: HuginnForCausalLM,
-    chosen: Plan,
-    text: Text,
+    chosen: HuginnPlan,
+    text: HuginnText,
     e: Tensor,
     context: Context,
     state: Tensor | None,
@@ -243,7 +243,7 @@ def _view(
     context: Context,
     before: Tensor,
     s: Tensor,
-    texts: Sequence[Text],
+    texts: Sequence[HuginnText],
     steps: list[int],
     seen: Seen,
     seats: list[int],
@@ -262,7 +262,7 @@ def _view(
     )
 
 
-def _note_recurrence(chosen: Plan, texts: Sequence[Text], view: DepthView) -> None:
+def _note_recurrence(chosen: HuginnPlan, texts: Sequence[HuginnText], view: DepthView) -> None:
     if chosen.trace != "recurrences":
         return
     steps, change = view.step.tolist(), view.change.tolist()
@@ -306,13 +306,15 @@ class Engine:
     loop, or done (waits to be read out). Until a token is committed the cache keeps no trace of it.
     """
 
-    def __init__(self, model: HuginnForCausalLM, chosen: Plan, batch_size: int, num_seats: int):
+    def __init__(
+        self, model: HuginnForCausalLM, chosen: HuginnPlan, batch_size: int, num_seats: int
+    ):
         self.model, self.chosen, self.batch_size = model, chosen, batch_size
         self.work = Work(model.config)
         depth = chosen.max_steps
         self.cache = RecurrentCache(chosen.policy, num_recurrences=depth, num_rows=num_seats)
         self.seen = Seen(num_seats, model.config.vocab_size, model.device)
-        self.texts: list[Text | None] = [None] * num_seats
+        self.texts: list[HuginnText | None] = [None] * num_seats
         self.steps = [0] * num_seats
         self.fresh = [False] * num_seats  # self.seen holds the output of the newest recurrence
         self.empty, self.loop, self.done = list(range(num_seats)), [], []
@@ -329,7 +331,7 @@ class Engine:
         fill = self.rows_carried / carried if carried else 1.0
         return {"loop_fill": fill, "read_outs": float(self.read_outs)}
 
-    def run(self, texts: Sequence[Text]) -> None:
+    def run(self, texts: Sequence[HuginnText]) -> None:
         """Work until every text has ended."""
         waiting = deque(texts)
         while waiting or len(self.empty) < len(self.texts):
@@ -344,7 +346,7 @@ class Engine:
 
     # -- prompts
 
-    def _admit(self, waiting: deque[Text]) -> None:
+    def _admit(self, waiting: deque[HuginnText]) -> None:
         """Prompts take the empty seats: one after the other, as each takes a depth of its own."""
         entering, states = [], []
         while self.empty and waiting:
@@ -359,7 +361,7 @@ class Engine:
         if entering:
             self._enter(entering, None if states[0] is None else torch.cat(states))
 
-    def _prefill(self, seat: int, text: Text) -> Tensor | None:
+    def _prefill(self, seat: int, text: HuginnText) -> Tensor | None:
         """Think about a prompt and say its first token; returns what the next starts from."""
         row = torch.tensor([seat])
         self.cache.lengths[seat] = 0
@@ -496,7 +498,7 @@ class Engine:
 
     # -- where rows lie
 
-    def _text(self, seat: int) -> Text:
+    def _text(self, seat: int) -> HuginnText:
         text = self.texts[seat]
         assert text is not None, f"seat {seat} is empty"
         return text

@@ -55,7 +55,7 @@ from transformers.utils.generic import can_return_tuple
 from inward.common.draws import Draws, Loss
 from inward.common.nn import rms_norm
 from inward.common.weights import strict
-from inward.methods.huginn.cache import Layout, RecurrentCache
+from inward.methods.huginn.cache import RecurrentCache, SlotLayout
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.context import (
     Context,
@@ -433,12 +433,12 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
         rotary = rotary_angles(positions, self.config.head_dim, self.config.rope_base)
         return Context(positions, rotary, mask, causal, cache, place)
 
-    def _layout(self, x: Tensor) -> Layout:
+    def _layout(self, x: Tensor) -> SlotLayout:
         """What a cache must be made for."""
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         heads, width = self.config.n_heads, self.config.head_dim
-        return Layout(*self.config.layers, heads, width, dtype, x.device)
+        return SlotLayout(*self.config.layers, heads, width, dtype, x.device)
 
     def _start(
         self,

@@ -51,11 +51,11 @@ from inward.methods.huginn.context import Context
 from inward.methods.huginn.generate import context_at, inference, think
 from inward.methods.huginn.texts import (
     Detail,
-    Generated,
+    HuginnGenerated,
+    HuginnPlan,
+    HuginnText,
     OnToken,
-    Plan,
     Start,
-    Text,
     Work,
     choose,
     generated,
@@ -87,7 +87,7 @@ def generate_in_parallel(
     state_seed: int | Sequence[int] = 0,
     trace: Detail | None = None,
     on_token: OnToken | None = None,
-) -> Generated:
+) -> HuginnGenerated:
     """Continue prompts with a wave of places; other arguments as in `generate`.
 
     Args:
@@ -177,7 +177,7 @@ class _Place:
 class _Wave:
     """The places of one text in work, in order; the first holds the last token said."""
 
-    text: Text
+    text: HuginnText
     places: list[_Place] = field(default_factory=list)
 
     def prefix(self, i: int) -> list[int]:
@@ -191,8 +191,8 @@ class _Waves:
     def __init__(
         self,
         model: HuginnForCausalLM,
-        chosen: Plan,
-        texts: Sequence[Text],
+        chosen: HuginnPlan,
+        texts: Sequence[HuginnText],
         free: bool,
         inner_steps: int,
         max_wave: int,

@@ -40,11 +40,11 @@ from inward.methods.huginn.cache import DeepestAvailable, PerDepth, Policy, Recu
 from inward.methods.huginn.generate import context_at, inference, think
 from inward.methods.huginn.texts import (
     Detail,
-    Generated,
+    HuginnGenerated,
+    HuginnPlan,
+    HuginnText,
     OnToken,
-    Plan,
     Start,
-    Text,
     Work,
     choose,
     generated,
@@ -72,7 +72,7 @@ def generate_speculatively(
     state_seed: int | Sequence[int] = 0,
     trace: Detail | None = None,
     on_token: OnToken | None = None,
-) -> Generated:
+) -> HuginnGenerated:
     """Continue prompts at full depth, with guesses; other arguments as in `generate`.
 
     Args:
@@ -123,7 +123,7 @@ class _Drafts:
     """The rounds; row i of the cache belongs to text i."""
 
     def __init__(
-        self, model: HuginnForCausalLM, chosen: Plan, num_rows: int, m: int, num_guesses: int
+        self, model: HuginnForCausalLM, chosen: HuginnPlan, num_rows: int, m: int, num_guesses: int
     ):
         self.model, self.chosen, self.m, self.num_guesses = model, chosen, m, num_guesses
         self.work = Work(model.config)
@@ -132,7 +132,7 @@ class _Drafts:
         )
         self.passes = self.rounds = self.judged = self.accepted = 0
 
-    def run(self, texts: Sequence[Text]) -> None:
+    def run(self, texts: Sequence[HuginnText]) -> None:
         """Work until every text has ended."""
         for text in texts:
             self._prefill(text)
@@ -141,7 +141,7 @@ class _Drafts:
             self._round(active)
             active = [text for text in active if not text.stopped]
 
-    def _prefill(self, text: Text) -> None:
+    def _prefill(self, text: HuginnText) -> None:
         model, row = self.model, torch.tensor([text.number])
         tokens = torch.tensor([text.prompt], device=model.device)
         e, context = model.embed(tokens, cache=self.cache, rows=row)
@@ -153,7 +153,7 @@ class _Drafts:
         assert context.place is not None
         self.cache.commit(context.place, thought.steps)
 
-    def _round(self, texts: list[Text]) -> None:
+    def _round(self, texts: list[HuginnText]) -> None:
         """Steps 1 to 4 for the texts that go on."""
         starts = torch.tensor([text.length - 1 for text in texts])
         rows = torch.tensor([text.number for text in texts], device=self.model.device)
@@ -177,7 +177,7 @@ class _Drafts:
         self.cache.crop(kept)  # 4
         self.rounds += 1
 
-    def _guesses_worth_making(self, texts: list[Text]) -> int:
+    def _guesses_worth_making(self, texts: list[HuginnText]) -> int:
         """G, or fewer if no text can use so many, or one would leave the context."""
         needed = max(self.chosen.max_new_tokens - len(text.tokens) for text in texts) - 1
         room = min(self.chosen.limit - text.length for text in texts)
@@ -185,7 +185,7 @@ class _Drafts:
 
     def _draft(
         self,
-        texts: list[Text],
+        texts: list[HuginnText],
         rows: Tensor,
         starts: Tensor,
         guesses: list[list[int]],
@@ -209,7 +209,7 @@ class _Drafts:
 
     def _guess(
         self,
-        texts: list[Text],
+        texts: list[HuginnText],
         logits: Tensor,
         guesses: list[list[int]],
         laws: list[list[Law]],
@@ -224,7 +224,7 @@ class _Drafts:
             laws[i] += law
 
     def _think_on(
-        self, texts: list[Text], rows: Tensor, starts: Tensor, e: Tensor, s: Tensor
+        self, texts: list[HuginnText], rows: Tensor, starts: Tensor, e: Tensor, s: Tensor
     ) -> Tensor:
         """Recurrences m to r of all tokens of the round, (B, G + 1, d): logits (B, G + 1, V)."""
         num, depth = e.shape[1], self.chosen.max_steps
@@ -242,7 +242,9 @@ class _Drafts:
             text.spend(0, self.work.read_out(first, num, num))
         return logits
 
-    def _judge(self, text: Text, logits: Tensor, guesses: list[int], laws: list[Law]) -> list[int]:
+    def _judge(
+        self, text: HuginnText, logits: Tensor, guesses: list[int], laws: list[Law]
+    ) -> list[int]:
         """3: the tokens that stand, guesses first, from logits (G + 1, V)."""
         if text.sampler.is_argmax:
             verdict: Verdict = matched(logits.argmax(-1).tolist(), guesses)
@@ -252,7 +254,7 @@ class _Drafts:
         self.judged += min(verdict.accepted + 1, len(guesses))
         return [*guesses[: verdict.accepted], verdict.token]
 
-    def _say(self, text: Text, logits: Tensor, tokens: list[int]) -> int:
+    def _say(self, text: HuginnText, logits: Tensor, tokens: list[int]) -> int:
         """Say them until the text ends; how many were said."""
         for j, token in enumerate(tokens):
             text.say(self.chosen, token, self.chosen.max_steps, logits[j])
@@ -260,6 +262,6 @@ class _Drafts:
                 return j + 1
         return len(tokens)
 
-    def _charge_draft(self, text: Text, position: int, *, last: bool) -> None:
+    def _charge_draft(self, text: HuginnText, position: int, *, last: bool) -> None:
         flops = self.work.prelude(position) + self.m * self.work.core(position)
         text.spend(self.m, flops + (0 if last else self.work.read_out(position)))

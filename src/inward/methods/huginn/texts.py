@@ -41,7 +41,7 @@ OnToken = Callable[[int, int, int], Any]
 
 
 @dataclass(frozen=True)
-class Plan:
+class HuginnPlan:
     """What the caller chose; `plan` makes and checks it. The arguments of
     `generate.generate` have the same names and say what they mean."""
 
@@ -100,7 +100,7 @@ def plan(
     state_seed: int | Sequence[int] = 0,
     trace: Detail | None = None,
     on_token: OnToken | None = None,
-) -> Plan:
+) -> HuginnPlan:
     """The checked plan.
 
     Raises:
@@ -126,7 +126,7 @@ def plan(
     if len(seeds) != num_rows:
         raise ValueError(f"{len(seeds)} state seeds for {num_rows} rows; give one a row, or one")
     generation = model.generation_config
-    return Plan(
+    return HuginnPlan(
         max_new_tokens=max_new_tokens,
         max_steps=depth,
         rule=rule,
@@ -178,7 +178,7 @@ class Work:
 
 
 @dataclass
-class Text:
+class HuginnText:
     """One row: the prompt, the tokens said so far, the recurrences each took, and the record."""
 
     number: int
@@ -221,7 +221,7 @@ class Text:
         self.record.append(step)
         self.unrecorded = Cost()
 
-    def say(self, plan: Plan, token: int, steps: int, logits: Tensor) -> None:
+    def say(self, plan: HuginnPlan, token: int, steps: int, logits: Tensor) -> None:
         """The next token stands; `logits` (V,) chose it after `steps` recurrences."""
         if plan.trace is not None:
             sure = logits.float().softmax(-1)[token].item()
@@ -240,15 +240,15 @@ class Text:
             self.stopped = "context"
 
 
-def texts_of(plan: Plan, prompts: Iterable[list[int]]) -> list[Text]:
+def texts_of(plan: HuginnPlan, prompts: Iterable[list[int]]) -> list[HuginnText]:
     """A text for each prompt."""
     return [
-        Text(number, prompt, Sampler(plan.sampling, number), plan.state_seeds[number])
+        HuginnText(number, prompt, Sampler(plan.sampling, number), plan.state_seeds[number])
         for number, prompt in enumerate(prompts)
     ]
 
 
-def choose(texts: Sequence[Text], logits: Tensor) -> list[int]:
+def choose(texts: Sequence[HuginnText], logits: Tensor) -> list[int]:
     """The next token of each text from logits (B, V)."""
     if all(text.sampler.is_argmax for text in texts):
         return logits.argmax(-1).tolist()
@@ -263,7 +263,7 @@ def choose(texts: Sequence[Text], logits: Tensor) -> list[int]:
 
 
 @dataclass
-class Generated:
+class HuginnGenerated:
     """What was generated; B rows, in the order of the prompts.
 
     tokens: per row (T,) int64 new tokens, the end token included.
@@ -296,15 +296,15 @@ class Generated:
 
 
 def generated(
-    plan: Plan, texts: Sequence[Text], passes: int, meta: dict[str, float] | None = None
-) -> Generated:
+    plan: HuginnPlan, texts: Sequence[HuginnText], passes: int, meta: dict[str, float] | None = None
+) -> HuginnGenerated:
     """The result of texts that have ended."""
     assert all(text.stopped for text in texts), "a text was left unfinished"
     about = {"exit": str(plan.rule), "max_steps": plan.max_steps, "policy": str(plan.policy)}
     traces = [
         Trace("huginn", np.array(text.prompt), text.record, text.stopped, about) for text in texts
     ]
-    return Generated(
+    return HuginnGenerated(
         tokens=[torch.tensor(text.tokens) for text in texts],
         steps=[torch.tensor(text.steps) for text in texts],
         stopped=[text.stopped for text in texts],

@@ -110,7 +110,7 @@ class Where:
     """(B, S) bool, False on padding; None: nothing is masked"""
 
 
-class Attention(nn.Module):
+class CellAttention(nn.Module):
     """Bidirectional attention over prefix and cells; the fused projection holds all q heads, then
     k, then v."""
 
@@ -174,7 +174,7 @@ class Block(nn.Module):
         if settings.mixer == "mlp":
             self.mixer: nn.Module = SwiGLU(settings.prefix_len + settings.seq_len, **shape)
         elif settings.mixer == "attention":
-            self.mixer = Attention(settings)
+            self.mixer = CellAttention(settings)
         else:
             self.mixer = Convolution(settings)
         self.mlp = SwiGLU(settings.hidden_size, **shape)

@@ -347,12 +347,12 @@ class _Work:
         batch |= new | {"tokens": tokens, "q": q, "confidence": probability}
         batch["step"] = batch["step"] + 1
         batch["stable_for"] = torch.where(same, batch["stable_for"] + 1, 0)
-        view = halting.View(batch["step"], q, tokens, batch["stable_for"], change)
+        view = halting.StepView(batch["step"], q, tokens, batch["stable_for"], change)
         batch["done"] = self._verdict(view)
         if self.trace:
             self._record(change)
 
-    def _verdict(self, view: halting.View) -> Tensor:
+    def _verdict(self, view: halting.StepView) -> Tensor:
         done = self.rule(view)
         if not isinstance(done, Tensor) or done.dtype != torch.bool or done.shape != view.q.shape:
             raise ValueError(
