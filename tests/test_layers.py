@@ -22,7 +22,8 @@ LAYERS = (
     ("evals",),
     ("studies",),
     ("bench", "viz", "serve"),
-    ("cli", "demo"),
+    ("demo",),
+    ("cli",),
 )
 """From the ground up: a file imports of its own layer and of those before it."""
 

@@ -13,9 +13,9 @@ from inward.evals.depth import (
     engine_exits,
     exits,
     path_independence,
-    right_by_depth,
 )
 from inward.evals.stats import rank_correlation
+from inward.methods.huginn.depths import right_by_depth
 from inward.methods.huginn.model import HuginnForCausalLM
 from inward.methods.huginn.settings import Depth, HuginnSettings
 

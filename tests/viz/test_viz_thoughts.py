@@ -11,7 +11,10 @@ from inward.common.trace import Step, Trace
 from inward.data.thoughts import prosqa
 from inward.evals.stats import Interval, Paired
 from inward.studies.thoughts_ablate import Ablation, Swap
-from inward.studies.thoughts_pictures import (
+from inward.studies.thoughts_read import Readability
+from inward.studies.thoughts_search import HeightRow, Heights, ReadOut, Superposition
+from inward.viz import thoughts as viz
+from inward.viz.studies import (
     ablation_table,
     gaps,
     height_lines,
@@ -22,9 +25,6 @@ from inward.studies.thoughts_pictures import (
     show_tree,
     tree,
 )
-from inward.studies.thoughts_read import Readability
-from inward.studies.thoughts_search import HeightRow, Heights, ReadOut, Superposition
-from inward.viz import thoughts as viz
 
 WORDS = ["zero", "one", "two", "\n", "end"]
 

@@ -16,9 +16,9 @@ from rich.text import Text
 
 from inward.data.thoughts import prosqa
 from inward.data.thoughts.patterns import Rhythm
-from inward.studies.thoughts_pictures import show_tree
 from inward.studies.thoughts_search import read_out
 from inward.tasks.prosqa import ProsQATask, report
+from inward.viz.studies import show_tree
 from inward.viz.thoughts import show_thoughts
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ is what greedy decoding at that depth would produce.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inward.common import IGNORE
 from inward.common.halting import DepthView, Rule, Seen, depth_rule, verdict
-from inward.data.texts.text import IGNORE, TextQuestions
+from inward.data.texts.text import TextQuestions
 from inward.evals.stats import rank_correlation, wilson
+from inward.methods.huginn.depths import batches_of, right_by_depth, state_seeds
 
 if TYPE_CHECKING:
     from inward.methods.huginn.model import HuginnForCausalLM
-
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -69,46 +69,6 @@ def accuracy_by_depth(
             )
         )
     return curves
-
-
-@torch.no_grad()
-def right_by_depth(
-    model: HuginnForCausalLM, held: TextQuestions, depths: Sequence[int], *, seed: int = 0
-) -> np.ndarray:
-    """(N, D) bool: which questions are answered rightly after depths[j] recurrences."""
-    if not depths or min(depths) < 1 or list(depths) != sorted(set(depths)):
-        raise ValueError(f"depths are {list(depths)}; give rising numbers from 1 on")
-    out = np.zeros((len(held), len(depths)), dtype=bool)
-    for rows, ids, labels in _batches(held, model):
-        e, context = model.embed(ids[:, :-1])
-        s = model.initial_state(e, seed=seed + _numbers(rows), positions=context.positions)
-        counted = labels[:, 1:] != IGNORE
-        for i in range(max(depths)):
-            s = model.iterate(s, e, context, recurrence=i)
-            if i + 1 in depths:
-                _, logits = model.read_out(s, context)
-                wrong = (logits.argmax(-1) != labels[:, 1:]) & counted
-                out[rows, list(depths).index(i + 1)] = ~wrong.any(1).cpu().numpy()
-    return out
-
-
-def _batches(
-    held: TextQuestions, model: HuginnForCausalLM
-) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-    """Questions of one length at a time, at most BATCH: (their numbers, ids, labels) unpadded."""
-    lengths = (held.ids != 0).sum(1)
-    device = model.lm_head.weight.device
-    for length in np.unique(lengths):
-        same = np.flatnonzero(lengths == length)
-        for start in range(0, len(same), BATCH):
-            rows = same[start : start + BATCH]
-            ids = torch.from_numpy(held.ids[rows, :length]).to(device)
-            yield rows, ids, torch.from_numpy(held.labels[rows, :length]).to(device)
-
-
-def _numbers(rows: np.ndarray) -> Tensor:
-    """Seeds of the initial states: every question has its own, in any batch."""
-    return torch.from_numpy(rows.astype(np.int64)) << 16
 
 
 # --------------------------------------------------------------------------------------------------
@@ -169,7 +129,7 @@ def exits(
         name: Exits(name, max_steps, np.zeros(len(held)), np.zeros(len(held), dtype=bool))
         for name in asked
     }
-    for rows, ids, labels in _batches(held, model):
+    for rows, ids, labels in batches_of(held, model):
         steps, tops = _run_prompts(model, ids[:, :-1], asked, max_steps, min_steps, rows, seed)
         for name, at in steps.items():
             chosen = tops.gather(1, at[:, None] - 1)[:, 0]
@@ -196,7 +156,7 @@ def engine_exits(
     from inward.methods.huginn.generate import generate
 
     answers = [held.answer(i).tolist() for i in range(len(held))]
-    seeds = (seed + _numbers(np.arange(len(held)))).tolist()
+    seeds = (seed + state_seeds(np.arange(len(held)))).tolist()
     made = generate(
         model,
         [held.prompt(i).tolist() for i in range(len(held))],
@@ -226,7 +186,7 @@ def _run_prompts(
     """(rule -> (B,) exit step, at most max_steps; (B, max_steps) likeliest next token)."""
     num = len(ids)
     e, context = model.embed(ids)
-    s = model.initial_state(e, seed=seed + _numbers(rows), positions=context.positions)
+    s = model.initial_state(e, seed=seed + state_seeds(rows), positions=context.positions)
     seen = {name: Seen(num, model.config.vocab_size, ids.device) for name in rules}
     steps = {name: torch.full((num,), max_steps, device=ids.device) for name in rules}
     open_rows = {name: torch.ones(num, dtype=torch.bool, device=ids.device) for name in rules}
@@ -282,9 +242,9 @@ def path_independence(
     if not depths or min(depths) < 1:
         raise ValueError(f"depths are {list(depths)}; give numbers from 1 on")
     sums = {depth: np.zeros(3) for depth in depths}
-    for rows, ids, labels in _batches(held, model):
+    for rows, ids, labels in batches_of(held, model):
         e, context = model.embed(ids[:, :-1])
-        numbers = _numbers(rows)
+        numbers = state_seeds(rows)
         pair = [
             model.initial_state(e, seed=seed + numbers, positions=context.positions)
             for seed in seeds

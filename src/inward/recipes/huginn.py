@@ -192,13 +192,16 @@ class HuginnRecipe:
         held, trained = self.data.questions("valid"), self.data.trained()
 
         def evaluate(model: nn.Module) -> dict[str, float]:
-            from inward.evals.depth import accuracy_by_depth
+            from inward.methods.huginn.depths import right_by_depth
 
-            curves = accuracy_by_depth(_inner(model), held, self.depths)
+            shares = {
+                difficulty: right_by_depth(_inner(model), questions, self.depths).mean(0)
+                for difficulty, questions in held.items()
+            }
             found = {}
             for i, depth in enumerate(self.depths):
                 for name, known in (("trained", True), ("beyond", False)):
-                    own = [c.accuracy[i] for c in curves if (c.difficulty in trained) == known]
+                    own = [float(s[i]) for d, s in shares.items() if (d in trained) == known]
                     if own:
                         found[f"{name}_r{depth}"] = sum(own) / len(own)
             return found

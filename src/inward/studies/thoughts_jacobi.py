@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from inward.data.thoughts.columns import IGNORE, LatentBatch
+from inward.common import IGNORE
+from inward.data.thoughts.columns import LatentBatch
 from inward.data.thoughts.segments import Sample
 
 if TYPE_CHECKING:

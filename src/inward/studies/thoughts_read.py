@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inward.data.thoughts.columns import IGNORE, before_thoughts, thought_numbers
+from inward.common import IGNORE
+from inward.data.thoughts.columns import before_thoughts, thought_numbers
 from inward.data.thoughts.segments import Sample
 from inward.evals.stats import Interval, wilson
 from inward.studies.thoughts_ablate import others, step_after

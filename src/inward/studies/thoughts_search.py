@@ -32,7 +32,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inward.data.thoughts.columns import IGNORE, before_thoughts, pick, widened
+from inward.common import IGNORE
+from inward.data.thoughts.columns import before_thoughts, pick, widened
 from inward.data.thoughts.prosqa import ROOT, Graph, distances, graph_of
 from inward.data.thoughts.records import Record
 from inward.data.thoughts.segments import Latent, Sample, Specials, Text

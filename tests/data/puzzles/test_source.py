@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inward.common import IGNORE
 from inward.data.puzzles import maze
 from inward.data.puzzles.puzzles import PAD, Puzzles
-from inward.data.puzzles.source import IGNORE, MazeSource, PuzzleSource
+from inward.data.puzzles.source import MazeSource, PuzzleSource
 from inward.tasks.maze import MazeTask
 
 NUM = 10

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inward.common import IGNORE
 from inward.data.texts.arithmetic_text import Addition
-from inward.data.texts.text import IGNORE, questions
+from inward.data.texts.text import questions
 from inward.tasks.addition import AdditionTask
 
 SETTINGS = st.builds(

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inward.common import IGNORE
 from inward.data.texts.hops import DOT, FIRST_NODE, Hops, follow, random_cycle
-from inward.data.texts.text import IGNORE, questions
+from inward.data.texts.text import questions
 from inward.tasks.hops import HopsTask
 
 SETTINGS = st.builds(

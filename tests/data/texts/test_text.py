@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from inward.common import IGNORE
 from inward.data.texts.arithmetic_text import Addition
 from inward.data.texts.hops import Hops
-from inward.data.texts.text import IGNORE, TextSource, TokenSource, joined, questions
+from inward.data.texts.text import TextSource, TokenSource, joined, questions
 
 MAKERS = [Hops(num_nodes=6, max_hops=4), Addition(num_digits=2, max_operands=3)]
 

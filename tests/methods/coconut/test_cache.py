@@ -7,7 +7,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import DynamicCache
 
-from inward.data.thoughts.columns import IGNORE
+from inward.common import IGNORE
 from inward.data.thoughts.segments import Latent, Sample
 from inward.methods.coconut.cache import RoomyLayer
 from tests.methods.coconut.toys import distance, make_model, ragged, text

@@ -15,7 +15,8 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from inward.data.thoughts.columns import IGNORE, before_thoughts, collate, pick
+from inward.common import IGNORE
+from inward.data.thoughts.columns import before_thoughts, collate, pick
 from inward.data.thoughts.segments import Latent, Sample, Specials, Text
 from inward.data.thoughts.tokenizers import encode_text
 from inward.methods.coconut.base import add_specials

@@ -28,8 +28,9 @@ from typing import Any
 
 import numpy as np
 
+from inward.common import IGNORE
 from inward.data.puzzles.dihedral import NUM_MAPS, turn, turn_back
-from inward.data.puzzles.folder import IGNORE, Group, Rows, read_json, write_json, write_split
+from inward.data.puzzles.folder import Group, Rows, read_json, write_json, write_split
 from inward.data.puzzles.puzzles import PAD, Puzzles
 
 SIZE = 30

@@ -32,6 +32,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from inward.common import IGNORE
 from inward.common.checks import checked_seed
 from inward.common.files import replacing
 from inward.data.puzzles.puzzles import PAD, Puzzles
@@ -39,7 +40,6 @@ from inward.data.puzzles.puzzles import PAD, Puzzles
 if TYPE_CHECKING:
     import torch
 
-IGNORE = -100  # what a loss skips (torch's default ignore_index)
 ARRAYS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
 _CHUNK = 1 << 20  # cells that `Folder.check` looks at in one go
 _HEADER = 128

@@ -16,11 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from inward.common import IGNORE
 from inward.common.checks import check_slice, checked_seed
 from inward.data.puzzles import maze
 from inward.data.puzzles.puzzles import PAD, Puzzles, Symmetry
 
-IGNORE = -100
 # numpy pads a seed sequence with zeros: [seed, epoch] alone would be row 0 of step = epoch.
 _EPOCH_STREAM = (0, 1)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from inward.data.texts.text import IGNORE
+from inward.common import IGNORE
 
 PAD, FIRST_DIGIT, PLUS, EQUALS, END = 0, 1, 11, 12, 13
 SIGNS = {PLUS: "+", EQUALS: "=", END: ";"}

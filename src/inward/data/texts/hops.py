@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from inward.data.texts.text import IGNORE
+from inward.common import IGNORE
 
 PAD, DOT, FIRST_NODE = 0, 1, 2
 MAX_NODES = 26  # nodes have one letter each in text

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from inward.common import IGNORE
 from inward.common.checks import check_slice, checked_seed
 
 if TYPE_CHECKING:
     import torch
 
-IGNORE = -100
 # numpy pads a seed sequence with zeros, so these must not look like a step and a row.
 _QUESTIONS, _EPOCH = (0, 2), (0, 1)
 

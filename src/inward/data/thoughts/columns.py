@@ -16,10 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inward.common import IGNORE
 from inward.data.thoughts.segments import Latent, Sample, Specials
-
-IGNORE = -100
-"""Label of a column that predicts nothing the loss looks at."""
 
 LatentBatch = dict[str, Tensor]
 """What `collate` makes. All (B, S) but the last:

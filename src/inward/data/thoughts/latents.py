@@ -13,7 +13,7 @@ What is unusual:
 - Where stages begin and where the optimizer starts afresh is said in steps: `stage_steps` and
   `reset_steps`.
 
-The tensors are those of `inward.methods.coconut.model.collate`.
+The tensors are those of `inward.data.thoughts.columns.collate`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class LatentSource:
     group          records that stay together, in order: 2 for a list of pairs
     max_positions  what the base's context holds; checked now for the longest records and then for
                    every batch
-    learned_stop   see `inward.methods.coconut.model.collate`
+    learned_stop   see `inward.data.thoughts.columns.collate`
     Raises ValueError: records without steps for a pattern that needs them, special tokens in their
     text or missing from the tokenizer, samples that are too long, numbers that do not divide.
     """
@@ -113,8 +113,8 @@ class LatentSource:
     # --- batches --------------------------------------------------------------------------------
 
     def batch(self, step: int, rows: range, num_rows: int) -> dict[str, torch.Tensor]:
-        """See `Source.batch`; the tensors are those of `inward.methods.coconut.model.collate`."""
-        from inward.methods.coconut.model import collate
+        """See `Source.batch`; the tensors are those of `inward.data.thoughts.columns.collate`."""
+        from inward.data.thoughts.columns import collate
 
         pad = self.tokenizer.pad_token_id
         return collate(

@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inward.data.thoughts.columns import IGNORE, LatentBatch
+from inward.common import IGNORE
+from inward.data.thoughts.columns import LatentBatch
 
 if TYPE_CHECKING:
     from inward.methods.coconut.model import Coconut

@@ -48,15 +48,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Cache, PreTrainedModel
 
+from inward.common import IGNORE
 from inward.common.draws import Draws, Loss
 from inward.common.weights import check_fit
-from inward.data.thoughts.columns import (
-    IGNORE,
-    LatentBatch,
-    before_thoughts,
-    collate,
-    widened,
-)
+from inward.data.thoughts.columns import LatentBatch, before_thoughts, collate, widened
 from inward.data.thoughts.segments import Sample, Specials
 from inward.methods.coconut.alarms import alarm_metrics
 from inward.methods.coconut.base import (

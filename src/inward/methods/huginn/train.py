@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inward.common import IGNORE
 from inward.common.draws import Batch, Draws, Loss
 from inward.methods.huginn.settings import Depth, Watch
 
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from inward.methods.huginn.config import HuginnConfig
     from inward.methods.huginn.context import Context
     from inward.methods.huginn.model import HuginnForCausalLM
-
-IGNORE = -100
 
 
 # --------------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inward.common import IGNORE
 from inward.common.draws import Batch
-from inward.methods.tidar.losses import IGNORE, Unread
+from inward.methods.tidar.losses import Unread
 from inward.methods.tidar.model import TiDAR
 from inward.methods.tidar.samples import Part, next_targets, targets, training_rows
 

@@ -40,10 +40,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from inward.common import IGNORE
 from inward.common.files import write_json, write_tensors
 from inward.common.weights import check_finite, complain
 from inward.methods.tidar.adapter_loss import _kept, draft_logits, needed_rows
-from inward.methods.tidar.losses import IGNORE
 from inward.methods.tidar.settings import AdapterSettings
 
 if TYPE_CHECKING:

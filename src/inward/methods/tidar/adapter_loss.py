@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from inward.common import IGNORE
 from inward.methods.tidar import masks
 from inward.methods.tidar.base import splits
-from inward.methods.tidar.losses import IGNORE, Taught, Unread
+from inward.methods.tidar.losses import Taught, Unread
 
 if TYPE_CHECKING:
     from inward.methods.tidar.model import TiDAR

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-IGNORE = -100
-"""Label of a row whose prediction does not count."""
+from inward.common import IGNORE
+
 Taught = tuple[Tensor, float]
 """Distillation: what a teacher says at the same rows, logits (B, n, V), or beside `Unread` rows its
 last hidden states (B, n, d) for the same head; and its share of the loss."""

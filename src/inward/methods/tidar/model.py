@@ -47,6 +47,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from inward.common import IGNORE
 from inward.common.draws import Batch, Draws, Loss
 from inward.common.files import write_json
 from inward.methods.tidar import masks
@@ -59,7 +60,7 @@ from inward.methods.tidar.base import (
     special_ids,
     splits,
 )
-from inward.methods.tidar.losses import IGNORE, Unread, branch
+from inward.methods.tidar.losses import Unread, branch
 from inward.methods.tidar.masks import Rows
 from inward.methods.tidar.samples import (
     Part,

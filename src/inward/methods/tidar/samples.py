@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inward.common import IGNORE
 from inward.common.draws import Batch, Draws
 from inward.methods.tidar import masks
-from inward.methods.tidar.losses import IGNORE, Taught, Unread, branch
+from inward.methods.tidar.losses import Taught, Unread, branch
 from inward.methods.tidar.masks import Rows
 from inward.methods.tidar.settings import TiDARSettings
 

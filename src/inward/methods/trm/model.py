@@ -51,6 +51,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from inward.common import IGNORE
 from inward.common.draws import Draws, Loss
 from inward.common.weights import strict
 from inward.methods.trm.layers import (
@@ -68,9 +69,6 @@ from inward.methods.trm.settings import TRMSettings
 
 if TYPE_CHECKING:
     from inward.methods.trm.solve import Solution
-
-IGNORE = -100
-"""Label of a cell that does not count."""
 
 
 class TRMConfig(PreTrainedConfig):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -29,7 +29,9 @@ from torch import Tensor
 from inward.common import halting
 from inward.common.trace import Cost, Step, Trace
 from inward.data.puzzles.puzzles import Symmetry
-from inward.methods.trm.model import TRM
+
+if TYPE_CHECKING:
+    from inward.methods.trm.model import TRM
 
 _NOTHING = np.empty(0)  # what a chain holds before it has run
 
