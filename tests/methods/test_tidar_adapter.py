@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor
 
 from inward import masks
+from inward.bases import cache_of
 from inward.data.packed import PackedSource, Tokens
 from inward.methods.tidar import Part, TiDAR, acceptance
 from inward.methods.tidar_adapter import DraftAdapter, linear_layers, needed_rows, own_text
@@ -45,7 +46,7 @@ def decode_step(tidar: TiDAR, ids: Tensor, **options: Any) -> Tensor:
     step = torch.full((len(ids), rows.shape[1]), tidar.mask_id)
     step[:, :K] = ids
     with torch.no_grad():
-        prefix = tidar.model(tokens(len(ids), 4, seed=9), use_cache=True).past_key_values
+        prefix = cache_of(tidar.model(tokens(len(ids), 4, seed=9), use_cache=True))
         return tidar(
             step,
             position_ids=rows.position,

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from inward import masks
+from inward.bases import with_cache
 from inward.methods.tidar_batch import Layout, Piece, RaggedCache, Runner, splits
 from inward.methods.tidar_decode import Decoder
 from inward.methods.tidar_request import DecodeSettings
@@ -156,7 +157,7 @@ def check_cache(model, cache: RaggedCache, texts: list[list[int]]) -> None:
     assert cache.book.lengths == [len(text) for text in texts]
     for b, text in enumerate(texts):
         plain = DynamicCache()
-        model(torch.tensor([text]), past_key_values=plain)
+        model(torch.tensor([text]), **with_cache(model, {"cache": plain}))
         for layer in range(len(plain.layers)):
             keys, values = cache.committed(b, layer)
             wanted: Any = plain.layers[layer]

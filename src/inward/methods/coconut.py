@@ -49,6 +49,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Cache, PreTrainedModel
 
+from inward.bases import with_cache
 from inward.data.segments import Sample, Specials
 from inward.hub import check_fit
 from inward.methods.coconut_base import (
@@ -249,9 +250,8 @@ class Coconut(nn.Module):
             out = self.base(
                 inputs_embeds=inputs,
                 attention_mask=attention_mask,
-                past_key_values=cache,
                 use_cache=cache is not None,
-                **kwargs,
+                **with_cache(self.base, {"cache": cache, **kwargs}),
             )
         if len(caught) != 1:
             raise ValueError(
