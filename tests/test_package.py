@@ -7,6 +7,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -186,3 +187,9 @@ def test_no_registry_host():
 
 def test_git_grep_finds_what_is_there():
     assert "tests/test_package.py" in git_grep("def test_git_grep_finds_what_is_there")
+
+
+def test_a_deprecated_name_is_an_error():
+    """transformers renames arguments behind such warnings: the suite must not pass over one."""
+    with pytest.raises(FutureWarning):
+        warnings.warn("an old name", FutureWarning, stacklevel=1)

@@ -42,6 +42,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from inward.bench.run import quartiles
+from inward.common.bases import with_cache
 from inward.common.sampling import argmaxes
 from inward.evals.rows import append_row, machine
 from inward.methods.tidar.base import add_mask_token
@@ -173,7 +174,8 @@ def greedy(lm: Any, prompt: list[int], num: int, banned: list[int]) -> list[int]
     cache, new = DynamicCache(), []
     ids = torch.tensor([prompt])
     for _ in range(num):
-        logits = lm(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        options = with_cache(lm, {"cache": cache, "use_cache": True, "logits_to_keep": 1})
+        logits = lm(ids, **options).logits[:, -1]
         new.append(argmaxes(logits.float(), banned)[0])
         ids = torch.tensor([new[-1:]])
     return new

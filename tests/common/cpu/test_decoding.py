@@ -7,6 +7,7 @@ import torch
 import transformers
 from transformers import AttentionInterface
 
+from inward.common.bases import cache_of, with_cache
 from inward.common.cpu import decoding as cpu_decode
 from inward.common.cpu import linears as cpu
 from inward.common.cpu.decoding import MOST_ROWS, few_rows, suits
@@ -26,16 +27,16 @@ def behind_a_prefix(model: Any, num_rows: int, *, num_texts: int = 1) -> torch.T
     """Logits of some rows behind 11 cached tokens; two blocks of them if there are enough."""
     ids = prompts(num_texts, 11)
     with torch.no_grad():
-        cache = model(ids, use_cache=True).past_key_values
+        cache = with_cache(model, {"cache": cache_of(model(ids, use_cache=True))})
         if num_rows == 1:
-            return model(prompts(num_texts, 1, seed=2), past_key_values=cache).logits
+            return model(prompts(num_texts, 1, seed=2), **cache).logits
         layout = Layout(num_rows - 2, ((num_rows - 2, 2),))
         mask = masks.additive(masks.after_prefix(layout.tail, 11), model.dtype)
         return model(
             prompts(num_texts, num_rows, seed=2),
-            past_key_values=cache,
             attention_mask=mask,
             position_ids=(layout.offsets + 11)[None],
+            **cache,
         ).logits
 
 

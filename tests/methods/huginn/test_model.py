@@ -247,8 +247,10 @@ def test_gradient_goes_through_the_last_k_recurrences():
     torch.testing.assert_close(gradients(model), got)  # mean_recurrence 5, mean_backprop_depth 2
 
 
-OLD_NAMES = pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
-"""gradient_checkpointing_enable got another name, which older versions lack."""
+OLD_NAMES = pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
+)
+"""gradient_checkpointing_enable and what PEFT asks got other names, which older versions lack."""
 
 
 @OLD_NAMES

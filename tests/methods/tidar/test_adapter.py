@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from inward.common.bases import cache_of
 from inward.common.draws import Draws
 from inward.data.texts.packed import PackedSource, PackedTokens
 from inward.methods.tidar import masks
@@ -49,7 +50,7 @@ def decode_step(tidar: TiDAR, ids: Tensor, **options: Any) -> Tensor:
     step = torch.full((len(ids), rows.shape[1]), tidar.mask_id)
     step[:, :K] = ids
     with torch.no_grad():
-        prefix = tidar.model(tokens(len(ids), 4, seed=9), use_cache=True).past_key_values
+        prefix = cache_of(tidar.model(tokens(len(ids), 4, seed=9), use_cache=True))
         return tidar(
             step,
             position_ids=rows.position,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache
 
+from inward.common.bases import with_cache
 from inward.common.ragged import RaggedCache
 from inward.methods.tidar import masks
 from inward.methods.tidar.batch import Layout, Piece, Runner, splits
@@ -157,7 +158,7 @@ def check_cache(model, cache: RaggedCache, texts: list[list[int]]) -> None:
     assert cache.book.lengths == [len(text) for text in texts]
     for b, text in enumerate(texts):
         plain = DynamicCache()
-        model(torch.tensor([text]), past_key_values=plain)
+        model(torch.tensor([text]), **with_cache(model, {"cache": plain}))
         for layer in range(len(plain.layers)):
             keys, values = cache.committed(b, layer)
             wanted: Any = plain.layers[layer]

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inward.common.bases import cache_of
 from inward.methods.tidar.adapter import DraftAdapter
 from inward.methods.tidar.batch import Runner
 from inward.methods.tidar.choose import Chooser, candidates, speed
@@ -245,7 +246,7 @@ def test_what_a_step_takes_outside_its_forward_counts():
 def test_texts_of_a_measured_batch_have_different_lengths():
     runner, lengths = Runner(llama()), []
     runner.lm.model.register_forward_pre_hook(
-        lambda m, x, o: lengths.append(list(o["past_key_values"].book.lengths)), with_kwargs=True
+        lambda m, x, o: lengths.append(list(cache_of(o).book.lengths)), with_kwargs=True
     )
     costs = measure(runner, num_texts=3, num_cached=10, rows=(1, 5), repeats=1)
     assert costs.num_texts == 3

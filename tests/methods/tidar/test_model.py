@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
+from inward.common.bases import cache_of
 from inward.common.draws import Draws
 from inward.data.texts.packed import PackedSource, PackedTokens
 from inward.methods.huginn.model import HuginnConfig
@@ -149,7 +150,7 @@ def test_training_is_decoding_at_every_offset(kind, K):
     assert sorted(trained) == list(range(S - K + 1))
     for prefix in range(1, S - 2 * K + 1):
         with torch.no_grad():
-            cache = tidar.model(ids[:, :prefix], use_cache=True).past_key_values
+            cache = cache_of(tidar.model(ids[:, :prefix], use_cache=True))
         rows = masks.decode(K, start=prefix)
         q = rows.shape[1]
         step = torch.full((2, q), MASK)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 
-from inward.common.bases import open_base
+from inward.common.bases import CACHE_NAMES, open_base
 from inward.common.weights import strict
 from inward.data.thoughts import tokenizers
 from inward.data.thoughts.segments import Specials
@@ -57,7 +57,8 @@ def check_base(base: nn.Module, specials: Specials) -> frozenset[str]:
     if not isinstance(inner, PreTrainedModel):
         raise ValueError(f"{name} is no model of transformers; wrap an AutoModelForCausalLM")
     accepts = frozenset(inspect.signature(inner.forward).parameters)
-    lacking = {"inputs_embeds", "past_key_values", "attention_mask"} - accepts
+    lacking = {"inputs_embeds", "attention_mask"} - accepts
+    lacking |= set() if accepts.intersection(CACHE_NAMES) else {" or ".join(CACHE_NAMES)}
     if lacking:
         raise ValueError(
             f"{name} takes no {' and no '.join(sorted(lacking))}; a thought is fed in through "

@@ -49,6 +49,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, Cache, PreTrainedModel
 
 from inward.common import IGNORE
+from inward.common.bases import with_cache
 from inward.common.draws import Draws, Loss
 from inward.common.weights import check_fit
 from inward.data.thoughts.columns import LatentBatch, before_thoughts, collate, widened
@@ -167,9 +168,8 @@ class Coconut(nn.Module):
             out = self.base(
                 inputs_embeds=inputs,
                 attention_mask=attention_mask,
-                past_key_values=cache,
                 use_cache=cache is not None,
-                **kwargs,
+                **with_cache(self.base, {"cache": cache, **kwargs}),
             )
         if len(caught) != 1:
             raise ValueError(

@@ -72,7 +72,7 @@ class HuginnConfig(PreTrainedConfig):
         "num_hidden_layers": "n_layers",
         "max_position_embeddings": "block_size",
     }
-    keys_to_ignore_at_inference = ["past_key_values", "states"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "states"]  # noqa: RUF012
 
     def __init__(
         self,

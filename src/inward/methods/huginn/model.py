@@ -52,6 +52,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
+from inward.common.bases import both_cache_names, cache_field, given_cache
 from inward.common.draws import Draws, Loss
 from inward.common.nn import rms_norm
 from inward.common.weights import strict
@@ -180,8 +181,12 @@ class Transformer(nn.Module):
 
 PASSED_ON = {"num_items_in_batch", "shift_labels", "ignore_index"}
 """Arguments of transformers' loss."""
+CACHE = cache_field(CausalLMOutputWithPast)
+"""What the installed transformers calls a cache, in `generate` and in outputs; we take both names.
+"""
 
 
+@both_cache_names
 @dataclass
 class HuginnOutput(CausalLMOutputWithPast):
     """As of any causal LM in transformers, and:
@@ -321,6 +326,7 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         *,
+        cache: Cache | None = None,
         num_steps: int | Sequence[int] | Tensor | None = None,
         state: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -337,6 +343,7 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
                 S, K), bool (True = may look) or additive, which says all: nothing is added to it.
             position_ids: (B or 1, S). Without a mask and a cache, rows may be packed: a position
                 that is not its left neighbour's successor starts a new text.
+            cache: newer name of past_key_values.
             labels: (B, S) unshifted, -100 does not count.
             num_steps: r; or (n, k): n recurrences without gradient, then k with. Default: the mean
                 recurrence; in training its last `mean_backprop_depth` recurrences with gradient.
@@ -352,7 +359,8 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
         no_grad, with_grad = split_depth(num_steps, self.config, self.training)
         check_inputs(input_ids, inputs_embeds, state, self.config.n_embd)
         x = self.transformer.wte(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = self._cache(past_key_values, use_cache, no_grad + with_grad)
+        given = given_cache(cache, past_key_values)
+        cache = self._cache(given, use_cache, no_grad + with_grad)
         e, context = self.embed(
             inputs_embeds=x, attention_mask=attention_mask, position_ids=position_ids, cache=cache
         )
@@ -378,7 +386,7 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
         return HuginnOutput(
             loss=loss,
             logits=logits,
-            past_key_values=cache,
+            **{CACHE: cache},  # pyright: ignore
             latents=latents,
             states=tuple(states[1:]) if output_states else None,
             hidden_states=(x, e, *states[1:], latents, hidden) if output_hidden_states else None,
@@ -515,6 +523,15 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.transformer.wte = cast(ScaledEmbedding, value)
 
+    def generate(
+        self, *args: Any, cache: Any = None, past_key_values: Any = None, **kwargs: Any
+    ) -> Any:
+        """As in transformers, with the cache under either name."""
+        given = given_cache(cache, past_key_values)
+        if given is not None:
+            kwargs[CACHE] = given
+        return super().generate(*args, **kwargs)  # pyright: ignore - as below
+
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
@@ -526,8 +543,8 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
                 "state_seed, or state_init='zero' in the configuration"
             )
         plain = generation_config.cache_implementation in (None, "dynamic")
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache and plain:
-            model_kwargs["past_key_values"] = RecurrentCache()
+        if model_kwargs.get(CACHE) is None and generation_config.use_cache and plain:
+            model_kwargs[CACHE] = RecurrentCache()
             return None
         # (transformers types self as a protocol that no model class satisfies)
         prepare = super()._prepare_cache_for_generation  # pyright: ignore

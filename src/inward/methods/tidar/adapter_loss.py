@@ -65,7 +65,7 @@ def draft_logits(tidar: TiDAR, part: Part, kept: Tensor) -> tuple[Tensor | Unrea
             position_ids=clean.position,
             attention_mask=mask,
             draft_rows=nobody,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             logits_to_keep=0 if share else 1,
             unread=unread,
@@ -78,7 +78,7 @@ def draft_logits(tidar: TiDAR, part: Part, kept: Tensor) -> tuple[Tensor | Unrea
         position_ids=masked.position,
         attention_mask=mask,
         draft_rows=torch.ones(B, n, dtype=torch.bool, device=device),
-        past_key_values=cache,
+        cache=cache,
         use_cache=True,
     )
     if not share:

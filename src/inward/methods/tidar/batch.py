@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from inward.common.bases import with_cache
 from inward.common.cpu.decoding import Decoding
 from inward.common.ragged import Book, RaggedCache
 from inward.methods.tidar import masks
@@ -202,7 +203,7 @@ class Runner:
         inputs: dict[str, Any] = {
             "attention_mask": self._mask(cache.book, pieces, q),
             "position_ids": self._positions(lengths, pieces, q),
-            "past_key_values": cache,
+            "cache": cache,
             "use_cache": True,
         }
         drafting = any(piece.layout.blocks for piece in pieces)
@@ -215,10 +216,11 @@ class Runner:
             masked = ids == model.mask_id
             acting, tokens = model._acting(masked), model._embedded(ids, masked)
         with acting, self.fast(ids.shape[1]):
+            asked = self.lm.base_model if self.split else self.lm
+            said = asked(**tokens, **with_cache(asked, inputs), **self.options)
             if self.split:
-                hidden = self.lm.base_model(**tokens, **inputs).last_hidden_state
-                return Output(hidden, self._read)
-            return Output(self.lm(**tokens, **inputs, **self.options).logits, None)
+                return Output(said.last_hidden_state, self._read)
+            return Output(said.logits, None)
 
     def _read(self, hidden: Tensor) -> Tensor:
         with self.fast():

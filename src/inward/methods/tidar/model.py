@@ -48,6 +48,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from inward.common import IGNORE
+from inward.common.bases import with_cache
 from inward.common.draws import Batch, Draws, Loss
 from inward.common.files import write_json
 from inward.methods.tidar import masks
@@ -180,7 +181,7 @@ class TiDAR(nn.Module):
                 mask id.
             logits_to_keep: as in transformers: the last so many rows, or a 1-D index tensor.
             unread: stop before the vocabulary head; only for a model that `splits`.
-            options: past_key_values, use_cache, and whatever else the model takes.
+            options: cache (or past_key_values), use_cache, and whatever else the model takes.
         """
         masked = input_ids == self.mask_id
         if self._keeps_logits and not unread:
@@ -191,7 +192,7 @@ class TiDAR(nn.Module):
                 **self._embedded(input_ids, masked),
                 position_ids=position_ids.expand(input_ids.shape[0], -1),
                 attention_mask=self._mask(attention_mask),
-                **options,
+                **with_cache(model, options),
             )
         if unread:
             return output
