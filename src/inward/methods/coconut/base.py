@@ -17,14 +17,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 
-from inward.common.bases import CACHE_NAMES, open_base
-from inward.common.weights import strict
+from inward.common.bases import CACHE_NAMES, load_causal_lm
 from inward.data.thoughts import tokenizers
 from inward.data.thoughts.segments import Specials
-from inward.hub import CLASSES, load
 
 
 def unwrapped(base: nn.Module) -> PreTrainedModel:
@@ -129,13 +127,12 @@ def load_base(
                 f"{folder} is an adapter that does not say of which model; pass it as base="
             )
         if base is None:
-            own = (Path(named) / "config.json").is_file()
-            base = _load_model(named, **kwargs) if own else open_base(named, **kwargs)[0]
+            base = load_causal_lm(named, **kwargs)
         inner = cast(PreTrainedModel, base)
         if cast(Tensor, inner.get_input_embeddings().weight).shape[0] < num_tokens:
             inner.resize_token_embeddings(num_tokens, mean_resizing=False)
         return PeftModel.from_pretrained(cast(Any, base), str(folder), is_trainable=False)
-    return base if base is not None else _load_model(folder, **kwargs)
+    return base if base is not None else load_causal_lm(folder, **kwargs)
 
 
 def save_base(base: nn.Module, folder: Path, **kwargs: Any) -> None:
@@ -144,15 +141,6 @@ def save_base(base: nn.Module, folder: Path, **kwargs: Any) -> None:
         rows = cast(Any, base).active_peft_config.to_dict().get("trainable_token_indices")
         kwargs = ({"save_embedding_layers": False} if rows else {}) | kwargs
     cast(PreTrainedModel, base).save_pretrained(folder, **kwargs)
-
-
-def _load_model(source: str | Path, **kwargs: Any) -> nn.Module:
-    path = Path(source) / "config.json"
-    if path.is_file():
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-        if kind in CLASSES:
-            return load(source, **kwargs)
-    return strict(AutoModelForCausalLM.from_pretrained, source, **kwargs)
 
 
 # --------------------------------------------------------------------------------------------------

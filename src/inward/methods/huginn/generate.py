@@ -36,7 +36,7 @@ from torch import Tensor
 
 from inward.common import halting
 from inward.common.halting import DepthView, Seen
-from inward.common.requests import Prompts, prompts_of
+from inward.common.requests import Prompts
 from inward.common.sampling import Sampling
 from inward.methods.huginn import cpu as huginn_cpu
 from inward.methods.huginn.cache import Place, Policy, RecurrentCache
@@ -52,6 +52,7 @@ from inward.methods.huginn.texts import (
     Work,
     choose,
     generated,
+    model_prompts,
     plan,
     texts_of,
 )
@@ -114,7 +115,7 @@ def generate(
     Raises:
         ValueError: bad prompts or options, before any work.
     """
-    prompts = prompts_of(model, input_ids, attention_mask)
+    prompts = model_prompts(model, input_ids, attention_mask)
     seats = _seats(batch_size, in_flight)
     chosen = plan(
         model,

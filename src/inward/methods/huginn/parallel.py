@@ -44,7 +44,7 @@ from torch import Tensor
 
 from inward.common import halting
 from inward.common.halting import DepthView, Seen
-from inward.common.requests import Prompts, prompts_of
+from inward.common.requests import Prompts
 from inward.common.sampling import Sampling
 from inward.methods.huginn.cache import DeepestAvailable, PerDepth, Policy, RecurrentCache
 from inward.methods.huginn.context import Context
@@ -59,6 +59,7 @@ from inward.methods.huginn.texts import (
     Work,
     choose,
     generated,
+    model_prompts,
     plan,
     texts_of,
 )
@@ -104,7 +105,7 @@ def generate_in_parallel(
     Raises:
         ValueError: bad prompts or options, before any work.
     """
-    prompts = prompts_of(model, input_ids, attention_mask)
+    prompts = model_prompts(model, input_ids, attention_mask)
     _check(mode, inner_steps, max_wave, exit)
     free = mode == "free"
     chosen = plan(

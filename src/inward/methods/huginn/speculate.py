@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from inward.common.halting import Seen
-from inward.common.requests import Prompts, prompts_of
+from inward.common.requests import Prompts
 from inward.common.sampling import Law, Sampling, Verdict, matched
 from inward.methods.huginn.cache import DeepestAvailable, PerDepth, Policy, RecurrentCache
 from inward.methods.huginn.generate import context_at, inference, think
@@ -48,6 +48,7 @@ from inward.methods.huginn.texts import (
     Work,
     choose,
     generated,
+    model_prompts,
     plan,
     texts_of,
 )
@@ -85,7 +86,7 @@ def generate_speculatively(
     Raises:
         ValueError: bad prompts or options, before any work.
     """
-    prompts = prompts_of(model, input_ids, attention_mask)
+    prompts = model_prompts(model, input_ids, attention_mask)
     chosen = plan(
         model,
         len(prompts),

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from inward.common import halting
-from inward.common.requests import ends_of
+from inward.common.requests import Prompts, end_tokens, prompts_of
 from inward.common.sampling import Sampler, Sampling, sampling_of
 from inward.common.trace import Cost, Step, Trace
 from inward.methods.huginn.cache import PerDepth, Policy
@@ -136,13 +136,21 @@ def plan(
         policy=slots,
         start=start,
         warm=warm,
-        ends=ends_of(eos_token_id, generation, config.vocab_size),
+        ends=end_tokens(eos_token_id, generation, config.vocab_size),
         sampling=sampling or sampling_of(generation, refuse=("stop_strings",)),
         state_seeds=seeds,
         limit=config.block_size,
         trace=trace,
         on_token=on_token,
     )
+
+
+def model_prompts(
+    model: HuginnForCausalLM, input_ids: Prompts, attention_mask: Tensor | None = None
+) -> list[list[int]]:
+    """The prompts without padding, checked against the model; see `prompts_of`."""
+    limit, V = model.config.block_size, model.config.vocab_size
+    return prompts_of(input_ids, attention_mask, context=limit, vocab_size=V)
 
 
 # --------------------------------------------------------------------------------------------------

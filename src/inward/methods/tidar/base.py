@@ -14,8 +14,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from inward.common.bases import load_causal_lm
 from inward.methods.tidar import masks
 
 # --------------------------------------------------------------------------------------------------
@@ -215,7 +216,7 @@ def find_base_model(
             f"the adapter in {folder} belongs to the model {str(base)!r}, which is no folder here; "
             "pass base=, the model or its folder"
         )
-    return AutoModelForCausalLM.from_pretrained(path, **options)
+    return load_causal_lm(path, **options)
 
 
 def base_name(model: PreTrainedModel) -> str:

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inward.common.ragged import RaggedCache
-from inward.common.requests import end_tokens, split_prompts
+from inward.common.requests import end_tokens, prompts_of
 from inward.common.sampling import Law, Sampler, Verdict, argmaxes, matched
 from inward.common.trace import Cost, Step, Trace
 from inward.methods.tidar.base import context_limit, num_embedded
@@ -158,13 +158,13 @@ class Decoder:
         self.context, self.num_embedded = context_limit(lm), num_embedded(lm)
         K = settings.K or (model.block_size if isinstance(model, TiDAR) else 8)
         check_inputs(lm, input_ids, K, self.context, self.mask_id)
-        prompts = split_prompts(input_ids, attention_mask, self.context)
+        prompts = prompts_of(input_ids, attention_mask, context=self.context)
         self.K = K
         self.lead = (model.settings if isinstance(model, TiDAR) else TiDARSettings()).lead
         self.runner = Runner(model, settings.options, settings.packed)
         self.rows = [self._row(index, prompt) for index, prompt in enumerate(prompts)]
         self.active = list(self.rows)
-        self.ends = end_tokens(lm, settings.eos_token_id)
+        self.ends = end_tokens(settings.eos_token_id, lm.generation_config)
         self.criteria = stop_criteria(settings)
         self.chooser = self._chooser(K) if settings.scheme == "auto" else None
         if self.chooser is None:

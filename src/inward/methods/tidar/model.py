@@ -45,10 +45,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from inward.common import IGNORE
-from inward.common.bases import with_cache
+from inward.common.bases import load_causal_lm, with_cache
 from inward.common.draws import Batch, Draws, Loss
 from inward.common.files import write_json
 from inward.methods.tidar import masks
@@ -387,7 +387,7 @@ class TiDAR(nn.Module):
         saved = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         settings, adapter = TiDARSettings(**saved["settings"]), None
         if not saved["adapter"]:
-            model = AutoModelForCausalLM.from_pretrained(folder, **options)
+            model = load_causal_lm(folder, **options)
             return cls(model, saved["mask_id"], settings).eval()
         from inward.methods.tidar.adapter import DraftAdapter
 

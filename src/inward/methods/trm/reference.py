@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from inward.common.files import replacing
 from inward.common.weights import check_fit, read_tensors
 
 if TYPE_CHECKING:
@@ -182,9 +182,8 @@ def save_reference(model: TRM, path: str | Path, *, prefix: str = "_orig_mod.mod
             tensor.to(getattr(torch, settings.compute_dtype)) if name.endswith("_init") else tensor
         )
         tensors[prefix + _reference(name, settings.mixer)] = tensor.contiguous().cpu()
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary) if path.suffix == ".safetensors" else torch.save(
-        tensors, temporary
-    )
-    os.replace(temporary, path)
+    with replacing(path) as partial:
+        if Path(path).suffix == ".safetensors":
+            save_file(tensors, partial)
+        else:
+            torch.save(tensors, partial)
