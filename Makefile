@@ -1,5 +1,5 @@
-# make demo | test | test-slow | lint | bench.  Each first builds or renews .venv, which costs nothing
-# when pyproject.toml, constraints.txt and the version have not changed.
+# make demo | test | test-slow | test-versions | lint | bench.  Each first builds or renews .venv,
+# which costs nothing when pyproject.toml, constraints.txt and the version have not changed.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install -
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST   := $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-slow lint bench
+.PHONY: help demo test test-slow test-versions lint bench
 .NOTPARALLEL:
 
 help:
@@ -33,6 +33,10 @@ test: $(DEV_READY)
 
 test-slow: $(DEV_READY)
 	$(PYTEST) -m slow --durations=10
+
+# The oldest allowed, the pinned and the newest allowed transformers, in environments of their own.
+test-versions:
+	PYTHON='$(PYTHON)' bash tests/versions.sh
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check

@@ -22,6 +22,8 @@ from inward.methods.tidar.batch import Layout, Piece, Runner
 from tests.methods.coconut.toys import bot, eot, make_model, text
 from tests.methods.tidar.toys import CONTEXT, SHAPE, gpt2, llama, prompts
 
+pytestmark = pytest.mark.versions
+
 
 def behind_a_prefix(model: Any, num_rows: int, *, num_texts: int = 1) -> torch.Tensor:
     """Logits of some rows behind 11 cached tokens; two blocks of them if there are enough."""

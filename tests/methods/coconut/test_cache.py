@@ -12,6 +12,8 @@ from inward.data.thoughts.segments import Latent, Sample
 from inward.methods.coconut.cache import RoomyLayer
 from tests.methods.coconut.toys import distance, make_model, ragged, text
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.fixture(autouse=True)
 def one_thread():

@@ -15,6 +15,8 @@ from inward.methods.coconut.generate import generate
 from inward.methods.coconut.model import IGNORE, Coconut
 from tests.golden_folders import golden_folders, golden_ids
 
+pytestmark = pytest.mark.versions
+
 FOLDERS = golden_folders("coconut-")
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 

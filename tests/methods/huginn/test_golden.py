@@ -23,6 +23,8 @@ from inward.methods.huginn.cache import RecurrentCache, reference_policy
 from inward.methods.huginn.model import HuginnForCausalLM
 from tests.golden_folders import golden_folders, golden_ids
 
+pytestmark = pytest.mark.versions
+
 FOLDERS = golden_folders("huginn-")
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 Golden = tuple[Path, dict[str, Tensor], HuginnForCausalLM]

@@ -15,6 +15,8 @@ from inward.methods.tidar.settings import TiDARSettings
 from tests.methods.tidar.test_adapter import shaken
 from tests.methods.tidar.test_model import MASK, V, batch_of, tiny, tokens
 
+pytestmark = pytest.mark.versions
+
 PIECES = 7 * V
 """7 rows at a time: no divisor of the numbers of rows below"""
 

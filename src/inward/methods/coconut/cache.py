@@ -97,6 +97,9 @@ class RoomyLayer(DynamicLayer):
     def reset(self) -> None:
         """Forget everything."""
         self.rooms = [None, None]
+        # older transformers zero the columns and keep them, unless there is nothing to zero
+        self.keys = self.values = None
+        self.is_initialized = False
         super().reset()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
