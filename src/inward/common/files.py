@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safetensors.torch import save_file
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -44,10 +45,10 @@ def new_folder(target: Path) -> Iterator[Path]:
 def publish(hidden: Path, target: Path) -> None:
     """Flush a finished folder to the disk and give it its name; an older one there goes away."""
     for path in [*hidden.rglob("*"), hidden]:
-        _flush(path)
+        flush(path)
     remove_folder(target)
     os.replace(hidden, target)
-    _flush(target.parent)
+    flush(target.parent)
 
 
 def remove_folder(folder: Path) -> None:
@@ -63,12 +64,14 @@ def write_json(path: Path, content: object) -> None:
     """Write JSON to a temporary name, then rename."""
     hidden = path.with_name(f".new-{path.name}")
     hidden.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    _flush(hidden)
+    flush(hidden)
     os.replace(hidden, path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Save tensors of any layout; safetensors itself refuses strided and shared memory."""
+    from safetensors.torch import save_file  # puzzles and traces are written without torch
+
     seen: set[int] = set()
     ready: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -79,7 +82,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file(ready, path)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Ask the disk to keep what was written, so that a rename never outlives its content."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open folders

@@ -4,10 +4,16 @@ Every method produces traces and nothing else about its inside; `viz`, `evals` a
 traces and know no method. A trace belongs to one sample. A step is whatever the method repeats: a
 supervision step of TRM, a recurrence of Huginn, a thought of Coconut, a forward of TiDAR.
 
-    trace.steps[3].tokens        the answer, or the tokens, as they stood after step 4
-    trace.steps[3].confidence    probability of each of these tokens
-    trace.steps[3].scores        named numbers: TRM writes "halt" (the halting logit)
-    trace.cost                   network evaluations and FLOPs of the whole sample
+    trace.steps[3].says              tokens that stand from step 4 on: part of the answer
+    trace.steps[3].view["lens"]      tokens that are only shown: "lens", "draft", "grid", "canvas"
+    trace.steps[3].scores            named numbers: TRM writes "halt" (the halting logit)
+    trace.answer                     all that was said, in order
+    trace.cost                       of all steps together
+    trace.pieces[17]                 the text of token 17, so that who shows a trace needs no
+                                     tokenizer
+
+No step repeats what an earlier one said. What only a picture needs ("lens", "state", ...) is there
+if it was asked for.
 
 Traces are plain data: `to_dict` / `from_dict` round-trip through JSON, `write_traces` /
 `read_traces` through JSON lines. No torch here: what shows or serves a trace must not need it.
@@ -16,13 +22,17 @@ Traces are plain data: `to_dict` / `from_dict` round-trip through JSON, `write_t
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from inward.common.files import replacing
+
+FORMAT = 2
+"""Version of the JSON form."""
 
 
 @dataclass(frozen=True)
@@ -31,68 +41,116 @@ class Cost:
 
     evaluations: forwards of the network that is repeated (TRM: of f; Huginn: of the core block).
     flops: floating point operations, a multiply-add counted as two, norms and activations left out.
+    forwards: calls of the whole model that this sample took part in.
+    bytes: of weights, keys and values read, each weight once a forward.
+    seconds: of wall clock, shared with whatever was in the same batch.
     """
 
     evaluations: float = 0.0
     flops: float = 0.0
+    forwards: float = 0.0
+    bytes: float = 0.0
+    seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.evaluations + other.evaluations, self.flops + other.flops)
+        mine, others = asdict(self), asdict(other)
+        return Cost(**{name: mine[name] + others[name] for name in mine})
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Some tokens: `ids` (N,) int64 and, if known, the probability of each in `confidence` (N,)."""
+
+    ids: np.ndarray
+    confidence: np.ndarray | None = None
+
+    @staticmethod
+    def of(ids: Iterable[int], confidence: Iterable[float] | None = None) -> Span:
+        """From any sequences."""
+        sure = None if confidence is None else np.asarray(list(confidence), np.float32)
+        return Span(np.asarray(list(ids), np.int64), sure)
+
+    def to_dict(self) -> dict[str, Any]:
+        row: dict[str, Any] = {"ids": self.ids.tolist()}
+        if self.confidence is not None:
+            row["confidence"] = [round(float(c), 6) for c in self.confidence]
+        return row
+
+    @staticmethod
+    def from_dict(row: Mapping[str, Any]) -> Span:
+        sure = row.get("confidence")
+        return Span.of(row["ids"], sure)
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One step. `tokens` and `confidence` have one entry per cell or token; `position` and `text`
-    serve the language models, where a step belongs to a place in a text."""
+    """One step, counted from 1.
+
+    kind: what the method did: "refine", "recur", "thought", "word", "forward".
+    says: what stands from here on. view: what is only shown, by name.
+    position: where in the row of tokens (thoughts counted) the step took place.
+    arrays: numbers for pictures, by name ("state": a vector), only where asked for.
+    """
 
     index: int
     kind: str
-    tokens: np.ndarray | None = None
-    confidence: np.ndarray | None = None
+    says: Span | None = None
+    view: dict[str, Span] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
     cost: Cost = Cost()
     position: int | None = None
-    text: str | None = None
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.index < 1:
+            raise ValueError(f"steps count from 1, this one has number {self.index}")
 
     def to_dict(self) -> dict[str, Any]:
         row: dict[str, Any] = {"index": self.index, "kind": self.kind}
-        if self.tokens is not None:
-            row["tokens"] = self.tokens.tolist()
-        if self.confidence is not None:
-            row["confidence"] = [round(float(c), 6) for c in self.confidence]
+        if self.says is not None:
+            row["says"] = self.says.to_dict()
+        if self.view:
+            row["view"] = {name: span.to_dict() for name, span in self.view.items()}
         row["scores"] = dict(self.scores)
-        row["cost"] = [self.cost.evaluations, self.cost.flops]
+        row["cost"] = {name: value for name, value in asdict(self.cost).items() if value}
         if self.position is not None:
             row["position"] = self.position
-        if self.text is not None:
-            row["text"] = self.text
+        if self.arrays:
+            row["arrays"] = {name: np.asarray(a).tolist() for name, a in self.arrays.items()}
         return row
 
     @staticmethod
-    def from_dict(row: dict[str, Any]) -> Step:
-        confidence = row.get("confidence")
+    def from_dict(row: Mapping[str, Any]) -> Step:
         return Step(
             index=row["index"],
             kind=row["kind"],
-            tokens=np.asarray(row["tokens"], dtype=np.int64) if "tokens" in row else None,
-            confidence=None if confidence is None else np.asarray(confidence, dtype=np.float32),
+            says=Span.from_dict(row["says"]) if "says" in row else None,
+            view={name: Span.from_dict(span) for name, span in row.get("view", {}).items()},
             scores=row["scores"],
-            cost=Cost(*row["cost"]),
+            cost=Cost(**row["cost"]),
             position=row.get("position"),
-            text=row.get("text"),
+            arrays={name: np.asarray(a) for name, a in row.get("arrays", {}).items()},
         )
 
 
 @dataclass(eq=False)
 class Trace:
-    """One sample's thinking: the `question` it was given (tokens), its `steps`, and why it
-    `stopped`."""
+    """One sample's thinking.
+
+    question: the tokens it was given; roles: (who, how many tokens) of its parts in order, where
+        it is a conversation.
+    stopped: one of `inward.common.thinking.STOPPED`.
+    model: the name under which it was opened. pieces: text of every token that the trace names.
+    """
 
     method: str
     question: np.ndarray
     steps: list[Step] = field(default_factory=list)
     stopped: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
+    roles: list[tuple[str, int]] = field(default_factory=list)
+    pieces: dict[int, str] = field(default_factory=dict)
 
     @property
     def cost(self) -> Cost:
@@ -101,27 +159,44 @@ class Trace:
 
     @property
     def answer(self) -> np.ndarray:
-        """The tokens of the last step.
+        """All that was said, in order.
 
         Raises:
-            ValueError: the trace has no step with tokens.
+            ValueError: nothing was.
         """
-        for step in reversed(self.steps):
-            if step.tokens is not None:
-                return step.tokens
-        raise ValueError("this trace holds no answer: none of its steps recorded tokens")
+        said = [step.says.ids for step in self.steps if step.says is not None]
+        if not said:
+            raise ValueError("this trace holds no answer: none of its steps says anything")
+        return np.concatenate(said)
+
+    def named(self) -> set[int]:
+        """Every token that the trace names."""
+        found = {int(i) for i in self.question}
+        for step in self.steps:
+            for span in (*([] if step.says is None else [step.says]), *step.view.values()):
+                found |= {int(i) for i in span.ids}
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         return {
+            "format": FORMAT,
             "method": self.method,
+            "model": self.model,
             "question": self.question.tolist(),
+            "roles": [list(role) for role in self.roles],
             "steps": [step.to_dict() for step in self.steps],
             "stopped": self.stopped,
+            "pieces": {str(token): text for token, text in sorted(self.pieces.items())},
             "meta": self.meta,
         }
 
     @staticmethod
-    def from_dict(row: dict[str, Any]) -> Trace:
+    def from_dict(row: Mapping[str, Any]) -> Trace:
+        if row.get("format") != FORMAT:
+            raise ValueError(
+                f"this is no trace of format {FORMAT} (it says {row.get('format')!r}); record it "
+                "again with this version"
+            )
         missing = {"method", "question", "steps"} - set(row)
         if missing:
             raise ValueError(
@@ -133,18 +208,17 @@ class Trace:
             steps=[Step.from_dict(step) for step in row["steps"]],
             stopped=row.get("stopped", ""),
             meta=row.get("meta", {}),
+            model=row.get("model", ""),
+            roles=[(str(who), int(num)) for who, num in row.get("roles", [])],
+            pieces={int(token): text for token, text in row.get("pieces", {}).items()},
         )
 
 
 def write_traces(traces: Iterable[Trace], path: str | Path) -> None:
     """Write one trace a line (JSON), to a temporary name first."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         for trace in traces:
             file.write(json.dumps(trace.to_dict()) + "\n")
-    os.replace(temporary, path)
 
 
 def read_traces(path: str | Path) -> list[Trace]:
@@ -157,7 +231,7 @@ def read_traces(path: str | Path) -> list[Trace]:
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         try:
             traces.append(Trace.from_dict(json.loads(line)))
-        except (json.JSONDecodeError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}, line {number} is not a trace: {error}") from error
     return traces
 

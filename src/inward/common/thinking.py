@@ -1,0 +1,273 @@
+"""How everything here thinks, seen from outside: requests go in, events come out, step by step.
+
+    work = METHOD.begin(model)              many requests, one loop
+    number = work.add(Request(prompt))      at any time, also while others are under way
+    while work.busy:
+        for event in work.step(): ...       one piece of work for all that are in it
+    work.cancel(number)                     it ends here, with what it has said
+    work.result(number)                     its `Answer`, once
+
+`ask`, `stream`, `generate` and the server are loops over this form. What a request gets does not
+depend on its neighbours, nor on when it joined: its random numbers are its own, and rows that run
+together only share the forward.
+
+A method says in a `Method` what the loops must know of it: its options, its unit of effort, what
+its traces can hold, and `begin`. Requests whose options exclude each other in one forward run in
+lanes of their own (`Lanes`), side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from inward.common.trace import Cost, Trace
+
+if TYPE_CHECKING:
+    from inward.common.sampling import Sampling
+    from inward.common.speaking import StopWords
+
+STOPPED = ("end", "stop", "length", "context", "halted", "budget", "cancelled")
+"""Why thinking ended: an end token; a stop word; max_new_tokens; the model's context; the halting
+rule; the step budget; the caller."""
+
+_FREE = Cost()
+
+Kind = Literal["word", "thought", "draft", "rewrite", "end"]
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One question, ready for a method.
+
+    prompt: what the method takes: token ids, a `Sample` with thoughts, a puzzle (cells,).
+    max_new_tokens: tokens to say at most; None: the method's own default.
+    sampling: how tokens are drawn; None: as the model's generation config says.
+    seed: of all that is drawn for this request; None: the seed in `sampling`, or 0.
+    ends: tokens that end the answer; None: those of the generation config.
+    stop: words that end it; None: none.
+    trace: None: no trace; else the names of what it shall hold beside the plain record.
+    logprobs: keep the log-probability of every token said.
+    own: options of the method, as `Method.options` names them.
+    """
+
+    prompt: Any
+    max_new_tokens: int | None = None
+    sampling: Sampling | None = None
+    seed: int | None = None
+    ends: frozenset[int] | None = None
+    stop: StopWords | None = None
+    trace: frozenset[str] | None = None
+    logprobs: bool = False
+    own: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What came of a question.
+
+    text: the new text, without end token and stop word. tokens: with them.
+    steps: in the method's unit: supervision steps, recurrences, thoughts, forwards.
+    stopped: one of `STOPPED`; "" with an error.
+    believed: probability of being right, from a halting head, in [0, 1]; None without one.
+    logprobs: of each token, if asked for.
+    trace: if asked for. error: why a question of a list has no answer.
+    details: numbers and names of one method alone (candidates, votes, thoughts, ...).
+    """
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    steps: int = 0
+    stopped: str = ""
+    cost: Cost = _FREE
+    believed: float | None = None
+    logprobs: tuple[float, ...] | None = None
+    trace: Trace | None = None
+    error: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """Something that happened to one request.
+
+    kind: "word": `tokens` are said, `text` is theirs and stands (all of them joined are
+        `Answer.text`); "thought": a silent step, `text` its lens if one was asked for;
+        "draft": `tokens` are guessed, nothing stands; "rewrite": `tokens` are the whole answer as
+        it is now; "end": `answer` is there.
+    step: the request's step it belongs to, from 1. scores: named numbers of it.
+    """
+
+    kind: Kind
+    request: int
+    tokens: tuple[int, ...] = ()
+    text: str = ""
+    step: int = 0
+    scores: Mapping[str, float] = field(default_factory=dict)
+    answer: Answer | None = None
+
+    def __str__(self) -> str:
+        shown = self.text or " ".join(map(str, self.tokens))
+        numbers = " ".join(f"{name}={value:.3g}" for name, value in self.scores.items())
+        if self.answer is not None:
+            shown = f"{self.answer.stopped} after {self.answer.steps} steps"
+        return f"{self.step:>4} {self.kind:<8}{shown}{f'  [{numbers}]' if numbers else ''}"
+
+
+class Work(Protocol):
+    """Requests in work, see the top of the file."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has something to do."""
+        ...
+
+    def add(self, request: Request) -> int:
+        """Take a request in; returns its number. Raises ValueError before any work."""
+        ...
+
+    def step(self) -> list[Event]:
+        """One piece of work; the last event of a request is its "end"."""
+        ...
+
+    def cancel(self, number: int) -> None:
+        """End a request: "cancelled". Its "end" comes with the next step. One that has ended stays
+        as it is."""
+        ...
+
+    def result(self, number: int) -> Answer:
+        """The answer of a request that has ended; afterwards nobody knows it any more.
+
+        Raises:
+            KeyError: there is no such request. ValueError: it has not ended.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of one method: a `default` to show, and what it means in one line."""
+
+    default: Any
+    about: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the loops must know of a method.
+
+    begin: (model, **sizes) -> Work; sizes are what a server chooses, such as `batch_size`.
+    options: what a request may say in `own`.
+    unit: which of the options an effort sets, and the name of one of it: ("max_steps",
+        "recurrences"); None: there is no dial, and `why_no_effort` says why.
+    traces: what a trace can hold beside the plain record.
+    reads: "text" or "puzzle".
+    """
+
+    name: str
+    begin: Callable[..., Work]
+    options: Mapping[str, Option]
+    traces: tuple[str, ...] = ()
+    unit: tuple[str, str] | None = None
+    why_no_effort: str = ""
+    reads: Literal["text", "puzzle"] = "text"
+
+    def check_options(self, own: Mapping[str, Any], others: Sequence[Method] = ()) -> None:
+        """Raise a ValueError that names every option that is not this method's, and whose it is."""
+        wrong = sorted(set(own) - set(self.options))
+        if not wrong:
+            return
+        told = []
+        for name in wrong:
+            owners = [m.name for m in others if name in m.options]
+            told.append(f"{name} (of {', '.join(owners)})" if owners else name)
+        raise ValueError(
+            f"{self.name} has no option {', '.join(told)}; it has "
+            f"{', '.join(self.options) or 'none of its own'}"
+        )
+
+
+class Lanes:
+    """Work that sorts requests into lanes: those with equal keys run in one engine together.
+
+    Args:
+        key: of a request; what must be equal for two to share a forward.
+        engine: key -> a `Work` for requests of that key alone.
+
+    A lane goes when its last request has ended; every lane that has work does a piece of it in a
+    step.
+    """
+
+    def __init__(self, key: Callable[[Request], Hashable], engine: Callable[[Any], Work]):
+        self._key, self._engine = key, engine
+        self._lanes: dict[Hashable, Work] = {}
+        self._places: dict[int, tuple[Hashable, int]] = {}
+        self._numbers: dict[tuple[Hashable, int], int] = {}
+        self._next = 0
+
+    @property
+    def busy(self) -> bool:
+        """See `Work`."""
+        return any(lane.busy for lane in self._lanes.values())
+
+    def add(self, request: Request) -> int:
+        """See `Work`."""
+        key = self._key(request)
+        lane = self._lanes.get(key) or self._engine(key)
+        place = (key, lane.add(request))  # may refuse: nothing is kept before
+        self._lanes[key] = lane
+        number, self._next = self._next, self._next + 1
+        self._places[number], self._numbers[place] = place, number
+        return number
+
+    def step(self) -> list[Event]:
+        """See `Work`."""
+        found = []
+        for key, lane in list(self._lanes.items()):
+            if lane.busy:
+                found += [(key, event) for event in lane.step()]
+        return [renumbered(event, self._numbers[key, event.request]) for key, event in found]
+
+    def cancel(self, number: int) -> None:
+        """See `Work`."""
+        key, inner = self._place(number)
+        self._lanes[key].cancel(inner)
+
+    def result(self, number: int) -> Answer:
+        """See `Work`."""
+        place = self._place(number)
+        answer = self._lanes[place[0]].result(place[1])
+        del self._places[number], self._numbers[place]
+        if not any(key == place[0] for key, _ in self._numbers):
+            del self._lanes[place[0]]
+        return answer
+
+    def _place(self, number: int) -> tuple[Hashable, int]:
+        if number not in self._places:
+            raise KeyError(f"there is no request {number}")
+        return self._places[number]
+
+
+def renumbered(event: Event, number: int) -> Event:
+    """The event of the same request under another number."""
+    return Event(
+        event.kind, number, event.tokens, event.text, event.step, event.scores, event.answer
+    )
+
+
+def run(work: Work) -> Iterator[Event]:
+    """All events until nothing is left to do."""
+    while work.busy:
+        yield from work.step()
+
+
+def answers(work: Work, requests: Sequence[Request]) -> list[Answer]:
+    """Run requests together; their answers in order."""
+    numbers = [work.add(request) for request in requests]
+    for _ in run(work):
+        pass
+    return [work.result(number) for number in numbers]
