@@ -10,7 +10,6 @@ how a method thinks. A `Thinker` holds no state between calls and changes nothin
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -142,7 +141,7 @@ class Thinker:
         Raises:
             FileNotFoundError: nothing turns text into tokens.
         """
-        about = {} if folder is None else _about(folder)
+        about = {} if folder is None else _about(folder, model)
         method = hub.door(_row_of(model))
         place = Path() if folder is None else folder
         spec = about.get("processor", {"kind": "tokenizer"})
@@ -471,7 +470,7 @@ def _row_of(model: Any) -> str:
     return rows[0] if rows else "plain"
 
 
-def _about(folder: Path) -> dict[str, Any]:
+def _about(folder: Path, model: Any) -> dict[str, Any]:
     """inward.json; for models saved before there was one, what their recipe tells."""
     about = hub.read_about(folder)
     if "processor" in about:
@@ -482,13 +481,16 @@ def _about(folder: Path) -> dict[str, Any]:
         recipe = recipe_of(folder)
     except FileNotFoundError:
         return about
-    return about_of(recipe, folder) | about
+    return about_of(recipe, model) | about
 
 
-def about_of(recipe: Any, folder: Path) -> dict[str, Any]:
+def about_of(recipe: Any, model: Any) -> dict[str, Any]:
     """What a recipe tells of how its models are asked: processor and "ask" of inward.json."""
     task = getattr(recipe, "task", None)
     processor = None if task is None else processor_for(task())
     spec = {"kind": "tokenizer"} if processor is None else processor.to_dict()
     asked = getattr(recipe, "asked", None)
-    return {"processor": spec, "ask": {} if asked is None else json.loads(json.dumps(asked()))}
+    said = {} if asked is None else dict(asked(model))
+    if "after" in said:
+        spec["after"] = said.pop("after")
+    return {"processor": spec, "ask": said}

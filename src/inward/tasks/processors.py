@@ -67,16 +67,20 @@ class Processor(Protocol):
 
 
 class TextProcessor:
-    """A tokenizer of transformers."""
+    """A tokenizer of transformers.
 
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
+    after: what stands behind every question, as in training (a line end).
+    """
+
+    def __init__(self, tokenizer: Any, after: str = ""):
+        self.tokenizer, self.after = tokenizer, after
         self._pieces: dict[int, str] = {}
 
     def read(self, question: Any) -> Prompt:
         """A text as it is, or a list of message dicts through the chat template."""
         if isinstance(question, str):
-            ids = list(self.tokenizer(question).input_ids)
+            text = question.removesuffix(self.after) + self.after if self.after else question
+            ids = list(self.tokenizer(text).input_ids)
             if not ids:
                 raise ValueError("the question is empty; give at least one word")
             return Prompt(ids)
@@ -134,7 +138,7 @@ class TextProcessor:
 
     def to_dict(self) -> dict[str, Any]:
         """The tokenizer has files of its own."""
-        return {"kind": "tokenizer"}
+        return {"kind": "tokenizer"} | ({"after": self.after} if self.after else {})
 
 
 def _is_chat(question: Any) -> bool:
@@ -332,7 +336,8 @@ def processor_of(
     """
     kind = spec.get("kind")
     if tokenizer is not None or kind == "tokenizer":
-        return TextProcessor(tokenizer_of(folder, model, tokenizer))
+        found = tokenizer_of(folder, model, tokenizer)
+        return TextProcessor(found, spec.get("after", "") if kind == "tokenizer" else "")
     if kind == "puzzle":
         return PuzzleProcessor(task_named(spec["task"], tuple(spec["grid"])))
     if kind == "hops":
