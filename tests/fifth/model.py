@@ -18,7 +18,7 @@ class Parrot(nn.Module):
 
     def loss(self, batch: Batch, state: dict[str, Tensor] | None, draws: Draws) -> Loss:
         said = self.voice[batch["input_ids"]].square().sum()
-        return Loss(said, {"said": (float(said.detach()), 1.0)})
+        return Loss(said, {"said": (said.detach(), torch.ones(()))})
 
     def save_pretrained(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
