@@ -182,7 +182,7 @@ def asked(model: TRM, method: Method, request: Request) -> PuzzleAsk:
         views=(None, *own["symmetries"]),
         seen=(tokens, *(_through(view, tokens, grid) for view in own["symmetries"])),
         select=own["select"],
-        first_to_halt=bool(own["first_to_halt"]),
+        first_to_halt=own["first_to_halt"],
         abstain_below=own["abstain_below"],
         seed=(
             _whole("seed", 0 if request.seed is None else request.seed, 0),
@@ -229,8 +229,9 @@ def _identifier(model: TRM, given: Any) -> int:
     table = model.settings.num_identifiers
     identifier = _whole("identifier", given, 0)
     if identifier >= max(1, table):
-        knows = f"knows 0 to {table - 1}" if table else "has no table of identifiers"
-        raise ValueError(f"trm: identifier is {identifier}, the model {knows}")
+        known = f"identifiers of the model lie in 0..{table - 1}"
+        known = known if table else "the model has no table of identifiers, leave it out"
+        raise ValueError(f"trm: identifier is {identifier}; {known}")
     return identifier
 
 
@@ -252,6 +253,11 @@ def _rule(halt: Any) -> halting.Rule:
 def _check_choices(own: dict[str, Any]) -> None:
     _whole("rollouts", own["rollouts"], 1)
     noise, select, below = own["noise"], own["select"], own["abstain_below"]
+    for name in ("noise", "abstain_below"):
+        if not isinstance(own[name], int | float | np.number | None):
+            raise ValueError(f"trm: {name} is {own[name]!r}, expected a number")
+    if not isinstance(own["first_to_halt"], bool):
+        raise ValueError(f"trm: first_to_halt is {own['first_to_halt']!r}, expected True or False")
     if not 0.0 <= noise < float("inf"):
         raise ValueError(
             f"trm: noise is {noise}, must be finite and not negative (0.3 is the published one)"
@@ -269,6 +275,12 @@ def _check_choices(own: dict[str, Any]) -> None:
         )
     if below is not None and not 0.0 <= below <= 1.0:
         raise ValueError(f"trm: abstain_below is {below}, a probability lies in 0..1")
+    if not isinstance(own["symmetries"], Sequence) or not all(
+        hasattr(view, name) for view in own["symmetries"] for name in ("apply", "invert")
+    ):
+        raise ValueError(
+            f"trm: symmetries are {own['symmetries']!r}, expected objects with apply and invert"
+        )
     if own["views"]:
         raise ValueError(
             f"trm: views={own['views']!r} are drawn from the puzzle's task, which is not known "

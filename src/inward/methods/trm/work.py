@@ -62,8 +62,7 @@ class PuzzleWork:
     """A `Work` for puzzles of one length and grid, see the top of the file.
 
     Args:
-        method: whose options the requests give.
-        layout: cells, and the grid they form.
+        method: whose options the requests give. layout: cells, and the grid they form.
         batch_size: rows of a forward at most. rewrites: make an event of each step.
 
     Row i of `state` (what the model repeats on) and of `columns` (what is known of each row)
@@ -143,11 +142,7 @@ class PuzzleWork:
 
     def _take_in(self) -> None:
         """Fill the batch from the queue."""
-        fresh = []
-        while self.waiting and len(self.rows) + len(fresh) < self.batch_size:
-            chain = self.waiting.popleft()
-            if not chain.owner.settled:
-                fresh.append(chain)
+        fresh = self._fresh()
         if not fresh:
             return
         device = self.model.device
@@ -166,6 +161,22 @@ class PuzzleWork:
         self.columns = _joined(kept, columns)
         self.rows += fresh
 
+    def _fresh(self) -> list[PuzzleChain]:
+        """Who comes next. Chains that race each other start together, however many they are:
+        otherwise the first to halt would depend on who else is here."""
+        fresh: list[PuzzleChain] = []
+        while self.waiting:
+            owner = self.waiting[0].owner
+            if owner.settled:
+                self.waiting.popleft()
+                continue
+            together = len(owner.chains) if owner.ask.first_to_halt else 1
+            busy = len(self.rows) + len(fresh)
+            if busy and busy + together > self.batch_size:
+                break
+            fresh += [self.waiting.popleft() for _ in range(together)]
+        return fresh
+
     def _keep(self, rows: list[int]) -> None:
         """These rows stay, moved together."""
         if len(rows) == len(self.rows):
@@ -182,13 +193,7 @@ class PuzzleWork:
         """One supervision step of every row: which rows are done by their rule, and the events."""
         began = time.perf_counter()
         columns, old = self.columns, self.state
-        new, logits, q = self.model.supervision_step(
-            columns["inputs"],
-            _with_noise(old, self.rows),
-            identifiers=columns["identifiers"],
-            grid=self.grid,
-        )
-        confidence, tokens = logits.float().softmax(-1).max(-1)
+        new, confidence, tokens, q = self._forward(_with_noise(old, self.rows))
         answer = next(iter(new))
         moved = (new[answer] - old[answer]).float().flatten(1).norm(dim=1)
         change = moved / old[answer].float().flatten(1).norm(dim=1)
@@ -204,6 +209,27 @@ class PuzzleWork:
         }
         done = self._verdicts(view).cpu().numpy()
         return done, self._write_down(time.perf_counter() - began)
+
+    def _forward(
+        self, latent: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+        """State, confidence (B, L), tokens (B, L) and halting logits (B,) after one more step."""
+        parts = []
+        for first in range(0, len(self.rows), self.batch_size):
+            some = slice(first, first + self.batch_size)
+            state, logits, q = self.model.supervision_step(
+                self.columns["inputs"][some],
+                {name: tensor[some] for name, tensor in latent.items()},
+                identifiers=self.columns["identifiers"][some],
+                grid=self.grid,
+            )
+            parts.append((state, *logits.float().softmax(-1).max(-1), q))
+        if len(parts) == 1:
+            return parts[0]
+        states, *others = zip(*parts, strict=True)
+        state = {name: torch.cat([part[name] for part in states]) for name in states[0]}
+        confidence, tokens, q = map(torch.cat, others)
+        return state, confidence, tokens, q
 
     def _verdicts(self, view: halting.StepView) -> Tensor:
         """(B,) which rows are done by their rule; each rule is asked once, of its own rows."""
