@@ -41,6 +41,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -100,7 +101,7 @@ class Decoder:
         measured: Measured | None = None,
         method: str = "tidar",
     ):
-        self.lm, tidar = lm_of(model), tidar_of(model)
+        self.model, self.lm, tidar = model, lm_of(model), tidar_of(model)
         self.settings, self.beta = settings, settings.beta
         self.batch_size, self.method, self._measured = batch_size, method, measured
         self.mask_id = find_mask(model, settings)
@@ -109,7 +110,6 @@ class Decoder:
         self.lead = 1 if tidar is None else tidar.settings.lead
         check_model(self.lm, settings, self.K, self.context)
         check_mode(self.lm)
-        self.runner = Runner(model, dict(settings.options), settings.packed)
         name = "plain" if settings.scheme == "auto" else settings.scheme
         self.scheme = Scheme(name, self.K, settings.num_blocks)
         self.chooser: Chooser | None = None
@@ -123,6 +123,11 @@ class Decoder:
         self._events: list[Event] = []
         """told at the end of a step, or of the next one after an exception"""
         self._next = 0
+
+    @cached_property
+    def runner(self) -> Runner:
+        """Packs weights, and may find the model out: long work, for a request that is sound."""
+        return Runner(self.model, dict(self.settings.options), self.settings.packed)
 
     @property
     def busy(self) -> bool:
@@ -147,6 +152,7 @@ class Decoder:
         # an adapter's mask token lies beyond the vocabulary: nothing to ban
         banned = [mask] if mask is not None and mask < self.num_embedded else []
         sampler, ends = Sampler(sampling, banned=banned), ends_of(request, self.lm)
+        _ = self.runner  # is made when a first request has passed all checks
         row = Row(self._next, request, prompt, len(prompt), limit, full, sampler, ends)
         self._next += 1
         self.waiting.append(row)

@@ -175,6 +175,12 @@ def find_mask(model: TiDAR | PreTrainedModel, settings: DecodeSettings) -> int |
     if tidar is not None:
         if mask_id is not None and mask_id != tidar.mask_id:
             raise ValueError(f"mask_id is {mask_id}, but the model's own is {tidar.mask_id}")
+        if tidar.settings.shifted and (settings.beta < 1.0 or settings.scheme == "diffusion"):
+            raise ValueError(
+                f"scheme {settings.scheme!r} with beta {settings.beta} needs a mask that predicts "
+                "the first token of a block; this model, trained with shifted=True, has none: use "
+                "beta=1 and a scheme that verifies"
+            )
         return tidar.mask_id
     size = num_embedded(lm_of(model))
     if mask_id is not None and not 0 <= mask_id < size:
