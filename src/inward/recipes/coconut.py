@@ -240,7 +240,7 @@ class CoconutRecipe:
         run."""
         return {
             "max_new_tokens": self.max_new_tokens,
-            "policy": self.policy(model),
+            "switch": self.switch(model),
             "boundaries": self.curriculum.layout.boundaries != "none",
             "do_sample": False,
         }
@@ -253,10 +253,10 @@ class CoconutRecipe:
         pieces = [Pieces(encode_question(q, model.tokenizer), (), ()) for q in questions]
         return [self.curriculum.prompt(p, stage, model.specials, pause=pause) for p in pieces]
 
-    def policy(self, model: Coconut) -> Any:
+    def switch(self, model: Coconut) -> Any:
         """Who switches at inference: the model if boundaries are learned, else the rhythm."""
         from inward.data.thoughts.tokenizers import encode_text
-        from inward.methods.coconut.policies import Boundary, Scripted, Speaking
+        from inward.methods.coconut.switch import Boundary, Scripted, Speaking
 
         pattern, layout = self.curriculum.pattern, self.curriculum.layout
         if layout.boundaries == "supervised":
