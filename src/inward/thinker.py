@@ -288,7 +288,7 @@ class Thinker:
         if self.method.prepare is None:
             tokens, trained = prompt.tokens, dict(self.ask_as.get("own", {}))
         else:
-            tokens, trained = self.method.prepare(self.model, prompt.tokens, self.ask_as)
+            tokens, trained = self.method.prepare(self.model, prompt.tokens, self.ask_as, how.own)
 
         def decode(ids: Sequence[int]) -> str:
             return self.processor.write(ids, prompt)
