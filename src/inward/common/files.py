@@ -193,6 +193,32 @@ def read_object(path: str | os.PathLike, *needed: str, largest: int = MAX_JSON) 
     return content
 
 
+@contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Whatever the content of a file (or folder) makes a reader raise is an error that names it.
+
+    Parsers beneath us raise what they like on damaged content (that of tokenizers a plain
+    Exception), so all is caught here, and nothing is swallowed.
+
+    Raises:
+        OSError: the system refused. ValueError: anything else.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if str(path) in str(error):
+            raise
+        kinds = (FileNotFoundError, OSError, ValueError)
+        kind = next(kind for kind in kinds if isinstance(error, kind))
+        raise kind(f"{path}: {error}") from error
+    except ImportError:
+        raise  # a package is missing, the file may be good
+    except Exception as error:
+        raise ValueError(
+            f"{path} is damaged or holds something else ({type(error).__name__}: {error})"
+        ) from error
+
+
 # --------------------------------------------------------------------------------------------------
 # Manifests
 

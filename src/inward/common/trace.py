@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from inward.common.files import replacing
+from inward.common.files import reading, replacing
 
 FORMAT = 2
 """Version of the JSON form."""
@@ -226,6 +226,10 @@ def write_traces(traces: Iterable[Trace], path: str | Path) -> None:
             file.write(json.dumps(trace.to_dict()) + "\n")
 
 
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What the contents of a line that is no trace make its reader raise"""
+
+
 def read_traces(path: str | Path) -> list[Trace]:
     """Read what `write_traces` wrote.
 
@@ -233,10 +237,12 @@ def read_traces(path: str | Path) -> list[Trace]:
         ValueError: a line is not a trace; the line's number is named.
     """
     traces = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    with reading(path):
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
             traces.append(Trace.from_dict(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except _DAMAGE as error:
             raise ValueError(f"{path}, line {number} is not a trace: {error}") from error
     return traces
 

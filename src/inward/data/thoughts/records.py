@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from inward.common.files import replacing
+from inward.common.files import reading, replacing
 
 _MARK = re.compile(r"<<[^<>]*>>")
 _FIELDS = ("question", "steps", "answer")
@@ -86,6 +86,8 @@ def read_json(path: str | os.PathLike) -> list[Record]:
     path = Path(path)
     try:
         rows = json.loads(_text(path))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply for records") from error
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}, line {error.lineno} is not JSON: {error.msg}; if the file was cut off, fetch "
@@ -151,7 +153,8 @@ def read_gsm8k(
 def _text(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"no data file at {path}; check the path or fetch the data first")
-    return path.read_text(encoding="utf-8")
+    with reading(path):
+        return path.read_text(encoding="utf-8")
 
 
 def _lines(path: Path) -> list[str]:
@@ -170,7 +173,7 @@ def _each(
     for number, row in enumerate(rows, start=1):
         try:
             records.append(read(row))
-        except (ValueError, TypeError) as error:
+        except (AttributeError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, {unit} {number}: {error}") from error
     return records
 

@@ -8,7 +8,6 @@ logits) may be as it likes, because the hidden state is caught where the head re
 from __future__ import annotations
 
 import inspect
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 
 from inward.common.bases import CACHE_NAMES, load_causal_lm
+from inward.common.files import read_object
 from inward.data.thoughts import tokenizers
 from inward.data.thoughts.segments import Specials
 
@@ -104,6 +104,10 @@ def head_input(base: PreTrainedModel, wanted: Tensor | None) -> Iterator[list[Te
         handle.remove()
 
 
+_OWN_TOKENS = 4096
+"""Rows that a model with thoughts may have beyond those of the model below its adapter"""
+
+
 def load_base(
     folder: Path, base: nn.Module | None = None, *, num_tokens: int = 0, **kwargs: Any
 ) -> nn.Module:
@@ -121,7 +125,7 @@ def load_base(
     if adapter.is_file():
         from peft import PeftModel
 
-        named = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        named = read_object(adapter).get("base_model_name_or_path")
         if base is None and not named:
             raise ValueError(
                 f"{folder} is an adapter that does not say of which model; pass it as base="
@@ -129,10 +133,21 @@ def load_base(
         if base is None:
             base = load_causal_lm(named, **kwargs)
         inner = cast(PreTrainedModel, base)
+        _check_rows(folder, inner, num_tokens)
         if cast(Tensor, inner.get_input_embeddings().weight).shape[0] < num_tokens:
             inner.resize_token_embeddings(num_tokens, mean_resizing=False)
         return PeftModel.from_pretrained(cast(Any, base), str(folder), is_trainable=False)
     return base if base is not None else load_causal_lm(folder, **kwargs)
+
+
+def _check_rows(folder: Path, base: PreTrainedModel, num_tokens: int) -> None:
+    """The tokens of thoughts follow those of the base; a number far beyond costs memory."""
+    rows = cast(Tensor, base.get_input_embeddings().weight).shape[0]
+    if num_tokens > rows + _OWN_TOKENS:
+        raise ValueError(
+            f"{folder} needs {num_tokens} tokens, but the model below it has {rows}; "
+            "they do not belong together"
+        )
 
 
 def save_base(base: nn.Module, folder: Path, **kwargs: Any) -> None:

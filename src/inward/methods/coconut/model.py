@@ -44,14 +44,15 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Cache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from inward.common import IGNORE
-from inward.common.bases import with_cache
+from inward.common.bases import open_tokenizer, with_cache
 from inward.common.draws import Draws, Loss
-from inward.common.weights import check_fit
+from inward.common.files import read_object, reading
+from inward.common.weights import check_fit, read_tensors
 from inward.data.thoughts.columns import LatentBatch, before_thoughts, collate, widened
 from inward.data.thoughts.segments import Sample, Specials
 from inward.methods.coconut.alarms import alarm_metrics
@@ -516,11 +517,15 @@ class Coconut(nn.Module):
             FileNotFoundError: no such model.
             ValueError: another kind of model, or weights that do not fit.
         """
-        folder = Path(folder)
+        with reading(folder):
+            return cls._read(Path(folder), base, kwargs)
+
+    @classmethod
+    def _read(cls, folder: Path, base: nn.Module | None, kwargs: dict[str, Any]) -> Coconut:
         path = folder / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{folder} holds no Coconut model: there is no config.json")
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_object(path)
         if config.get("model_type") != MODEL_TYPE:
             raise ValueError(
                 f"{folder}: model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}; "
@@ -528,7 +533,7 @@ class Coconut(nn.Module):
             )
         tokenizer = None
         if (folder / "tokenizer").is_dir():
-            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+            tokenizer = open_tokenizer(folder / "tokenizer")
         specials = Specials(**config["specials"])
         num_tokens = 1 + max(specials.bot, specials.eot, specials.latent)
         model = cls(
@@ -538,7 +543,7 @@ class Coconut(nn.Module):
             tokenizer=tokenizer,
         )
         extra = folder / "feedback.safetensors"
-        tensors = load_file(extra) if extra.is_file() else {}
+        tensors = read_tensors(extra) if extra.is_file() else {}
         check_fit(tensors, model.feedback.state_dict(), extra)
         model.feedback.load_state_dict(tensors)
         return model

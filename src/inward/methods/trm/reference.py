@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from inward.common.files import replacing
+from inward.common.files import reading, replacing
 from inward.common.weights import check_fit, read_tensors
 
 if TYPE_CHECKING:
@@ -112,7 +112,10 @@ def _read_config(config: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
         return config
     import yaml  # transformers depends on it; JSON is YAML too
 
-    read = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    if not Path(config).is_file():
+        raise FileNotFoundError(f"there is no configuration {config}")
+    with reading(config):
+        read = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     if not isinstance(read, Mapping):
         raise ValueError(f"{config} holds no configuration (names with values)")
     return read
