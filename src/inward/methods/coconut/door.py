@@ -21,6 +21,12 @@ def begin(model: Any, *, batch_size: int = 32) -> CoconutLanes:
     return CoconutLanes(model, METHOD, batch_size=batch_size)
 
 
+def _prepare(model: Any, tokens: Any, ask: Any, own: Any) -> tuple[Any, dict[str, Any]]:
+    from inward.methods.coconut.asking import prepare
+
+    return prepare(model, tokens, ask, own)
+
+
 METHOD = Method(
     name="coconut",
     begin=begin,
@@ -30,7 +36,11 @@ METHOD = Method(
             "who decides when to think: a name with numbers (speak, boundary:threshold=0.5, "
             "entropy:dwell=64, budget:of=entropy,total=12), or a function of a SwitchView",
         ),
-        "thoughts": Option(None, "numbers: thoughts of each block, a sentence between two blocks"),
+        "thoughts": Option(
+            None,
+            "numbers: thoughts of each block, a sentence between two blocks",
+            tuple[int, ...],
+        ),
         "boundaries": Option(True, "say <bot> and <eot> around thoughts"),
         "thought": Option("hidden", "hidden: the last hidden state; soft: the mean embedding"),
         "noise": Option(0.0, "Gaussian noise on thoughts, share of their size; 0.1 with votes"),
@@ -45,4 +55,5 @@ METHOD = Method(
     unit=("votes", "votes"),
     traces=("lens",),
     reads="text",
+    prepare=_prepare,
 )
