@@ -82,6 +82,11 @@ class RaggedLayer(CacheLayerMixin):
                 old = nn.functional.pad(old, (0, 0, 0, room))
             setattr(self, name, old)
 
+    def join(self, other: RaggedLayer) -> None:
+        """Put another layer's texts behind one's own; both have the room of their books."""
+        for name in ("keys", "values"):
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+
     def get_seq_length(self) -> int:
         """The longest text's."""
         return max(self.book.lengths)
@@ -134,6 +139,17 @@ class RaggedCache(Cache):
         """Keep these texts only, in this order."""
         self.book.lengths = [self.book.lengths[b] for b in rows]
         self._change(torch.tensor(rows, dtype=torch.long))
+
+    def join(self, other: RaggedCache) -> None:
+        """Take the texts of another cache of the same model in, behind one's own; both have been
+        through a forward, and the other is not used any more."""
+        book = self.book
+        book.capacity = other.book.capacity = max(book.capacity, other.book.capacity)
+        book.lengths = [*book.lengths, *other.book.lengths]
+        self._change()
+        other._change()
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            cast(RaggedLayer, mine).join(cast(RaggedLayer, theirs))
 
     def _change(self, select: Tensor | None = None) -> None:
         for layer in cast("list[RaggedLayer]", self.layers):

@@ -150,10 +150,12 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Option:
-    """An option of one method: a `default` to show, and what it means in one line."""
+    """An option of one method: a `default` to show, what it means in one line, and, where it can
+    be written on a command line, its type."""
 
     default: Any
     about: str
+    type: Any = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,9 @@ class Method:
         "recurrences"); None: there is no dial, and `why_no_effort` says why.
     traces: what a trace can hold beside the plain record.
     reads: "text" or "puzzle".
+    prepare: (model, tokens, ask) -> (prompt, own): what `Request.prompt` shall be for the tokens
+        of a question, and options that follow from how the model was trained to be asked (`ask`,
+        as saved with it); None: the tokens themselves, and ask["own"].
     """
 
     name: str
@@ -175,6 +180,7 @@ class Method:
     unit: tuple[str, str] | None = None
     why_no_effort: str = ""
     reads: Literal["text", "puzzle"] = "text"
+    prepare: Callable[[Any, Any, Mapping[str, Any]], tuple[Any, dict[str, Any]]] | None = None
 
     def check_options(self, own: Mapping[str, Any], others: Sequence[Method] = ()) -> None:
         """Raise a ValueError that names every option that is not this method's, and whose it is."""
