@@ -281,7 +281,7 @@ def _check_choices(own: dict[str, Any]) -> None:
         raise ValueError(
             f"trm: symmetries are {own['symmetries']!r}, expected objects with apply and invert"
         )
-    if own["views"]:
+    if own["views"] != 1:
         raise ValueError(
             f"trm: views={own['views']!r} are drawn from the puzzle's task, which is not known "
             "here; give symmetries=[...], or ask through a Thinker that has a task"
@@ -298,3 +298,13 @@ def _through(view: Symmetry, tokens: np.ndarray, grid: tuple[int, int]) -> np.nd
             f"{tokens.shape} in {tuple(grid)}; it must keep the shape"
         )
     return seen
+
+
+def default_steps(model: Any, num_cells: int) -> int:
+    """N_sup for the length the model was trained on; a larger grid gets more in proportion.
+
+    Paths in a maze k times as wide are about k^2 times as long, and a step carries news only so
+    far.
+    """
+    settings = model.settings
+    return max(settings.n_sup, round(settings.n_sup * num_cells / settings.seq_len))
