@@ -131,18 +131,22 @@ class StepCosts:
     def of(model: TRM, num_cells: int) -> StepCosts:
         """From the model that runs."""
         T, n = model.settings.cycles()
-        num = T * model.settings.evaluations(n)
+        num = float(T * model.settings.evaluations(n))
         evaluation, read_out = model.flops(num_cells)
         network, *heads = (
             sum(p.numel() * p.element_size() for p in part.parameters())
             for part in (model.network, model.lm_head, model.q_head)
         )
-        return StepCosts(num, num * evaluation + read_out, num * network + sum(heads))
+        return StepCosts(num, num * evaluation + read_out, num * network + float(sum(heads)))
 
     def times(self, steps: int, seconds: float) -> Cost:
         """Of that many steps of rows; multiplied, not summed, so that no rounding piles up."""
         return Cost(
-            steps * self.evaluations, steps * self.flops, steps, steps * self.bytes, seconds
+            evaluations=steps * self.evaluations,
+            flops=steps * self.flops,
+            forwards=float(steps),
+            bytes=steps * self.bytes,
+            seconds=seconds,
         )
 
 
