@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from inward.methods.trm.model import TRM
 
 _OPTIONS = {
-    "max_steps": Option(None, "supervision steps per chain at most; None: N_sup of training"),
+    "max_steps": Option(None, "supervision steps per chain at most; None: as in training", int),
     "halt": Option("q+stable", "when a chain ends: q, stable, q+stable, never, or a rule"),
     "rollouts": Option(1, "chains per view of the puzzle; the first is free of noise"),
     "noise": Option(0.0, "sigma on the latent before each step of the further rollouts"),
     "noise_on": Option("z", "which latent gets the noise: z, y, both"),
     "symmetries": Option((), "chains also see the puzzle through each of these"),
-    "views": Option(0, "that many symmetries, drawn from the puzzle's task by who knows it"),
+    "views": Option(1, "the puzzle is seen in that many ways (turned, renamed), itself first"),
     "select": Option("q", "which chain answers: q, majority, or a verifier function"),
     "first_to_halt": Option(False, "the first chain that halts decides and ends the others"),
-    "abstain_below": Option(None, "withhold an answer believed less than this"),
+    "abstain_below": Option(None, "withhold an answer believed less than this", float),
     "grid": Option(None, "rows and columns; None: as the model was built, else a square"),
     "identifier": Option(0, "row of the model's table of puzzle identifiers"),
     "puzzle": Option(0, "number of the puzzle in a set; each draws noise of its own"),
