@@ -1,36 +1,80 @@
-"""Load, save, and translate checkpoints. Weights are safetensors; a file that does not fit says
-how.
+"""Name -> folder -> model, and what a model's folder says of how it is asked.
 
-    load("maze11")                      a model that ships with the package
-    load("runs/mine/model")             a folder written by save_pretrained (any method)
-    load_reference("step_65104", ...)   a checkpoint of the TRM paper's own code
-    save_reference(model, "back.safetensors")
+    load("maze11")                  a model that ships with the package
+    load("runs/mine")               a run's model
+    load("folder")                  a folder of save_pretrained (any method), or any causal LM
 
-Importing a method's module registers its Auto classes with transformers; `load` does that itself.
+One row a method: its config's model_type, its class, its door (`common.thinking.Method`). The last
+row is that of models which think in none of our ways. `inward.json` beside the weights is what
+`inward.open` needs and no paper's code would read: the processor, how the model was trained to be
+asked, and its measured points of effort.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    pass
+from inward.common.files import write_json
 
-CLASSES = {
-    "inward_trm": ("inward.methods.trm.model", "TRM"),
-    "huginn_raven": ("inward.methods.huginn.model", "HuginnForCausalLM"),
-    "inward_coconut": ("inward.methods.coconut.model", "Coconut"),
-    "inward_tidar": ("inward.methods.tidar.model", "TiDAR"),
+if TYPE_CHECKING:
+    from inward.common.thinking import Method
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a method lives: "module:name" of its class and of its door."""
+
+    model_type: str
+    model: str
+    door: str
+
+
+METHODS = {
+    "trm": Entry("inward_trm", "inward.methods.trm.model:TRM", "inward.methods.trm.door:METHOD"),
+    "huginn": Entry(
+        "huginn_raven",
+        "inward.methods.huginn.model:HuginnForCausalLM",
+        "inward.methods.huginn.door:METHOD",
+    ),
+    "coconut": Entry(
+        "inward_coconut",
+        "inward.methods.coconut.model:Coconut",
+        "inward.methods.coconut.door:METHOD",
+    ),
+    "tidar": Entry(
+        "inward_tidar", "inward.methods.tidar.model:TiDAR", "inward.methods.tidar.door:METHOD"
+    ),
+    "plain": Entry("", "", "inward.methods.tidar.door:PLAIN"),
 }
-"""config.json's model_type -> where the class lives"""
 
 TIDAR = "tidar.json"
 """beside the files of the model that TiDAR wraps"""
 
+ABOUT = "inward.json"
+"""what `inward.open` needs beside weights: see `read_about`"""
+
 SHIPPED = Path(__file__).parent / "checkpoints"
+
+
+def door(name: str) -> Method:
+    """What the loops must know of a method."""
+    return _found(METHODS[name].door)
+
+
+def doors() -> list[Method]:
+    """Of all methods."""
+    return [door(name) for name in METHODS]
+
+
+def _found(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
 
 
 def shipped() -> dict[str, Path]:
@@ -40,7 +84,7 @@ def shipped() -> dict[str, Path]:
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """A folder with a model: itself, or the shipped one of that name.
+    """A folder with a model: itself, a run's, or the shipped one of that name.
 
     Raises:
         FileNotFoundError: neither exists, or the folder holds no config.json.
@@ -58,32 +102,95 @@ def resolve(name_or_path: str | Path) -> Path:
     return path
 
 
+def method_of(folder: Path) -> str:
+    """The row that a model folder belongs to."""
+    if (folder / TIDAR).exists():
+        return "tidar"  # its config.json is that of the model it wraps
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / 'config.json'} holds no configuration (names with values)")
+    kind = config.get("model_type")
+    rows = [name for name, row in METHODS.items() if row.model_type == kind and kind]
+    return rows[0] if rows else "plain"
+
+
 def load(name_or_path: str | Path, **kwargs: Any) -> Any:
-    """Load a model of any method (TRM, HuginnForCausalLM, Coconut, TiDAR), in evaluation mode.
+    """Load a model (TRM, HuginnForCausalLM, Coconut, TiDAR, or another causal LM), in evaluation
+    mode and without a word.
+
+    kwargs: of the class's `from_pretrained`: `base=` for adapters, dtype, ...
 
     Raises:
         FileNotFoundError: there is no such folder or shipped model.
         ValueError: an unknown model type, or weights that do not fit (missing, unexpected, wrong
             shape, NaN).
     """
-    path = resolve(name_or_path)
-    model_type = _model_type(path)
-    if model_type not in CLASSES:
-        raise ValueError(f"{path}: model_type is {model_type!r}, known are {sorted(CLASSES)}")
-    module, name = CLASSES[model_type]
-    return getattr(import_module(module), name).from_pretrained(path, **kwargs).eval()
+    folder = resolve(name_or_path)
+    name = method_of(folder)
+    with quiet():
+        if name == "plain":
+            from inward.common.bases import load_causal_lm
+
+            _known_to_transformers(folder)
+            return load_causal_lm(folder, **kwargs)
+        return _found(METHODS[name].model).from_pretrained(folder, **kwargs).eval()
 
 
-def _model_type(path: Path) -> str | None:
-    """A TiDAR model's config.json is that of the model it wraps: its own file says what it is."""
-    if (path / TIDAR).exists():
-        return "inward_tidar"
-    return json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+def _known_to_transformers(folder: Path) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind not in KNOWN:
+        ours = sorted(row.model_type for row in METHODS.values() if row.model_type)
+        raise ValueError(
+            f"{folder}: model_type is {kind!r}, which is neither one of ours ({', '.join(ours)}) "
+            "nor a causal language model of the installed transformers"
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars with which transformers reports each load and save."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 # --------------------------------------------------------------------------------------------------
-# Checks
+# What else the folder says
 
 
-# --------------------------------------------------------------------------------------------------
-# The TRM paper's own checkpoints
+def read_about(folder: Path) -> dict[str, Any]:
+    """Contents of inward.json, {} where there is none:
+
+        processor   how questions become tokens and back (`inward.tasks.processors`)
+        ask         how the model was trained to be asked: options, and what follows a question
+        effort      measured points (`inward.evals.effort`)
+
+    Raises:
+        ValueError: the file is no JSON object.
+    """
+    path = folder / ABOUT
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected names with values")
+    return content
+
+
+def write_about(folder: Path, **parts: Mapping[str, Any]) -> None:
+    """Replace these parts of a folder's inward.json, and keep the others."""
+    write_json(folder / ABOUT, read_about(folder) | parts)

@@ -1,211 +1,496 @@
-"""Continue texts with any language model of the package: one call, whatever thinks inside.
+"""One verb: ask. A model, its processor, and how it was trained to be asked.
 
-    codec = codec_of("huginn-hops", model)            text to token ids and back
-    write(model, codec, ["a>b b>a | a ."])            one `Written` a prompt, with its trace
+    thinker = inward.open("sudoku9")
+    answer = thinker.ask(puzzle, effort="high", trace=True)
+    for event in inward.open("prosqa").stream("..."): print(event)
 
-The methods keep their own `generate` with all their options; here are those that a command line
-needs, under the same names. An option of another method is refused, not ignored.
+`ask` and `stream` are loops over the stepping form (`inward.common.thinking`): nothing here knows
+how a method thinks. A `Thinker` holds no state between calls and changes nothing of its model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from inward.common.sampling import Sampling
-from inward.common.trace import Trace
+from inward import hub
+from inward.common.speaking import Speaker, StopWords
+from inward.common.thinking import Answer, Event, Method, Request, Work
+from inward.tasks.processors import Processor, Prompt, processor_for, processor_of
 
 if TYPE_CHECKING:
-    from inward.methods.coconut.model import Coconut
-    from inward.methods.huginn.model import HuginnForCausalLM
-    from inward.methods.tidar.model import TiDAR
+    import torch
+
+    from inward.common.sampling import Sampling
+    from inward.common.trace import Trace
+
+EFFORTS = ("low", "medium", "high")
+"""Words for saved points on the frontier of accuracy against cost."""
+
+_AT_ONCE = 16
+"""Requests of one `ask` that share a forward."""
 
 
-@dataclass(frozen=True)
-class Codec:
-    """How a model's texts are written."""
-
-    encode: Callable[[str], list[int]]
-    decode: Callable[[Sequence[int]], str]
-
-
-@dataclass(frozen=True)
-class Written:
-    """What followed one prompt: `text` of the new `tokens`, how it came about in `trace`, and
-    `depth`: a phrase that sums up the thinking."""
-
-    text: str
-    tokens: list[int]
-    trace: Trace
-    depth: str
-
-
-OPTIONS: dict[str, tuple[str, ...]] = {
-    "HuginnForCausalLM": ("max_steps", "exit", "policy"),
-    "Coconut": ("thoughts",),
-    "TiDAR": ("scheme", "K"),
-}
-"""What each class takes beside what all of them take"""
-
-
-def codec_of(name: str | Path, model: Any, tokenizer: str | Path | None = None) -> Codec:
-    """The tokenizer given, else the one in the model's folder, else the letters of the task that
-    the model was trained on.
-
-    Raises:
-        FileNotFoundError: there is none of them.
-    """
-    from inward.hub import resolve
-    from inward.recipes.of import recipe_of
-
-    folder = resolve(name)
-    own = getattr(model, "tokenizer", None)
-    if tokenizer is None and own is not None:
-        return _tokenizer_codec(own)
-    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-    if tokenizer is not None or any((folder / file).exists() for file in files):
-        from transformers import AutoTokenizer
-
-        return _tokenizer_codec(AutoTokenizer.from_pretrained(tokenizer or folder))
-    try:
-        task: Any = recipe_of(name).task()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{folder} holds neither a tokenizer nor a recipe.json; name a tokenizer (--tokenizer)"
-        ) from error
-    return Codec(
-        lambda text: task.parse(text).tolist(),
-        lambda ids: "".join(_letter(task, token) for token in ids),
-    )
-
-
-def _tokenizer_codec(tokenizer: Any) -> Codec:
-    return Codec(
-        lambda text: list(tokenizer(text).input_ids),
-        lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True),
-    )
-
-
-def _letter(task: Any, token: int) -> str:
-    """A token as the task writes it; "?" for one that is no part of an answer."""
-    try:
-        return task.word(token)
-    except ValueError:
-        return "?"
-
-
-def write(
-    model: HuginnForCausalLM | Coconut | TiDAR,
-    codec: Codec,
-    prompts: Sequence[str],
+def open_thinker(
+    name: str | Path,
     *,
-    recipe: Any = None,
-    max_new_tokens: int = 64,
-    sampling: Sampling | None = None,
-    **options: Any,
-) -> list[Written]:
-    """Continue prompts.
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    base: Any = None,
+    tokenizer: Any = None,
+) -> Thinker:
+    """Open a model to ask it: `inward.open`.
 
     Args:
-        recipe: of a Coconut model: how it was trained to be asked, and who switches.
-        sampling: default: greedy.
-        options: of Huginn max_steps, exit, policy (`huginn.generate.generate`); of Coconut thoughts
-            (those of each block; without them the recipe decides, and without a recipe the model
-            says its boundaries itself); of TiDAR scheme, K (`tidar.request.DecodeSettings`). None
-            leaves an option at its default.
+        name: a shipped model's name, the folder of a run or of a saved model, or of any causal LM
+            (which then decodes plainly).
+        device, dtype: where and how its weights lie; default: CPU, as saved.
+        base: the model below an adapter (Coconut, TiDAR), or its folder.
+        tokenizer: an object or a folder, instead of the model's own.
+
     Raises:
-        ValueError: a model that writes no text, an option of another method, or what the method
-            itself refuses.
+        FileNotFoundError: there is no such model, or nothing that turns text into tokens.
+        ValueError: weights or files that do not fit.
     """
-    kind = type(model).__name__
-    if kind not in OPTIONS:
-        raise ValueError(f"a {kind} writes no text; use `inward solve` for puzzles")
-    given = {name: value for name, value in options.items() if value is not None}
-    if wrong := sorted(set(given) - set(OPTIONS[kind])):
-        others = {name: [k for k, own in OPTIONS.items() if name in own] for name in wrong}
-        told = ", ".join(f"{name} (of {' '.join(own)})" for name, own in others.items())
-        raise ValueError(f"the model is a {kind}, which has no {told}; it has {OPTIONS[kind]}")
-    if not prompts:
-        raise ValueError("there is no prompt; give at least one text")
-    writer = {"HuginnForCausalLM": _huginn, "Coconut": _coconut, "TiDAR": _tidar}[kind]
-    given |= {"max_new_tokens": max_new_tokens, "sampling": sampling or Sampling()}
-    if kind == "Coconut":
-        given["recipe"] = recipe
-    return writer(model, codec, prompts, **given)
+    folder = _folder(name)
+    options: dict[str, Any] = {} if base is None else {"base": base}
+    if base is not None and hub.method_of(folder) not in ("coconut", "tidar"):
+        raise ValueError(f"{name} is no adapter, so it has no use for base={base!r}")
+    if dtype is not None:
+        options["dtype"] = dtype
+    model = hub.load(folder, **options)
+    if device is not None:
+        model.to(device)
+    return Thinker.of(model, folder=folder, name=str(name), tokenizer=tokenizer)
 
 
-def _huginn(
-    model: HuginnForCausalLM, codec: Codec, prompts: Sequence[str], **options: Any
-) -> list[Written]:
-    from inward.methods.huginn.generate import generate
+def _folder(name: str | Path) -> Path:
+    """A model's folder, or that of a base which `inward.common.bases` knows by name."""
+    try:
+        return hub.resolve(name)
+    except FileNotFoundError:
+        from inward.common.bases import find_base
 
-    made = generate(model, [codec.encode(text) for text in prompts], trace="tokens", **options)
-    assert made.traces is not None
-    return [
-        Written(
-            codec.decode(row.tolist()),
-            row.tolist(),
-            trace,
-            f"{float(steps.float().mean()):.1f} recurrences a token",
-        )
-        for row, steps, trace in zip(made.tokens, made.steps, made.traces, strict=True)
-    ]
+        try:
+            return find_base(str(name))
+        except FileNotFoundError:
+            pass
+        raise
 
 
-def _coconut(
-    model: Coconut,
-    codec: Codec,
-    prompts: Sequence[str],
-    *,
-    recipe: Any = None,
-    thoughts: Sequence[int] | None = None,
-    **options: Any,
-) -> list[Written]:
-    from inward.data.thoughts.segments import Sample, Text
-    from inward.methods.coconut.generate import generate
-    from inward.methods.coconut.policies import Boundary, Scripted
+@dataclass(frozen=True)
+class Effort:
+    """Measured points, as `inward effort` saves them.
 
-    asked = False
-    if recipe is not None and thoughts is None:
-        asked = True  # as a question, which ends its line
-        samples = recipe.prompts(model, [text.rstrip("\n") for text in prompts])
-        options |= {
-            "policy": recipe.policy(model),
-            "boundaries": recipe.curriculum.layout.boundaries != "none",
-        }
-    else:
-        samples = [Sample((Text(tuple(codec.encode(text)), False),)) for text in prompts]
-        ends = frozenset(codec.encode("\n")[-1:])
-        options["policy"] = Boundary() if thoughts is None else Scripted(tuple(thoughts), ends=ends)
-    made = generate(model, samples, trace=True, **options)
-    return [
-        Written(
-            "\n" * asked + codec.decode(tokens),
-            tokens,
-            trace,
-            f"{sum(step.kind == 'thought' for step in trace.steps)} thoughts",
-        )
-        for tokens, trace in zip(made.tokens, made.traces, strict=True)
-    ]
+    points: word -> options, with their accuracy, its interval and their cost beside them.
+    why_not: why there are none: the options tried differ by less than noise.
+    """
+
+    points: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    why_not: str = ""
 
 
-def _tidar(model: TiDAR, codec: Codec, prompts: Sequence[str], **options: Any) -> list[Written]:
-    from inward.methods.tidar.decode import decode
+@dataclass(frozen=True, eq=False)
+class _How:
+    """What `ask` was told beside the question, checked."""
 
-    written = []
-    for text in prompts:
-        made = decode(model, torch.tensor([codec.encode(text)]), **options)
-        (rate,) = made.tokens_per_forward
-        written.append(
-            Written(
-                codec.decode(made.tokens[0]),
-                made.tokens[0],
-                made.traces[0],
-                f"{rate:.2f} tokens a forward",
+    max_new_tokens: int | None
+    sampling: Sampling | None
+    stop: tuple[str, ...]
+    trace: frozenset[str] | None
+    logprobs: bool
+    own: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _Question:
+    """A question on its way through a method."""
+
+    prompt: Prompt
+    request: Request
+    speaker: Speaker
+
+
+@dataclass(frozen=True, eq=False)
+class Thinker:
+    """A model that can be asked.
+
+    ask_as: how it was trained to be asked, as saved with it: {"own": options, ...}.
+    """
+
+    model: Any
+    method: Method
+    processor: Processor
+    name: str = ""
+    ask_as: Mapping[str, Any] = field(default_factory=dict)
+    effort: Effort = field(default_factory=Effort)
+
+    @staticmethod
+    def of(
+        model: Any, *, folder: Path | None = None, name: str = "", tokenizer: Any = None
+    ) -> Thinker:
+        """A thinker around a model that is loaded already.
+
+        Args:
+            folder: of its files, for what is not given; None: a tokenizer must be.
+
+        Raises:
+            FileNotFoundError: nothing turns text into tokens.
+        """
+        about = {} if folder is None else _about(folder, model)
+        method = hub.door(_row_of(model))
+        place = Path() if folder is None else folder
+        spec = about.get("processor", {"kind": "tokenizer"})
+        processor = processor_of(spec, place, model=model, tokenizer=tokenizer)
+        saved = about.get("effort", {})
+        effort = Effort(saved.get("points", {}), saved.get("why_not", ""))
+        return Thinker(model, method, processor, name, about.get("ask", {}), effort)
+
+    def __repr__(self) -> str:
+        return f"Thinker({self.name!r}, {self.method.name}, {type(self.model).__name__})"
+
+    # -- asking
+
+    def ask(
+        self,
+        question: Any,
+        *,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        seed: int | Sequence[int] = 0,
+        stop: str | Sequence[str] = (),
+        effort: int | str | None = None,
+        trace: bool | str | Iterable[str] = False,
+        logprobs: bool = False,
+        **own: Any,
+    ) -> Any:
+        """Ask one question, or a list of them.
+
+        Args:
+            question: a text; a list of message dicts (one chat); a puzzle as text, array or tensor;
+                or a list of such questions.
+            max_new_tokens: tokens to say at most.
+            sampling: how tokens are drawn; default: as the model's generation config says.
+            seed: of all that is drawn: one for every question, or one each.
+            stop: texts that end an answer, which does not hold them.
+            effort: an int in the method's own unit, or "low", "medium", "high": points measured on
+                validation data and saved with the model.
+            trace: True, or names of what it shall hold beside the plain record.
+            logprobs: of every token said.
+            own: options of the method (`thinker.method.options`).
+
+        Returns:
+            One `Answer`, or a list of them in the order of the questions. A bad question in a list
+            has an answer with an `error`; the others are answered.
+
+        Raises:
+            ValueError: a bad question or option, before any work.
+        """
+        how = self._how(max_new_tokens, sampling, stop, effort, trace, logprobs, own)
+        many = _is_many(question)
+        questions = list(question) if many else [question]
+        seeds = _seeds(seed, len(questions))
+        if not many:
+            return self._answers([self._question(question, how, seeds[0])])[0]
+        ready: list[Any] = []
+        for each, own_seed in zip(questions, seeds, strict=True):
+            try:
+                ready.append(self._question(each, how, own_seed))
+            except ValueError as error:
+                ready.append(Answer(error=str(error)))
+        return self._answers(ready)
+
+    def stream(
+        self,
+        question: Any,
+        *,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        effort: int | str | None = None,
+        trace: bool | str | Iterable[str] = False,
+        logprobs: bool = False,
+        **own: Any,
+    ) -> Iterator[Event]:
+        """Ask one question and get what happens as it happens; see `ask` for the arguments.
+
+        The texts of the "word" events joined are `answer.text`; what could still change (half a
+        character, the beginning of a stop word) is held back. The last event, "end", carries the
+        `Answer`. Closing the iterator ends the work.
+
+        Raises:
+            ValueError: a bad question or option, at the call and not at the first event.
+        """
+        if _is_many(question):
+            raise ValueError(f"stream takes one question, not {len(question)}; ask takes a list")
+        how = self._how(max_new_tokens, sampling, stop, effort, trace, logprobs, own)
+        asked = self._question(question, how, _seeds(seed, 1)[0])
+        work = self.begin()
+        number = work.add(asked.request)
+        return self._stream(work, number, asked)
+
+    def begin(self, **sizes: Any) -> Work:
+        """The method's work around this model, for loops of one's own; see `request` for what to
+        add to it."""
+        return self.method.begin(self.model, **({"batch_size": _AT_ONCE} | sizes))
+
+    def request(self, question: Any, *, seed: int = 0, **options: Any) -> Request:
+        """What `ask` would add to the work for this question; options as of `ask`."""
+        names = ("max_new_tokens", "sampling", "stop", "effort", "trace", "logprobs")
+        known = {name: options.pop(name) for name in names if name in options}
+        return self._question(question, self._how(**known, own=options), seed).request
+
+    def check(self, **options: Any) -> None:
+        """Raise the ValueError that `ask` would raise for these options, whatever the question."""
+        names = ("max_new_tokens", "sampling", "stop", "effort", "trace", "logprobs")
+        known = {name: options.pop(name) for name in names if name in options}
+        self._how(**known, own=options)
+
+    # -- on the way in
+
+    def _how(
+        self,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: str | Sequence[str] = (),
+        effort: int | str | None = None,
+        trace: bool | str | Iterable[str] = False,
+        logprobs: bool = False,
+        own: Mapping[str, Any] = MappingProxyType({}),
+    ) -> _How:
+        """What is asked of every question alike, checked."""
+        self.method.check_options(own, [m for m in hub.doors() if m.name != self.method.name])
+        words = _words(stop)
+        if max_new_tokens is not None and (
+            isinstance(max_new_tokens, bool)
+            or not isinstance(max_new_tokens, int)
+            or max_new_tokens < 1
+        ):
+            raise ValueError(f"max_new_tokens is {max_new_tokens!r}, must be an int of 1 or more")
+        if self.method.reads == "puzzle" and (max_new_tokens is not None or words or sampling):
+            raise ValueError(
+                f"{self.method.name} rewrites a whole answer: it has no max_new_tokens, no "
+                "sampling and no stop words; its budget is effort, or max_steps"
             )
+        if max_new_tokens is None and self.method.reads == "text":
+            max_new_tokens = self.ask_as.get("max_new_tokens")
+        chosen = self._effort(effort, own) | dict(own)
+        return _How(max_new_tokens, sampling, words, self._traced(trace), logprobs, chosen)
+
+    def _question(self, question: Any, how: _How, seed: int) -> _Question:
+        """One question, read and ready."""
+        prompt = self.processor.read(question)
+        if self.method.prepare is None:
+            tokens, trained = prompt.tokens, dict(self.ask_as.get("own", {}))
+        else:
+            tokens, trained = self.method.prepare(self.model, prompt.tokens, self.ask_as, how.own)
+
+        def decode(ids: Sequence[int]) -> str:
+            return self.processor.write(ids, prompt)
+
+        stops = StopWords(how.stop, decode) if how.stop else None
+        request = Request(
+            prompt=tokens,
+            max_new_tokens=how.max_new_tokens,
+            sampling=how.sampling,
+            seed=seed,
+            stop=stops,
+            trace=how.trace,
+            logprobs=how.logprobs,
+            own=self.processor.options(trained | dict(prompt.own) | dict(how.own), prompt, seed),
         )
-    return written
+        return _Question(prompt, request, Speaker(decode, stops))
+
+    def _effort(self, effort: Any, own: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that an effort stands for."""
+        if effort is None:
+            return {}
+        if isinstance(effort, bool) or not isinstance(effort, int | str):
+            raise ValueError(
+                f"effort is {effort!r}; give an int in the method's own unit"
+                f"{f' ({self.method.unit[1]})' if self.method.unit else ''}, or one of "
+                f"{', '.join(EFFORTS)}"
+            )
+        if self.method.unit is None:
+            raise ValueError(f"{self.name or self.method.name}: {self.method.why_no_effort}")
+        option, unit = self.method.unit
+        if isinstance(effort, int):
+            if effort < 1:
+                raise ValueError(f"effort is {effort}; it counts {unit}, from 1 on")
+            chosen: Mapping[str, Any] = {option: effort}
+        elif effort not in EFFORTS:
+            raise ValueError(f"effort is {effort!r}; the words are {', '.join(EFFORTS)}")
+        elif effort not in self.effort.points:
+            why = self.effort.why_not or (
+                "nobody has measured its points; do so with `inward effort`, or give an int "
+                f"({unit})"
+            )
+            raise ValueError(f"{self.name or self.method.name} has no effort {effort!r}: {why}")
+        else:
+            chosen = self.effort.points[effort]["own"]
+        if both := sorted(set(chosen) & set(own)):
+            raise ValueError(
+                f"effort {effort!r} sets {', '.join(both)}, which is given too; leave one out"
+            )
+        return dict(chosen)
+
+    def _traced(self, trace: Any) -> frozenset[str] | None:
+        if trace is False or trace is None:
+            return None
+        if trace is True:
+            return frozenset()
+        names = frozenset([trace] if isinstance(trace, str) else trace)
+        if unknown := sorted(map(str, names - set(self.method.traces))):
+            raise ValueError(
+                f"{self.method.name} traces have no {', '.join(unknown)}; beside the plain record "
+                f"(trace=True) there is {', '.join(self.method.traces) or 'nothing'}"
+            )
+        return names
+
+    # -- the loops
+
+    def _answers(self, ready: Sequence[_Question | Answer]) -> list[Answer]:
+        """Run what is ready together; answers in order."""
+        found: list[Answer | None] = [a if isinstance(a, Answer) else None for a in ready]
+        work, places = self.begin(), {}
+        alone = len(ready) == 1
+        for place, asked in enumerate(ready):
+            if isinstance(asked, Answer):
+                continue
+            try:
+                places[work.add(asked.request)] = place
+            except ValueError as error:
+                if alone:
+                    raise
+                found[place] = Answer(error=str(error))
+        started = time.perf_counter()
+        while work.busy:
+            for event in work.step():
+                if event.kind == "end":
+                    place = places[event.request]
+                    asked = ready[place]
+                    assert isinstance(asked, _Question)
+                    answer = work.result(event.request)
+                    found[place] = self._finished(answer, asked, time.perf_counter() - started)
+        assert all(answer is not None for answer in found), "a question was left unanswered"
+        return [answer for answer in found if answer is not None]
+
+    def _stream(self, work: Work, number: int, asked: _Question) -> Iterator[Event]:
+        started = time.perf_counter()
+        while work.busy:
+            events = work.step()
+            said = [event for event in events if event.kind == "word"]
+            end = next((event for event in events if event.kind == "end"), None)
+            answer = None
+            if end is not None:
+                answer = self._finished(work.result(number), asked, time.perf_counter() - started)
+            for event in events:
+                if event is not end:
+                    # an end token is a token said, but no text
+                    silent = answer is not None and answer.stopped == "end" and event is said[-1]
+                    yield self._told(event, asked, event.tokens[: -1 if silent else None])
+            if end is not None and answer is not None:
+                rest = answer.text[asked.speaker.given :]
+                if rest:
+                    yield Event("word", 0, (), rest, answer.steps)
+                yield replace(end, request=0, answer=answer)
+
+    def _told(self, event: Event, asked: _Question, tokens: tuple[int, ...]) -> Event:
+        """The event with its text."""
+        if event.kind == "word":
+            text = asked.speaker.say(tokens)
+        elif event.kind == "rewrite":
+            text = self.processor.write(tokens, asked.prompt)
+        else:
+            text = "".join(map(self.processor.piece, tokens))
+        return replace(event, request=0, text=text)
+
+    def _finished(self, answer: Answer, asked: _Question, seconds: float) -> Answer:
+        """The answer with its text, its seconds, and a trace that needs no tokenizer."""
+        tokens = answer.tokens[:-1] if answer.stopped == "end" else answer.tokens
+        text = self.processor.write(tokens, asked.prompt)
+        if asked.request.stop is not None:
+            text = asked.request.stop.cut(text)
+        if answer.trace is not None:
+            self._complete(answer.trace, asked)
+        details = dict(answer.details)
+        verdict = getattr(self.processor, "verdict", None)
+        if verdict is not None:
+            details["obeys_rules"] = verdict(asked.prompt, answer.tokens)
+        cost = replace(answer.cost, seconds=answer.cost.seconds or seconds)
+        return replace(answer, text=text, cost=cost, details=details)
+
+    def _complete(self, trace: Trace, asked: _Question) -> None:
+        trace.model = self.name
+        trace.roles = list(asked.prompt.roles)
+        trace.pieces = {token: self.processor.piece(token) for token in sorted(trace.named())}
+        trace.meta |= self.processor.meta(asked.prompt)
+
+
+# --------------------------------------------------------------------------------------------------
+# Small questions
+
+
+def _is_many(question: Any) -> bool:
+    """A list or tuple of questions; one chat is a list of dicts."""
+    if not isinstance(question, list | tuple):
+        return False
+    if not question:
+        raise ValueError("there is no question; the list is empty")
+    if all(isinstance(item, int) for item in question):
+        raise ValueError("a list of numbers is no question; give a puzzle as an array or a text")
+    return not all(isinstance(item, Mapping) for item in question)
+
+
+def _seeds(seed: int | Sequence[int], num: int) -> list[int]:
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * num
+    if len(seeds) != num:
+        raise ValueError(f"{len(seeds)} seeds for {num} questions; give one, or one each")
+    if any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in seeds):
+        raise ValueError(f"seed is {seed!r}; seeds are ints from 0 on")
+    return seeds
+
+
+def _words(stop: str | Sequence[str]) -> tuple[str, ...]:
+    words = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if not all(isinstance(word, str) and word for word in words):
+        raise ValueError(f"stop is {stop!r}; give texts that are not empty")
+    return words
+
+
+def _row_of(model: Any) -> str:
+    """The row of `hub.METHODS` that a model belongs to."""
+    name = type(model).__name__
+    rows = [key for key, row in hub.METHODS.items() if row.model.endswith(f":{name}")]
+    return rows[0] if rows else "plain"
+
+
+def _about(folder: Path, model: Any) -> dict[str, Any]:
+    """inward.json; for models saved before there was one, what their recipe tells."""
+    about = hub.read_about(folder)
+    if "processor" in about:
+        return about
+    from inward.recipes.of import recipe_of
+
+    try:
+        recipe = recipe_of(folder)
+    except FileNotFoundError:
+        return about
+    return about_of(recipe, model) | about
+
+
+def about_of(recipe: Any, model: Any) -> dict[str, Any]:
+    """What a recipe tells of how its models are asked: processor and "ask" of inward.json."""
+    task = getattr(recipe, "task", None)
+    processor = None if task is None else processor_for(task())
+    spec = {"kind": "tokenizer"} if processor is None else processor.to_dict()
+    asked = getattr(recipe, "asked", None)
+    said = {} if asked is None else dict(asked(model))
+    if "after" in said:
+        spec["after"] = said.pop("after")
+    return {"processor": spec, "ask": said}

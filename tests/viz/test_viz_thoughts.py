@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from inward.common.trace import Step, Trace
+from inward.common.trace import Span, Step, Trace
 from inward.data.thoughts import prosqa
 from inward.evals.stats import Interval, Paired
 from inward.studies.thoughts_ablate import Ablation, Swap
@@ -34,11 +34,11 @@ def decode(token: int) -> str:
 
 
 def thought(position: int, tokens: list[int], chances: list[float]) -> Step:
-    return Step(position, "thought", np.array(tokens), np.array(chances), position=position)
+    return Step(position, "thought", view={"lens": Span.of(tokens, chances)}, position=position)
 
 
 def word(position: int, token: int) -> Step:
-    return Step(position, "word", np.array([token]), np.array([0.9]), position=position)
+    return Step(position, "word", Span.of([token], [0.9]), position=position)
 
 
 def trace() -> Trace:

@@ -1,6 +1,6 @@
 """The command `inward`: which verbs there are, how their options are read, how errors are told.
 
-    inward demo | train | eval | arc | solve | generate | data | bench | env
+    inward demo | ask | chat | train | eval | effort | arc | data | bench | env
 
 The top-level help is written by hand and imports nothing, so it costs what Python costs to start.
 A verb has a file of its name here (see `HOMES`): dataclasses whose fields are the options, which
@@ -20,17 +20,18 @@ from inward.cli.options import UsageError, unknown
 
 VERBS = {
     "demo": "shipped models solve fresh puzzles and show how",
+    "ask": "any model answers what you type, and shows how it thought",
+    "chat": "talk with a language model, word by word",
     "train": "run a recipe; every field can be set from here",
     "eval": "accuracy and cost of a model on held-out puzzles or a file",
+    "effort": "measure what low, medium and high mean for a model",
     "arc": "score models on ARC-AGI by votes, write a submission",
-    "solve": "solve what you type, show the draft being rewritten",
-    "generate": "a language model continues your text, and shows how it thought",
     "data": "make or look at puzzles: sudoku, maze, arc, show",
     "bench": "start-up, training and solving speed on this machine",
     "env": "versions and hardware, for bug reports",
 }
 
-HOMES = {"eval": "puzzles", "solve": "puzzles", "env": "bench"}
+HOMES = {"eval": "puzzles", "env": "bench"}
 """Files of verbs that do not have one of their own"""
 
 USAGE = "usage: inward VERB [options]      inward VERB --help      inward --version"

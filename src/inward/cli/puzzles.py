@@ -1,4 +1,4 @@
-"""The verbs of the command line: one dataclass each, whose fields are the options.
+"""`inward eval`: a dataclass whose fields are the options.
 
 tyro reads the fields' types at run time, so there is no `from __future__ import annotations` here.
 Heavy imports (torch, matplotlib) stay inside `run`, so that a wrong option is told at once.
@@ -6,7 +6,6 @@ Heavy imports (torch, matplotlib) stay inside `run`, so that a wrong option is t
 
 import sys
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,17 +13,12 @@ from inward.cli.options import _console, _go, quiet
 from inward.evals.tables import result_tables
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 
 def eval(words: list[str]) -> int:
     """Measure a model."""
     return _go(Eval, "eval", words)
-
-
-def solve(words: list[str]) -> int:
-    """Solve what the user types."""
-    return _go(Solve, "solve", words)
 
 
 def _load(name: str) -> Any:
@@ -34,22 +28,10 @@ def _load(name: str) -> Any:
     model = load(name)
     if not hasattr(model, "solve"):
         raise ValueError(
-            f"{name} is a {type(model).__name__}, which writes text: use `inward generate`; "
-            "eval and solve are for models that solve puzzles"
+            f"{name} is a {type(model).__name__}, which writes text; eval is for models that "
+            "solve puzzles so far"
         )
     return model
-
-
-# --------------------------------------------------------------------------------------------------
-# demo
-
-
-# --------------------------------------------------------------------------------------------------
-# train
-
-
-# --------------------------------------------------------------------------------------------------
-# eval and solve
 
 
 def _check_pictures(*paths: Path | None) -> None:
@@ -65,7 +47,7 @@ def _check_pictures(*paths: Path | None) -> None:
 
 @dataclass(kw_only=True)
 class _Thinking:
-    """Options that eval and solve share."""
+    """Options of solving."""
 
     task: str = ""
     """sudoku4, sudoku6, sudoku9, maze, arc; empty: that of the model's recipe"""
@@ -178,112 +160,3 @@ class Eval(_Thinking):
         puzzles = recipe.data.puzzles("test", self.size)
         name = f"{recipe.name} {self.size}x{self.size} test"
         return first(puzzles, self.num), task_named("maze", puzzles.grid), name
-
-
-@dataclass(kw_only=True)
-class Solve(_Thinking):
-    """Solve puzzles that you type: digits and dots for a Sudoku, lines of '# SG' for a maze."""
-
-    model: str
-    """a shipped model's name, or the folder of a run or a model"""
-    puzzle: tuple[str, ...]
-    """puzzles (quote them); - reads one from standard input"""
-    file: Path | None = None
-    """text with one Sudoku a line, or mazes with an empty line between; or .npz, .csv"""
-    show: bool = False
-    """the draft as it is rewritten, step by step"""
-    svg: Path | None = None
-    """draw the first puzzle's steps to this file"""
-    png: Path | None = None
-    """the same as PNG"""
-    trace: Path | None = None
-    """write all traces to this file, one JSON line each"""
-
-    def run(self, words: list[str]) -> int:
-        """Run it."""
-        from inward.common.trace import write_traces
-        from inward.viz import plots
-
-        _check_pictures(self.svg, self.png)
-        questions = self.questions()
-        model = _load(self.model)
-        for task, tokens in questions:
-            if model.settings.vocab_size != task.vocab_size:
-                raise ValueError(f"{self.model} was not trained on {task.name} puzzles")
-            model.settings.layout(len(tokens), task.grid)
-        traces = []
-        for _, same in groupby(questions, key=lambda pair: pair[0].grid):
-            traces += self.answer(model, list(same), alone=len(questions) == 1)
-        if self.trace is not None:
-            write_traces(traces, self.trace)
-        for path in (self.svg, self.png):
-            if path is not None:
-                plots.save(plots.refinement(traces[0], questions[0][0]), path)
-        return 0
-
-    def questions(self) -> "list[tuple[Any, np.ndarray]]":
-        """(task, tokens) of every puzzle given."""
-        from inward.recipes.of import recipe_of
-        from inward.tasks.named import parse_puzzle, puzzle_texts, read_puzzles, task_named
-
-        task = task_named(self.task) if self.task else recipe_of(self.model).task()
-        if self.file is not None and self.file.suffix in (".npz", ".csv"):
-            kept = read_puzzles(self.file, task)
-            return [(task_named(task.name, kept.grid), tokens) for tokens in kept.inputs]
-        texts = [sys.stdin.read() if text == "-" else text for text in self.puzzle]
-        if self.file is not None:
-            texts += puzzle_texts(self.file.read_text(encoding="utf-8"), task)
-        if not texts:
-            raise ValueError("no puzzle given; type one after the model, or - or --file FILE")
-        return [parse_puzzle(text, task) for text in texts]
-
-    def answer(self, model: Any, questions: list[Any], *, alone: bool) -> list[Any]:
-        """Solve puzzles of one size, print the answers, return the traces."""
-        import numpy as np
-
-        from inward.evals.puzzles import default_steps
-
-        task, inputs = questions[0][0], np.stack([tokens for _, tokens in questions])
-        rng = np.random.default_rng(self.seed)
-        steps = default_steps(model, inputs.shape[1]) if self.max_steps is None else self.max_steps
-        solution = model.solve(
-            inputs,
-            grid=task.grid,
-            max_steps=steps,
-            symmetries=[task.symmetry(rng) for _ in range(self.symmetries)],
-            seed=self.seed,
-            trace=True,
-            **self.options(task),
-        )
-        for row, tokens in enumerate(inputs):
-            solution.traces[row].meta["task"] = task.name
-            self.tell(solution, row, task, tokens, "" if alone else f"puzzle {row + 1}")
-        return solution.traces
-
-    def tell(self, solution: Any, row: int, task: Any, tokens: Any, title: str) -> None:
-        """Print one answer, what the rules say of it, and what it cost."""
-        from inward.viz import sigmoid, terminal
-
-        if self.show:
-            terminal.play(solution.traces[row], task, console=_console(), title=title)
-        elif title:
-            print(title)
-        answer = solution.answers[row].numpy()
-        if bool(solution.answered[row]):
-            print(task.format(answer, given=tokens))
-        else:
-            print("no answer: withheld, below --abstain-below; what it would have been:")
-        verdict = "there is no rule to check it by"
-        if task.name != "arc":
-            right = bool(task.verify(tokens[None], answer[None])[0])
-            verdict = "solved, by the rules" if right else "NOT solved, by the rules"
-        print(
-            f"{verdict}; belief {sigmoid(float(solution.q[row])):.2f}; "
-            f"{int(solution.steps[row])} steps, "
-            f"{float(solution.evaluations[row]):.0f} evaluations, "
-            f"{terminal.flops_text(float(solution.flops[row]))}"
-        )
-
-
-# --------------------------------------------------------------------------------------------------
-# bench and env

@@ -67,11 +67,14 @@ def _train_recipe(recipe: Any, out: Path, *, resume: bool) -> int:
     summary = train_run(run, recipe.train, out)
     if os.environ.get("RANK", "0") != "0":
         return 0
+    from inward import hub
     from inward.data.puzzles.folder import write_json
+    from inward.thinker import about_of
 
     write_json(out / "model" / "recipe.json", asdict(recipe))
+    hub.write_about(out / "model", **about_of(recipe, run.model))
     console = _console()
     for name, value in summary.items():
         console.print(f"  {name:<20}{value}", highlight=False, soft_wrap=True)
-    console.print(f"model: {out / 'model'}   (inward eval {out / 'model'})", highlight=False)
+    console.print(f"model: {out / 'model'}   (inward ask {out / 'model'} ...)", highlight=False)
     return 0

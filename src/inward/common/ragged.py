@@ -21,6 +21,10 @@ class Book:
     lengths: list[int]
     capacity: int
     num_new: int = 0
+    writes: int = 0
+    """layers that the running forward has written"""
+    texts: Tensor | None = None
+    """(B, 1) numbers of the texts, beside their slots"""
     slots: Tensor | None = None
     """(B, q) slot of each new row; None: all texts are equally long"""
 
@@ -54,6 +58,7 @@ class RaggedLayer(CacheLayerMixin):
         """Put the new rows behind each text's prefix; return what this forward may see."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        self.book.writes += 1
         stored = cast("tuple[Tensor, Tensor]", (self.keys, self.values))
         for store, new in zip(stored, (key_states, value_states), strict=True):
             self._write(store, new)
@@ -66,8 +71,25 @@ class RaggedLayer(CacheLayerMixin):
             begin = self.book.lengths[0]
             store[:, :, begin : begin + new.shape[2]] = new
         else:
-            rows = torch.arange(len(slots), device=store.device)[:, None]
-            store[rows, :, slots] = new.transpose(1, 2)
+            store[self.book.texts, :, slots] = new.transpose(1, 2)
+
+    def extend(self, num: int) -> None:
+        """Room for so many more texts."""
+        if self.is_initialized:
+            self.keys, self.values = (
+                nn.functional.pad(t, (0, 0, 0, 0, 0, 0, 0, num))
+                for t in cast("tuple[Tensor, Tensor]", (self.keys, self.values))
+            )
+
+    def put(self, text: int, keys: Tensor, values: Tensor) -> None:
+        """Let a text's past be these keys and values (heads, length, head width)."""
+        if not self.is_initialized:
+            texts = len(self.book.lengths)
+            self.lazy_initialization(
+                keys.expand(texts, *keys.shape), values.expand(texts, *values.shape)
+            )
+        for store, new in zip((self.keys, self.values), (keys, values), strict=True):
+            cast(Tensor, store)[text, :, : new.shape[1]] = new
 
     def change(self, select: Tensor | None = None) -> None:
         """Keep the texts `select`, or grow to the book's capacity."""
@@ -120,14 +142,37 @@ class RaggedCache(Cache):
     def begin(self, num_new: int, device: torch.device) -> None:
         """Make room for a forward of `num_new` rows per text."""
         book = self.book
-        book.num_new = num_new
+        book.num_new, book.writes = num_new, 0
         if book.used > book.capacity:
-            book.capacity = max(2 * book.capacity, book.used)
-            self._change()
+            self.reserve(max(2 * book.capacity, book.used))
         book.slots = None
         if min(book.lengths) < max(book.lengths):
             first = torch.tensor(book.lengths, device=device)[:, None]
             book.slots = first + torch.arange(num_new, device=device)
+            book.texts = torch.arange(len(book.lengths), device=device)[:, None]
+
+    def reserve(self, capacity: int) -> None:
+        """Room for so many tokens a text."""
+        if capacity > self.book.capacity:
+            self.book.capacity = capacity
+            self._change()
+
+    def extend(self, num: int) -> None:
+        """Room for so many more texts, behind the others, nothing committed."""
+        self.book.lengths += [0] * num
+        for layer in cast("list[RaggedLayer]", self.layers):
+            layer.extend(num)
+
+    def insert(self, text: int, past: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Let a text begin anew with this past: of each layer keys and values (heads, length, head
+        width), all committed."""
+        length = past[0][0].shape[1]
+        self.reserve(length)
+        while len(self.layers) < len(past):
+            self.layers.append(cast(Any, self.layer_class_to_replicate)())
+        for layer, (keys, values) in zip(self.layers, past, strict=False):
+            cast(RaggedLayer, layer).put(text, keys, values)
+        self.book.lengths[text] = length
 
     def commit(self, counts: Sequence[int]) -> None:
         """Keep the first counts[b] rows that text b has just put in; the rest is out of sight."""

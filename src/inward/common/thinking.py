@@ -150,10 +150,15 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Option:
-    """An option of one method: a `default` to show, and what it means in one line."""
+    """An option of one method: a `default` to show, what it means in one line, and, where it can
+    be written on a command line, its type."""
 
     default: Any
     about: str
+    type: Any = None
+
+
+Prepare = Callable[[Any, Any, Mapping[str, Any], Mapping[str, Any]], tuple[Any, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,10 @@ class Method:
         "recurrences"); None: there is no dial, and `why_no_effort` says why.
     traces: what a trace can hold beside the plain record.
     reads: "text" or "puzzle".
+    prepare: (model, tokens, ask, own) -> (prompt, options): what `Request.prompt` shall be for the
+        tokens of a question, and options that follow from how the model was trained to be asked
+        (`ask`, as saved with it) where `own` does not say otherwise; None: the tokens themselves,
+        and ask["own"].
     """
 
     name: str
@@ -175,6 +184,7 @@ class Method:
     unit: tuple[str, str] | None = None
     why_no_effort: str = ""
     reads: Literal["text", "puzzle"] = "text"
+    prepare: Prepare | None = None
 
     def check_options(self, own: Mapping[str, Any], others: Sequence[Method] = ()) -> None:
         """Raise a ValueError that names every option that is not this method's, and whose it is."""
@@ -207,12 +217,13 @@ class Lanes:
         self._lanes: dict[Hashable, Work] = {}
         self._places: dict[int, tuple[Hashable, int]] = {}
         self._numbers: dict[tuple[Hashable, int], int] = {}
+        self._found: list[Event] = []  # events of lanes before one that raised
         self._next = 0
 
     @property
     def busy(self) -> bool:
         """See `Work`."""
-        return any(lane.busy for lane in self._lanes.values())
+        return bool(self._found) or any(lane.busy for lane in self._lanes.values())
 
     def add(self, request: Request) -> int:
         """See `Work`."""
@@ -226,11 +237,12 @@ class Lanes:
 
     def step(self) -> list[Event]:
         """See `Work`."""
-        found = []
         for key, lane in list(self._lanes.items()):
             if lane.busy:
-                found += [(key, event) for event in lane.step()]
-        return [renumbered(event, self._numbers[key, event.request]) for key, event in found]
+                for event in lane.step():
+                    self._found.append(renumbered(event, self._numbers[key, event.request]))
+        found, self._found = self._found, []
+        return found
 
     def cancel(self, number: int) -> None:
         """See `Work`."""

@@ -22,7 +22,7 @@ from inward.data.thoughts import chains, prosqa
 from inward.data.thoughts.curriculum import BlockLayout, Curriculum, Stages
 from inward.data.thoughts.patterns import Cot, Fixed, NoCot, Pieces, Prefix, Rhythm
 from inward.data.thoughts.records import Record
-from inward.data.thoughts.segments import Sample, Specials
+from inward.data.thoughts.segments import Sample, Specials, Text
 from inward.data.thoughts.tokenizers import Form
 from inward.recipes.coconut_data import ChainData, FileData, ProsQAData
 from inward.tasks.chains import ChainTask
@@ -240,7 +240,7 @@ class CoconutRecipe:
         run."""
         return {
             "max_new_tokens": self.max_new_tokens,
-            "policy": self.policy(model),
+            "switch": self.switch(model),
             "boundaries": self.curriculum.layout.boundaries != "none",
             "do_sample": False,
         }
@@ -253,19 +253,44 @@ class CoconutRecipe:
         pieces = [Pieces(encode_question(q, model.tokenizer), (), ()) for q in questions]
         return [self.curriculum.prompt(p, stage, model.specials, pause=pause) for p in pieces]
 
-    def policy(self, model: Coconut) -> Any:
+    def asked(self, model: Coconut) -> dict[str, Any]:
+        """How models of this recipe are asked, for inward.json: what follows a question, and who
+        switches."""
+        from inward.data.thoughts.tokenizers import pause_of
+
+        mark = model.specials.latent + 1  # any token will do
+        pattern, pause = self.curriculum.pattern, pause_of(model.tokenizer)
+        pieces = Pieces((mark,), (), ())
+        prompt = self.curriculum.prompt(pieces, pattern.last_stage, model.specials, pause=pause)
+        return {
+            "after": Form().after_question,
+            "opening": opening_of(prompt, mark),
+            "switch": self._switching(model),
+            "own": {"boundaries": self.curriculum.layout.boundaries != "none"},
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+    def _switching(self, model: Coconut) -> dict[str, Any]:
         """Who switches at inference: the model if boundaries are learned, else the rhythm."""
         from inward.data.thoughts.tokenizers import encode_text
-        from inward.methods.coconut.policies import Boundary, Scripted, Speaking
 
         pattern, layout = self.curriculum.pattern, self.curriculum.layout
         if layout.boundaries == "supervised":
-            return Boundary()
+            return {"name": "boundary"}
         if not isinstance(pattern, Rhythm) or layout.thought != "latent":
-            return Speaking()
-        end = encode_text(model.tokenizer, Form().after_step)[-1]
-        blocks = (pattern.thoughts,) * self.max_new_tokens  # more than will ever be needed
-        return Scripted(blocks, sentences=pattern.sentences, ends=frozenset({end}))
+            return {"name": "speak"}
+        return {
+            "name": "scripted",
+            "thoughts": [pattern.thoughts] * self.max_new_tokens,  # more than will ever be needed
+            "sentences": pattern.sentences,
+            "ends": [encode_text(model.tokenizer, Form().after_step)[-1]],
+        }
+
+    def switch(self, model: Coconut) -> Any:
+        """The same as a function of a view."""
+        from inward.methods.coconut.asking import switch_from
+
+        return switch_from(self._switching(model))
 
 
 def _adapted(model: Any, base: PretrainedBase, specials: Specials) -> nn.Module:
@@ -304,6 +329,20 @@ def _start_from(model: Coconut, folder: str) -> None:
     weights = other.base.state_dict()
     check_fit(weights, model.base.state_dict(), path)
     model.base.load_state_dict(weights)
+
+
+def opening_of(prompt: Sample, mark: int) -> list[list[Any]]:
+    """What follows the question in a prompt whose question is the one token `mark`, as JSON:
+    ["text", ids] and ["latent", number] in order."""
+    first, *rest = prompt.segments
+    assert isinstance(first, Text) and first.ids[0] == mark, "prompts begin with their question"
+    told: list[list[Any]] = [["text", list(first.ids[1:])]] if len(first.ids) > 1 else []
+    for segment in rest:
+        if isinstance(segment, Text):
+            told.append(["text", list(segment.ids)])
+        else:
+            told.append(["latent", segment.num])
+    return told
 
 
 def score(

@@ -184,6 +184,10 @@ class HuginnRecipe:
             config=asdict(self),
         )
 
+    def asked(self, model: Any) -> dict[str, Any]:
+        """How models of this recipe are asked, for inward.json: walks have no end token."""
+        return {"max_new_tokens": 1} if isinstance(self.data, HopsData) else {}
+
     def evaluation(self) -> Callable[[nn.Module], dict[str, float]] | None:
         """Accuracy on held-out questions at each of `depths`: `trained_r8` over the difficulties of
         training, `beyond_r8` over harder ones; None for token files."""

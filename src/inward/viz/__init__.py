@@ -61,23 +61,25 @@ class Frame:
 
 
 def frames(trace: Trace, board: Board) -> list[Frame]:
-    """The question (number 0), then one frame per step that recorded tokens.
+    """The question (number 0), then one frame per step that recorded its grid.
 
     The first step changes nothing in the sense of `changed`: all of it is new.
 
     Raises ValueError if the trace is not of this board's size, or recorded no tokens.
     """
     rows, cols = board.grid
-    steps = [step for step in trace.steps if step.tokens is not None]
+    steps = [step for step in trace.steps if "grid" in step.view]
     if not steps:
-        raise ValueError("this trace recorded no tokens; solve with trace=True to draw it")
-    for tokens in (trace.question, *map(_tokens, steps)):
+        raise ValueError(
+            f"this trace ({trace.method}) recorded no grid; ask a puzzle solver with trace=True"
+        )
+    for tokens in (trace.question, *map(_grid, steps)):
         if tokens.shape != (rows * cols,):
             raise ValueError(
                 f"the trace has {np.size(tokens)} cells, the {board.name} board {rows} x {cols}; "
                 "draw it with the task it was made for"
             )
-    shown = [_shown(tokens, trace, board) for tokens in (trace.question, *map(_tokens, steps))]
+    shown = [_shown(tokens, trace, board) for tokens in (trace.question, *map(_grid, steps))]
     question = shown[0].reshape(rows, cols)
     given = np.zeros((rows, cols), bool)
     if (blank := blank_token(board)) is not None:
@@ -89,9 +91,8 @@ def frames(trace: Trace, board: Board) -> list[Frame]:
     return drawn
 
 
-def _tokens(step: Step) -> np.ndarray:
-    assert step.tokens is not None, "steps without tokens were left out"
-    return step.tokens
+def _grid(step: Step) -> np.ndarray:
+    return step.view["grid"].ids
 
 
 def _shown(tokens: np.ndarray, trace: Trace, board: Board) -> np.ndarray:
@@ -110,8 +111,9 @@ def _frame(step: Step, tokens: np.ndarray, question: Frame, before: Frame) -> Fr
     given = question.given
     tokens = tokens.reshape(given.shape)
     confidence = np.ones(given.shape)
-    if step.confidence is not None:
-        confidence = step.confidence.reshape(given.shape)
+    sure = step.view["grid"].confidence
+    if sure is not None:
+        confidence = sure.reshape(given.shape)
     logit = step.scores.get("halt")
     return Frame(
         number=step.index,

@@ -1,6 +1,6 @@
 """Traces of language models in the terminal: the text, and beside each piece how it came about.
 
-    told(trace, decode)     Huginn: recurrences under every token; TiDAR: one line a forward, what
+    told(trace)             Huginn: recurrences under every token; TiDAR: one line a forward, what
                             was drafted and what stood
 
 Thoughts of Coconut have a module of their own, `inward.viz.thoughts`. Colour is a help, never the
@@ -21,15 +21,28 @@ Decode = Callable[[Sequence[int]], str]
 _WIDTH = 72
 
 
-def told(trace: Trace, decode: Decode) -> Text:
+def decoder(trace: Trace, decode: Decode | None = None) -> Decode:
+    """The decoder given, or the trace's own pieces."""
+    if decode is not None:
+        return decode
+    if not trace.pieces:
+        raise ValueError(
+            "this trace names no pieces of text; make it with ask(..., trace=True), or pass decode="
+        )
+    return lambda ids: "".join(trace.pieces[int(i)] for i in ids)
+
+
+def told(trace: Trace, decode: Decode | None = None) -> Text:
     """The story of one text.
+
+    decode: default: the pieces in the trace.
 
     Raises ValueError for a trace of another method.
     """
-    tellers = {"huginn": _depths, "tidar": _bursts}
+    tellers = {"huginn": _depths, "tidar": _bursts, "plain": _bursts}
     if trace.method not in tellers:
         raise ValueError(f"a trace of {trace.method!r} is not told here; {sorted(tellers)} are")
-    return tellers[trace.method](trace, decode)
+    return tellers[trace.method](trace, decoder(trace, decode))
 
 
 def piece(text: str) -> str:
@@ -39,12 +52,12 @@ def piece(text: str) -> str:
 
 def _depths(trace: Trace, decode: Decode) -> Text:
     """Words above, recurrences below, in lines of _WIDTH columns."""
-    steps = [step for step in trace.steps if step.tokens is not None]
+    steps = [step for step in trace.steps if step.says is not None]
     most = max((step.scores["steps"] for step in steps), default=1.0)
     lines, words, depths = [], Text(), Text()
     for step in steps:
-        assert step.tokens is not None
-        word, depth = piece(decode(step.tokens.tolist())), f"{step.scores['steps']:.0f}"
+        assert step.says is not None
+        word, depth = piece(decode(step.says.ids.tolist())), f"{step.scores['steps']:.0f}"
         width = max(len(word), len(depth)) + 1
         if len(words) + width > _WIDTH:
             lines += [words, depths]
@@ -57,14 +70,12 @@ def _depths(trace: Trace, decode: Decode) -> Text:
 
 def _bursts(trace: Trace, decode: Decode) -> Text:
     """A line a forward: +accepted of offered, and the words that it added."""
-    lines, before = [], 0
-    for number, step in enumerate(trace.steps, start=1):
-        assert step.tokens is not None
-        new = step.tokens[before:].tolist()
-        before = len(step.tokens)
+    lines = []
+    for step in trace.steps:
+        new = [] if step.says is None else step.says.ids.tolist()
         accepted, offered = step.scores.get("accepted"), step.scores.get("offered")
         judged = "" if not offered else f"{accepted:.0f} of {offered:.0f} stood"
-        line = Text(f"{number:>4}  {judged:<15}", "dim")
+        line = Text(f"{step.index:>4}  {judged:<15}", "dim")
         kept = int(accepted or 0)
         line.append(decode(new[:kept]).replace("\n", "\\n"), "green")
         line.append(decode(new[kept:]).replace("\n", "\\n"), "bold")

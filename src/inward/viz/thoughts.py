@@ -1,12 +1,12 @@
 """Silent thoughts made visible: what each one is about to say, and the search tree in them.
 
-    show_thoughts(trace, decode)      terminal: thoughts through the lens, between spoken lines
+    show_thoughts(trace)              terminal: thoughts through the lens, between spoken lines
     show_tree(readout)                terminal: the graph as a tree, a value after each thought
-    lens(trace, decode)               figure: one row a thought, likeliest tokens tinted
+    lens(trace)                       figure: one row a thought, likeliest tokens tinted
     tree(readout)                     figure: the graph by depth, one panel a number of thoughts
     held(superposition), gaps(parallelism), height_lines(heights)     figures of measurements
 
-Traces come from `generate(..., trace=True, lens=k)`; read-outs and measurements from
+Traces come from `ask(..., trace="lens")`; read-outs and measurements from
 `inward.studies.thoughts_search` and its neighbours. Colour is a help, never the carrier: every tint
 stands beside its number. matplotlib is imported inside the functions, as in `plots.py`.
 """
@@ -25,7 +25,7 @@ from inward.common.trace import Step, Trace
 from inward.data.thoughts.tokenizers import BOT, EOT
 from inward.viz.plots import AMBER, INK, LINE, SOFT, _figure, _mix
 from inward.viz.terminal import Look
-from inward.viz.text import piece
+from inward.viz.text import decoder, piece
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,9 +75,18 @@ def turns(trace: Trace) -> Iterator[Turn]:
 
 
 def show_thoughts(
-    trace: Trace, decode: Decode, *, console: Console | None = None, most: int = 5, title: str = ""
+    trace: Trace,
+    decode: Decode | None = None,
+    *,
+    console: Console | None = None,
+    most: int = 5,
+    title: str = "",
 ) -> None:
-    """Print what was spoken line by line, and each thought as its `most` likeliest tokens."""
+    """Print what was spoken line by line, and each thought as its `most` likeliest tokens.
+
+    decode: default: the pieces in the trace.
+    """
+    decode = _decoder(trace, decode)
     console = console or Console()
     look = Look(console)
     if title:
@@ -95,6 +104,11 @@ def show_thoughts(
     console.print(Text(_ending(trace, number)))
 
 
+def _decoder(trace: Trace, decode: Decode | None) -> Decode:
+    joined = decoder(trace, None if decode is None else lambda ids: decode(int(ids[0])))
+    return lambda token: joined([token])
+
+
 def _thought_line(step: Step, number: int, decode: Decode, look: Look, most: int) -> Text:
     line = Text(f"  thought {number:<3}", look.style("dim"))
     full, empty = ("█", "░") if look.utf8 else ("#", ".")
@@ -107,16 +121,15 @@ def _thought_line(step: Step, number: int, decode: Decode, look: Look, most: int
 
 
 def _top(step: Step, most: int) -> list[tuple[int, float]]:
-    if step.tokens is None or step.confidence is None:
-        raise ValueError("a thought of this trace has no lens; generate with trace=True")
-    pairs = zip(step.tokens.tolist(), step.confidence.tolist(), strict=True)
+    span = step.view.get("lens")
+    if span is None or span.confidence is None:
+        raise ValueError("a thought of this trace has no lens; ask with trace='lens'")
+    pairs = zip(span.ids.tolist(), span.confidence.tolist(), strict=True)
     return list(pairs)[:most]
 
 
 def _text(step: Step, decode: Decode) -> str:
-    if step.text is not None:
-        return step.text
-    return decode(int(step.tokens[0])) if step.tokens is not None else "?"
+    return "?" if step.says is None else decode(int(step.says.ids[0]))
 
 
 def _ending(trace: Trace, num_thoughts: int) -> str:
@@ -129,12 +142,13 @@ def _ending(trace: Trace, num_thoughts: int) -> str:
 # Figures
 
 
-def lens(trace: Trace, decode: Decode, *, most: int = 5, title: str = "") -> Figure:
+def lens(trace: Trace, decode: Decode | None = None, *, most: int = 5, title: str = "") -> Figure:
     """One row a thought, its likeliest tokens as cells tinted by probability; spoken lines between.
 
     Raises:
         ValueError: the trace has no thoughts (see `turns`).
     """
+    decode = _decoder(trace, decode)
     rows: list[tuple[str, Step | None]] = []
     number = 0
     for turn in turns(trace):

@@ -1,0 +1,278 @@
+"""`inward ask`: any model answers what you type.
+
+The options of the methods come from their doors, so that each has its own help here and is refused
+by name where it does not belong.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import tyro
+
+from inward.cli.options import UsageError, _console, _go
+
+if TYPE_CHECKING:
+    from inward.common.thinking import Answer
+    from inward.thinker import Thinker
+
+
+def ask(words: list[str]) -> int:
+    """Ask a model."""
+    return _go(command(), "ask", words)
+
+
+def effort_of(text: str | None) -> int | str | None:
+    """An effort as typed: a number in the method's unit, or a word."""
+    if text is None:
+        return None
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def command() -> type:
+    """The command with every method's options."""
+    from inward.hub import doors
+
+    found: dict[str, tuple[Any, list[str], str]] = {}
+    for method in doors():
+        for name, option in method.options.items():
+            kind = option.type or _kind(option.default)
+            if kind is None:
+                continue
+            _, owners, about = found.get(name, (kind, [], option.about))
+            if method.name not in owners:
+                owners.append(method.name)
+            found[name] = (kind, owners, about)
+    entries: list[Any] = [
+        (
+            f"own_{name}",
+            Annotated[
+                Optional[kind],  # noqa: UP045 - a type made at run time
+                tyro.conf.arg(name=name.replace("_", "-"), help=f"{'/'.join(owners)}: {about}"),
+            ],
+            field(default=None, kw_only=True),
+        )
+        for name, (kind, owners, about) in sorted(found.items(), key=lambda kv: (kv[1][1], kv[0]))
+        if name not in _TAKEN
+    ]
+    return make_dataclass("Ask", entries, bases=(Ask,), namespace={"__doc__": Ask.__doc__})
+
+
+_TAKEN = ("trace", "seed", "effort")
+
+
+def _kind(default: Any) -> Any:
+    return type(default) if isinstance(default, bool | int | float | str) else None
+
+
+@dataclass(kw_only=True)
+class Asking:
+    """What `ask` and `chat` share."""
+
+    model: str
+    """a shipped model's name, the folder of a run or a model, or of any causal LM"""
+    effort: str | None = None
+    """low, medium, high, or a number in the method's own unit"""
+    max_new_tokens: int | None = None
+    """tokens to say at most"""
+    sample: bool = False
+    """draw tokens instead of taking the likeliest"""
+    temperature: float = 1.0
+    """with --sample"""
+    top_k: int = 0
+    """with --sample: only the so many likeliest tokens; 0: all"""
+    top_p: float = 1.0
+    """with --sample: only the likeliest tokens that have this share together"""
+    seed: int = 0
+    """of all that is drawn"""
+    stop: tuple[str, ...] = ()
+    """texts that end the answer"""
+    base: str | None = None
+    """the model below an adapter, or its folder"""
+    tokenizer: str | None = None
+    """folder of a tokenizer, instead of the model's own"""
+    threads: int | None = None
+    """threads of torch"""
+
+    def thinker(self) -> Thinker:
+        """The model, opened."""
+        from inward.thinker import open_thinker
+
+        if self.threads is not None:
+            import torch
+
+            if self.threads < 1:
+                raise ValueError(f"threads is {self.threads}; use at least 1")
+            torch.set_num_threads(self.threads)
+        return open_thinker(self.model, base=self.base, tokenizer=self.tokenizer)
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of `Thinker.ask`, those that were given."""
+        from inward.common.sampling import Sampling
+
+        found: dict[str, Any] = {"effort": effort_of(self.effort), "stop": self.stop}
+        if self.sample:
+            found["sampling"] = Sampling(
+                "gumbel", temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+            )
+        elif (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0):
+            raise UsageError("--temperature, --top-k and --top-p act on drawn tokens; add --sample")
+        if self.max_new_tokens is not None:
+            found["max_new_tokens"] = self.max_new_tokens
+        prefix = "own_"
+        own = {
+            name.removeprefix(prefix): value
+            for name, value in vars(self).items()
+            if name.startswith(prefix) and value is not None
+        }
+        return {name: value for name, value in found.items() if value not in (None, ())} | own
+
+
+@dataclass(kw_only=True)
+class Ask(Asking):
+    """Ask a model: a text, a puzzle (digits and dots for a Sudoku, lines of '# SG' for a maze)."""
+
+    question: tuple[str, ...]
+    """questions (quote them); - reads one from standard input"""
+    file: Path | None = None
+    """puzzles: text with one Sudoku a line, or mazes with an empty line between, or .npz, .csv"""
+    show: bool = False
+    """how the answer came about, step by step"""
+    json: bool = False
+    """one JSON object a line, for programs"""
+    trace: Path | None = None
+    """write all traces to this file, one JSON line each"""
+    svg: Path | None = None
+    """draw how the first puzzle was solved to this file"""
+    png: Path | None = None
+    """the same as PNG"""
+
+    def run(self, words: list[str]) -> int:
+        """Run it."""
+        from inward.common.trace import write_traces
+
+        self._check_files()
+        options, thinker = self.options(), self.thinker()
+        questions = self.questions(thinker)
+        wanted = self.show or self.trace is not None or self.svg or self.png
+        if wanted:
+            options["trace"] = "lens" if "lens" in thinker.method.traces and self.show else True
+        answers = thinker.ask(questions, seed=self.seed, **options)
+        for number, answer in enumerate(answers, start=1):
+            self.tell(thinker, answer, f"question {number}" if len(answers) > 1 else "")
+        traces = [answer.trace for answer in answers if answer.trace is not None]
+        if self.trace is not None:
+            write_traces(traces, self.trace)
+        self._draw(traces)
+        failed = [a for a in answers if a.error or a.details.get("obeys_rules") is False]
+        return 1 if failed else 0
+
+    def _check_files(self) -> None:
+        """Refuse files that cannot be written before any work."""
+        for path in (self.trace, self.svg, self.png):
+            if path is not None and path.is_dir():
+                raise ValueError(f"{path} is a folder; name a file")
+        if self.svg or self.png:
+            from inward.viz import plots
+
+            for path in (self.svg, self.png):
+                if path is not None:
+                    plots.kind_of(path)
+            if not plots.available():
+                raise ValueError(plots.MISSING)
+
+    def questions(self, thinker: Thinker) -> list[Any]:
+        """What was typed, read from standard input or from a file."""
+        texts: list[Any] = [sys.stdin.read() if t == "-" else t for t in self.question]
+        if self.file is not None:
+            texts += self._of_file(thinker)
+        if not texts:
+            raise UsageError("no question given; type one after the model, or - or --file FILE")
+        return texts
+
+    def _of_file(self, thinker: Thinker) -> list[Any]:
+        from inward.tasks.named import puzzle_texts, read_puzzles
+
+        assert self.file is not None
+        if thinker.method.reads == "text":
+            return [self.file.read_text(encoding="utf-8")]
+        task = getattr(thinker.processor, "task", None)
+        if self.file.suffix in (".npz", ".csv"):
+            kept = read_puzzles(self.file, task)
+            return [row.astype("int64").reshape(kept.grid) for row in kept.inputs]
+        return puzzle_texts(self.file.read_text(encoding="utf-8"), task)
+
+    def tell(self, thinker: Thinker, answer: Answer, title: str) -> None:
+        """Print one answer, and what it took."""
+        if self.json:
+            print(json.dumps(told(answer)))
+            return
+        if title:
+            print(title)
+        if answer.error:
+            print(f"  no answer: {answer.error}", file=sys.stderr)
+            return
+        if self.show and answer.trace is not None:
+            from inward.viz.show import show
+
+            show(answer.trace, console=_console())
+        if answer.details.get("answered") is False:
+            print("no answer: withheld (abstain_below); what it would have been:")
+        print(answer.text)
+        print(f"  [{summary(thinker, answer)}]")
+
+    def _draw(self, traces: list[Any]) -> None:
+        from inward.viz.show import TracedBoard
+
+        for path in (self.svg, self.png):
+            if path is not None:
+                from inward.viz import plots
+
+                if not traces or traces[0].method != "trm":
+                    raise ValueError(f"{path}: only puzzles are drawn step by step")
+                meta = traces[0].meta
+                board = TracedBoard(meta["task"], (int(meta["grid"][0]), int(meta["grid"][1])))
+                plots.save(plots.refinement(traces[0], board), path)
+
+
+def told(answer: Answer) -> dict[str, Any]:
+    """An answer as JSON."""
+    row: dict[str, Any] = {
+        "text": answer.text,
+        "tokens": list(answer.tokens),
+        "steps": answer.steps,
+        "stopped": answer.stopped,
+        "cost": asdict(answer.cost),
+    }
+    if answer.believed is not None:
+        row["believed"] = answer.believed
+    if answer.logprobs is not None:
+        row["logprobs"] = list(answer.logprobs)
+    if answer.error:
+        row["error"] = answer.error
+    if answer.details.get("obeys_rules") is not None:
+        row["obeys_rules"] = answer.details["obeys_rules"]
+    return row
+
+
+def summary(thinker: Thinker, answer: Answer) -> str:
+    """One line: what the rules say, belief, tokens, steps and cost."""
+    from inward.common.trace import flops_text
+
+    parts = []
+    rules = answer.details.get("obeys_rules")
+    if rules is not None:
+        parts.append("solved, by the rules" if rules else "NOT solved, by the rules")
+    if answer.believed is not None:
+        parts.append(f"belief {answer.believed:.2f}")
+    if thinker.method.reads == "text":
+        parts.append(f"{len(answer.tokens)} tokens")
+    unit = {"coconut": "thoughts", "tidar": "forwards", "plain": "forwards"}.get(
+        thinker.method.name, thinker.method.unit[1] if thinker.method.unit else "steps"
+    )
+    parts += [f"{answer.steps} {unit}", flops_text(answer.cost.flops), answer.stopped]
+    return ", ".join(parts)

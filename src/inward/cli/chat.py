@@ -1,0 +1,110 @@
+"""`inward chat`: talk with a model, word by word as it speaks.
+
+tyro reads the fields' types at run time, so there is no `from __future__ import annotations` here.
+"""
+
+import sys
+from dataclasses import dataclass, fields, make_dataclass
+from typing import Any
+
+from inward.cli.ask import Asking, command, effort_of, summary
+from inward.cli.options import _go
+
+HELP = """/effort low|medium|high|N   how hard to think; /effort alone: as by default
+/show                      how the last answer came about
+/reset                     forget the conversation
+/quit                      end (so does an empty input, Ctrl-D)"""
+
+
+def chat(words: list[str]) -> int:
+    """Talk with a model."""
+    own = [
+        (entry.name, entry.type, entry)
+        for entry in fields(command())
+        if entry.name.startswith("own_")
+    ]
+    kind = make_dataclass("Chat", own, bases=(Chat,), namespace={"__doc__": Chat.__doc__})
+    return _go(kind, "chat", words)
+
+
+@dataclass(kw_only=True)
+class Chat(Asking):
+    """Talk with a model; /help says what else can be typed. Where the model's tokenizer has a chat
+    template, it sees the whole conversation; elsewhere every line is a question of its own."""
+
+    def run(self, words: list[str]) -> int:
+        """Run it."""
+        options, thinker = self.options(), self.thinker()
+        talk = Talk(thinker, options, self.seed)
+        if sys.stdin.isatty():
+            print(f"{thinker!r}; /help for commands", file=sys.stderr)
+        while True:
+            try:
+                line = input("> " if sys.stdin.isatty() else "")
+            except EOFError:
+                return 0
+            if not line.strip() or line.strip() == "/quit":
+                return 0
+            try:
+                talk.hear(line)
+            except ValueError as error:
+                print(f"inward: {error}", file=sys.stderr)
+
+
+class Talk:
+    """A conversation."""
+
+    def __init__(self, thinker: Any, options: dict[str, Any], seed: int):
+        self.thinker, self.options, self.seed = thinker, options, seed
+        tokenizer = getattr(thinker.processor, "tokenizer", None)
+        self.has_turns = getattr(tokenizer, "chat_template", None) is not None
+        self.messages: list[dict[str, str]] = []
+        self.last: Any = None
+
+    def hear(self, line: str) -> None:
+        """A line typed: a command, or something to answer."""
+        word, _, rest = line.strip().partition(" ")
+        if word == "/help":
+            print(HELP)
+        elif word == "/reset":
+            self.messages = []
+        elif word == "/effort":
+            self._effort(rest.strip())
+        elif word == "/show":
+            self._show()
+        elif word.startswith("/"):
+            raise ValueError(f"there is no command {word}; /help lists them")
+        else:
+            self._answer(line)
+
+    def _effort(self, text: str) -> None:
+        before = self.options.pop("effort", None)
+        if not text:
+            return
+        try:
+            self.thinker.check(effort=effort_of(text))
+        except ValueError:
+            if before is not None:
+                self.options["effort"] = before
+            raise
+        self.options["effort"] = effort_of(text)
+
+    def _show(self) -> None:
+        from inward.viz.show import show
+
+        if self.last is None or self.last.trace is None:
+            raise ValueError("nothing has been answered yet")
+        show(self.last.trace)
+
+    def _answer(self, line: str) -> None:
+        question: Any = line
+        if self.has_turns:
+            question = [*self.messages, {"role": "user", "content": line}]
+        for event in self.thinker.stream(question, seed=self.seed, trace=True, **self.options):
+            if event.kind == "word":
+                print(event.text, end="", flush=True)
+            elif event.kind == "end":
+                self.last = event.answer
+        print(f"\n  [{summary(self.thinker, self.last)}]")
+        if self.has_turns:
+            self.messages = [*question, {"role": "assistant", "content": self.last.text}]
