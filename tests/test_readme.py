@@ -1,5 +1,6 @@
 """Every command and every Python example of the README runs as it stands there."""
 
+import io
 import re
 import shlex
 from pathlib import Path
@@ -22,6 +23,7 @@ def test_the_readme_shows_commands():
 def test_command(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("puzzle.txt").write_text("5.....\n...3..\n14...6\n2...1.\n....62\n.6....\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Once there was a cat\n"))  # for chat
     try:
         code = main(shlex.split(command.split("  #")[0])[1:])
     except SystemExit as exit:  # tyro's --help

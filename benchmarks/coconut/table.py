@@ -28,7 +28,6 @@ from typing import Any
 from inward.evals.rows import append_row, machine
 from inward.evals.stats import Interval, over_seeds
 from inward.hub import load
-from inward.methods.coconut.generate import position_cost
 from inward.methods.coconut.model import Coconut
 from inward.recipes import coconut
 from inward.recipes.coconut import CoconutRecipe, score, shares_cot
@@ -118,16 +117,13 @@ def tested(model: Coconut, recipe: CoconutRecipe) -> dict[str, Any]:
 
 def _asked(model: Coconut, recipe: CoconutRecipe, asked: Sequence[Any]) -> tuple[list[str], dict]:
     """What is said, and means of what it took."""
-    weights, per_position = position_cost(model)
     texts: list[str] = []
     tokens = thoughts = flops = 0.0
     for made in recipe.generated(model, asked):
         texts += model.tokenizer.batch_decode(made.tokens, skip_special_tokens=True)
         tokens += sum(map(len, made.tokens))
         thoughts += sum(sample.num_thoughts for sample in made.samples)
-        for sample in made.samples:
-            P = len(sample) - 1  # the last token said is never fed in
-            flops += 2.0 * weights * P + per_position * P * (P - 1) / 2
+        flops += sum(cost.flops for cost in made.costs)
     num = len(asked)
     cost = {"tokens": tokens / num, "thoughts": thoughts / num, "flops": flops / num}
     return texts, cost | {"forwards": cost["tokens"] + cost["thoughts"]}

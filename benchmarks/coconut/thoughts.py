@@ -101,8 +101,7 @@ def searching(model: Coconut, asked: Sequence[Any], num: int, figures: Path | No
 def draw(model: Coconut, recipe: CoconutRecipe, first: Any, log: Path, figures: Path) -> None:
     """The first answer's thoughts under the lens; the loss of the run, if there is a log."""
     figures.mkdir(parents=True, exist_ok=True)
-    (made,) = recipe.generated(model, [first], trace=True, lens=5)
-    assert made.traces is not None, "a trace was asked for"
+    (made,) = recipe.generated(model, [first], trace=("lens",), lens=5)
     said = viz.lens(made.traces[0], lambda token: model.tokenizer.decode([token]))
     plots.save(said, figures / "lens.svg")
     if not log.exists():

@@ -48,8 +48,7 @@ from inward.evals.rows import append_row, machine
 from inward.methods.tidar.base import add_mask_token
 from inward.methods.tidar.batch import Runner
 from inward.methods.tidar.choose import Chooser
-from inward.methods.tidar.decode import decode
-from inward.methods.tidar.decoder import Decoded
+from inward.methods.tidar.decode import Decoded, decode
 from inward.methods.tidar.measure import measure, measured
 from inward.methods.tidar.model import TiDAR
 from inward.methods.tidar.request import PromptLookup

@@ -288,7 +288,7 @@ class Thinker:
         if self.method.prepare is None:
             tokens, trained = prompt.tokens, dict(self.ask_as.get("own", {}))
         else:
-            tokens, trained = self.method.prepare(self.model, prompt.tokens, self.ask_as)
+            tokens, trained = self.method.prepare(self.model, prompt.tokens, self.ask_as, how.own)
 
         def decode(ids: Sequence[int]) -> str:
             return self.processor.write(ids, prompt)
@@ -448,7 +448,7 @@ def _is_many(question: Any) -> bool:
 
 
 def _seeds(seed: int | Sequence[int], num: int) -> list[int]:
-    seeds = [seed] * num if isinstance(seed, int) else list(seed)
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * num
     if len(seeds) != num:
         raise ValueError(f"{len(seeds)} seeds for {num} questions; give one, or one each")
     if any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in seeds):

@@ -138,13 +138,15 @@ def test_a_wrong_command_line_is_told_in_one_line(capsys, words, told):
         (["eval", "sudoku4", "--task", "maze"], "--data"),
         (["eval", "sudoku4", "--data", "none.npz"], "none.npz"),
         (["eval", "sudoku4", "--figure", "f.svg", "--no-by-step"], "leave out --no-by-step"),
-        (["solve", "sudoku4"], "no puzzle given"),
-        (["solve", "sudoku4", "123"], "4x4 Sudoku has 16"),
-        (["solve", "sudoku4", "11.............."], "contradictory clues"),
-        (["solve", "maze11", "#####\n#S  #\n#####\n#G  #\n#####"], "cannot be reached"),
-        (["solve", "sudoku4", "--task", "sudoku6", "." * 36], "was not trained on sudoku6"),
-        (["solve", "sudoku4", "--file", "none.txt"], "none.txt"),
-        (["solve", "sudoku4", SUDOKU, "--png", "picture.gif"], "must end in"),
+        (["ask", "sudoku4", "123"], "4x4 Sudoku has 16"),
+        (["ask", "sudoku4", "11.............."], "contradictory clues"),
+        (["ask", "maze11", "#####\n#S  #\n#####\n#G  #\n#####"], "cannot be reached"),
+        (["ask", "sudoku4", "." * 36], "36 cells; a 4x4 Sudoku has 16"),
+        (["ask", "sudoku4", "--file", "none.txt"], "none.txt"),
+        (["ask", "sudoku4", SUDOKU, "--png", "picture.gif"], "must end in"),
+        (["ask", "sudoku4", SUDOKU, "--max-new-tokens", "3"], "rewrites a whole answer"),
+        (["ask", "sudoku4", SUDOKU, "--scheme", "plain"], "trm has no option scheme (of tidar)"),
+        (["ask", "sudoku4", SUDOKU, "--effort", "high"], "has no effort 'high'"),
         (["data", "sudoku", "x.npz", "--n", "5"], "n is 5"),
         (["data", "maze", "x.npz", "--size", "8"], "odd"),
         (["data", "maze", "x.json"], ".npz, .csv or a folder"),
@@ -270,28 +272,28 @@ def test_eval_on_larger_mazes_and_on_files(capsys):
     capsys.readouterr()
 
 
-# --- solve --------------------------------------------------------------------------------------
+# --- ask ----------------------------------------------------------------------------------------
 
 
-def test_solve_prints_answer_verdict_and_cost(capsys):
-    assert main(["solve", "sudoku4", SUDOKU]) == 0
-    *grid, verdict = capsys.readouterr().out.splitlines()
-    assert len(grid) == 5 and grid[0][0] in "[<"  # the clue, kept or overwritten
-    assert "by the rules; belief 0." in verdict and "2 steps, 4 evaluations" in verdict
+def test_ask_prints_answer_verdict_and_cost(capsys):
+    assert main(["ask", "sudoku4", SUDOKU]) == 1  # the tiny model is untrained
+    answer, verdict = capsys.readouterr().out.splitlines()
+    assert len(answer) == 16 and set(answer) <= set("1234.")
+    assert "NOT solved, by the rules, belief 0." in verdict and "2 supervision steps" in verdict
 
 
-def test_solve_says_when_the_rules_accept(capsys, monkeypatch):
+def test_ask_says_when_the_rules_accept(capsys, monkeypatch):
     from inward.tasks.sudoku import SudokuTask
 
-    for accepted, told in ((True, "solved, by the rules"), (False, "NOT solved, by the rules")):
+    for accepted, told in ((True, "[solved, by the rules"), (False, "[NOT solved, by the rules")):
         monkeypatch.setattr(SudokuTask, "verify", lambda *_, ok=accepted: np.array([ok]))
-        assert main(["solve", "sudoku4", SUDOKU]) == 0
-        assert f"\n{told}" in capsys.readouterr().out
+        assert main(["ask", "sudoku4", SUDOKU]) == 1 - accepted
+        assert f"\n  {told}" in capsys.readouterr().out
 
 
-def test_solve_shows_draws_and_writes_the_trace(capsys):
-    words = ["solve", "maze11", MAZE, "--show", "--svg", "m.svg", "--png", "m.png"]
-    assert main([*words, "--trace", "t.jsonl", "--halt", "never", "--max-steps", "3"]) == 0
+def test_ask_shows_draws_and_writes_the_trace(capsys):
+    words = ["ask", "maze11", MAZE, "--show", "--svg", "m.svg", "--png", "m.png"]
+    main([*words, "--trace", "t.jsonl", "--halt", "never", "--max-steps", "3"])
     shown = capsys.readouterr().out
     assert "question" in shown and "step 3 (answer)" in shown
     (trace,) = read_traces("t.jsonl")
@@ -300,25 +302,34 @@ def test_solve_shows_draws_and_writes_the_trace(capsys):
     assert Path("m.png").read_bytes().startswith(b"\x89PNG") and Path("m.svg").exists()
 
 
-def test_solve_reads_files_and_standard_input(capsys, monkeypatch):
+def test_ask_reads_files_and_standard_input(capsys, monkeypatch):
     import io
 
     Path("two.txt").write_text(f"{SUDOKU}\n{'.' * 16}\n")
-    assert main(["solve", "sudoku4", "--file", "two.txt", "--trace", "t.jsonl"]) == 0
-    assert "puzzle 2\n" in capsys.readouterr().out and len(read_traces("t.jsonl")) == 2
+    main(["ask", "sudoku4", "--file", "two.txt", "--trace", "t.jsonl"])
+    assert "question 2\n" in capsys.readouterr().out and len(read_traces("t.jsonl")) == 2
     monkeypatch.setattr("sys.stdin", io.StringIO("1...\n....\n....\n...2\n"))
-    assert main(["solve", "sudoku4", "-", "--trace", "s.jsonl"]) == 0
+    main(["ask", "sudoku4", "-", "--trace", "s.jsonl"])
+    rows = capsys.readouterr().out.splitlines()
+    assert [len(row) for row in rows[:4]] == [4] * 4  # rows for rows
     assert (
         read_traces("s.jsonl")[0].question.tolist() == read_traces("t.jsonl")[0].question.tolist()
     )
     maze.generate(3, size=7, seed=0).save("m.npz")
-    assert main(["solve", "maze11", "--file", "m.npz"]) == 0
-    assert capsys.readouterr().out.count("evaluations") == 1 + 3
+    main(["ask", "maze11", "--file", "m.npz", "--json"])
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(told) == 3 and all(len(row["tokens"]) == 49 and row["cost"] for row in told)
 
 
 def test_withheld_answers_say_so(capsys):
-    assert main(["solve", "sudoku4", SUDOKU, "--abstain-below", "0.9999"]) == 0
+    main(["ask", "sudoku4", SUDOKU, "--abstain-below", "0.9999"])
     assert "no answer: withheld" in capsys.readouterr().out
+
+
+def test_one_bad_question_leaves_the_others(capsys):
+    assert main(["ask", "sudoku4", SUDOKU, "123"]) == 1
+    out, err = capsys.readouterr()
+    assert "question 1\n" in out and "by the rules" in out and "4x4 Sudoku has 16" in err
 
 
 # --- data, bench, env, demo ---------------------------------------------------------------------

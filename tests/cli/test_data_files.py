@@ -160,8 +160,8 @@ def test_files_that_cannot_be_divided_are_refused(puzzles):
     puzzles.select(slice(0, 2)).save("two.npz")
     with pytest.raises(ValueError, match=r"two\.npz: 2 puzzles of 2 classes .* into 3 sets"):
         SudokuData(n=9, path="two.npz").puzzles("train")
+    puzzles.save("p.npz")
     with pytest.raises(ValueError, match=r"holds 9x9 puzzles, .* 6x6; use that of sudoku9"):
-        puzzles.save("p.npz")
         SudokuData(n=6, path="p.npz", num_valid=5, num_test=5).puzzles("train")
     replace(puzzles, labels=np.zeros_like(puzzles.labels)).save("u.npz")
     with pytest.raises(ValueError, match=r"u\.npz: 60 puzzles have no answer"):

@@ -14,7 +14,7 @@ import torch
 from inward import hub
 from inward.bench.environment import environment
 from inward.bench.run import BenchRow, bench, bench_table, quartiles
-from inward.common.trace import Step, Trace
+from inward.common.trace import Span, Step, Trace
 from inward.data.drawn import drawn
 from inward.data.puzzles import maze, sudoku
 from inward.data.puzzles.folder import write_puzzles
@@ -60,6 +60,10 @@ def model() -> TRM:
     return TRM(SETTINGS).eval()
 
 
+def _step(index: int, answer: np.ndarray) -> Step:
+    return Step(index, "refine", view={"grid": Span(answer)})
+
+
 class Oracle:
     """Answers the label for puzzle i from step i % 4 + 1 on, and before that one wrong cell."""
 
@@ -92,7 +96,7 @@ class Oracle:
             evaluations=torch.full((num,), 8.0),
             flops=torch.full((num,), 1e6),
             traces=[
-                Trace("trm", row, [Step(i, "refine", a) for i, a in enumerate(rows, start=1)])
+                Trace("trm", row, [_step(i, a) for i, a in enumerate(rows, start=1)])
                 for row, rows in zip(inputs, answers, strict=True)
             ],
         )

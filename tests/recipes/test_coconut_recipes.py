@@ -99,11 +99,11 @@ def test_the_released_test_set_can_be_the_test(shared_data):
     assert {prompt.num_thoughts for prompt in prompts} == {4}
 
 
-def test_policies_fit_the_rows():
+def test_switches_fit_the_rows():
     kinds = {}
     for row in ("coconut", "interleaved", "interleaved-learned", "cot", "pause-as-thought"):
         recipe = small(coconut.prosqa_symbolic(row))
-        kinds[row] = type(recipe.policy(recipe.model())).__name__
+        kinds[row] = type(recipe.switch(recipe.model())).__name__
     assert kinds == {
         "coconut": "Speak",
         "interleaved": "Script",

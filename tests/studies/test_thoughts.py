@@ -13,7 +13,7 @@ from inward.data.thoughts.prosqa import ProsQASettings
 from inward.data.thoughts.segments import Latent, Sample, Text
 from inward.methods.coconut.generate import generate
 from inward.methods.coconut.model import Coconut
-from inward.methods.coconut.policies import Scripted
+from inward.methods.coconut.switch import Scripted
 from inward.recipes.coconut import CoconutRecipe, ProsQAData, SmallBase
 from inward.studies import thoughts_ablate as causal
 from inward.studies import thoughts_read as reading
@@ -202,16 +202,16 @@ def test_the_parrot_says_what_its_thoughts_hold(parrot):
     assert [s.step_changed.value for s in swaps] == [0, 0, 1 - told]
 
 
-def test_thoughts_of_a_policy_are_replaced_too(model):
+def test_thoughts_of_a_switch_are_replaced_too(model):
     prompts = [Sample((text(3 + r, r),)) for r in range(4)]
     script = Scripted((2, 1), sentences=1, ends=range(37))
-    options = {"answer": tuple, "ends": range(37), "max_new_tokens": 8, "policy": script}
-    golds = [tuple(t) for t in generate(model, prompts, max_new_tokens=8, policy=script).tokens]
+    options = {"answer": tuple, "ends": range(37), "max_new_tokens": 8, "switch": script}
+    golds = [tuple(t) for t in generate(model, prompts, max_new_tokens=8, switch=script).tokens]
     same, zero = ablate(model, prompts, golds, kinds=("same", "zero"), **options)
     assert same.replaced == 3 and same.answer_changed.value == 0
     # the same by hand
     edited = generate(
-        model, prompts, max_new_tokens=8, policy=script, edit=lambda t, *_: torch.zeros_like(t)
+        model, prompts, max_new_tokens=8, switch=script, edit=lambda t, *_: torch.zeros_like(t)
     ).tokens
     changed = np.mean([tuple(t) != g for t, g in zip(edited, golds, strict=True)])
     assert zero.answer_changed.value == changed
@@ -274,7 +274,7 @@ def spoken(model, num: int = 6) -> list[Sample]:
     """What a model says in a rhythm whose blocks differ in length."""
     rows = [Sample((text(3 + r, r),)) for r in range(num)]
     script = Scripted((2, 3), sentences=1, ends=range(37))
-    return generate(model, rows, policy=script, max_new_tokens=8).samples
+    return generate(model, rows, switch=script, max_new_tokens=8).samples
 
 
 def test_swapping_nothing_or_the_same_changes_no_step(model):

@@ -21,6 +21,8 @@ class Book:
     lengths: list[int]
     capacity: int
     num_new: int = 0
+    writes: int = 0
+    """layers that the running forward has written"""
     slots: Tensor | None = None
     """(B, q) slot of each new row; None: all texts are equally long"""
 
@@ -54,6 +56,7 @@ class RaggedLayer(CacheLayerMixin):
         """Put the new rows behind each text's prefix; return what this forward may see."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        self.book.writes += 1
         stored = cast("tuple[Tensor, Tensor]", (self.keys, self.values))
         for store, new in zip(stored, (key_states, value_states), strict=True):
             self._write(store, new)
@@ -69,6 +72,24 @@ class RaggedLayer(CacheLayerMixin):
             rows = torch.arange(len(slots), device=store.device)[:, None]
             store[rows, :, slots] = new.transpose(1, 2)
 
+    def extend(self, num: int) -> None:
+        """Room for so many more texts."""
+        if self.is_initialized:
+            self.keys, self.values = (
+                nn.functional.pad(t, (0, 0, 0, 0, 0, 0, 0, num))
+                for t in cast("tuple[Tensor, Tensor]", (self.keys, self.values))
+            )
+
+    def put(self, text: int, keys: Tensor, values: Tensor) -> None:
+        """Let a text's past be these keys and values (heads, length, head width)."""
+        if not self.is_initialized:
+            texts = len(self.book.lengths)
+            self.lazy_initialization(
+                keys.expand(texts, *keys.shape), values.expand(texts, *values.shape)
+            )
+        for store, new in zip((self.keys, self.values), (keys, values), strict=True):
+            cast(Tensor, store)[text, :, : new.shape[1]] = new
+
     def change(self, select: Tensor | None = None) -> None:
         """Keep the texts `select`, or grow to the book's capacity."""
         if not self.is_initialized:
@@ -81,6 +102,11 @@ class RaggedLayer(CacheLayerMixin):
                 room = self.book.capacity - old.shape[2]
                 old = nn.functional.pad(old, (0, 0, 0, room))
             setattr(self, name, old)
+
+    def join(self, other: RaggedLayer) -> None:
+        """Put another layer's texts behind one's own; both have the room of their books."""
+        for name in ("keys", "values"):
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
 
     def get_seq_length(self) -> int:
         """The longest text's."""
@@ -115,14 +141,36 @@ class RaggedCache(Cache):
     def begin(self, num_new: int, device: torch.device) -> None:
         """Make room for a forward of `num_new` rows per text."""
         book = self.book
-        book.num_new = num_new
+        book.num_new, book.writes = num_new, 0
         if book.used > book.capacity:
-            book.capacity = max(2 * book.capacity, book.used)
-            self._change()
+            self.reserve(max(2 * book.capacity, book.used))
         book.slots = None
         if min(book.lengths) < max(book.lengths):
             first = torch.tensor(book.lengths, device=device)[:, None]
             book.slots = first + torch.arange(num_new, device=device)
+
+    def reserve(self, capacity: int) -> None:
+        """Room for so many tokens a text."""
+        if capacity > self.book.capacity:
+            self.book.capacity = capacity
+            self._change()
+
+    def extend(self, num: int) -> None:
+        """Room for so many more texts, behind the others, nothing committed."""
+        self.book.lengths += [0] * num
+        for layer in cast("list[RaggedLayer]", self.layers):
+            layer.extend(num)
+
+    def insert(self, text: int, past: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Let a text begin anew with this past: of each layer keys and values (heads, length, head
+        width), all committed."""
+        length = past[0][0].shape[1]
+        self.reserve(length)
+        while len(self.layers) < len(past):
+            self.layers.append(cast(Any, self.layer_class_to_replicate)())
+        for layer, (keys, values) in zip(self.layers, past, strict=False):
+            cast(RaggedLayer, layer).put(text, keys, values)
+        self.book.lengths[text] = length
 
     def commit(self, counts: Sequence[int]) -> None:
         """Keep the first counts[b] rows that text b has just put in; the rest is out of sight."""
@@ -134,6 +182,17 @@ class RaggedCache(Cache):
         """Keep these texts only, in this order."""
         self.book.lengths = [self.book.lengths[b] for b in rows]
         self._change(torch.tensor(rows, dtype=torch.long))
+
+    def join(self, other: RaggedCache) -> None:
+        """Take the texts of another cache of the same model in, behind one's own; both have been
+        through a forward, and the other is not used any more."""
+        book = self.book
+        book.capacity = other.book.capacity = max(book.capacity, other.book.capacity)
+        book.lengths = [*book.lengths, *other.book.lengths]
+        self._change()
+        other._change()
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            cast(RaggedLayer, mine).join(cast(RaggedLayer, theirs))
 
     def _change(self, select: Tensor | None = None) -> None:
         for layer in cast("list[RaggedLayer]", self.layers):

@@ -158,6 +158,9 @@ class Option:
     type: Any = None
 
 
+Prepare = Callable[[Any, Any, Mapping[str, Any], Mapping[str, Any]], tuple[Any, dict[str, Any]]]
+
+
 @dataclass(frozen=True)
 class Method:
     """What the loops must know of a method.
@@ -168,9 +171,10 @@ class Method:
         "recurrences"); None: there is no dial, and `why_no_effort` says why.
     traces: what a trace can hold beside the plain record.
     reads: "text" or "puzzle".
-    prepare: (model, tokens, ask) -> (prompt, own): what `Request.prompt` shall be for the tokens
-        of a question, and options that follow from how the model was trained to be asked (`ask`,
-        as saved with it); None: the tokens themselves, and ask["own"].
+    prepare: (model, tokens, ask, own) -> (prompt, options): what `Request.prompt` shall be for the
+        tokens of a question, and options that follow from how the model was trained to be asked
+        (`ask`, as saved with it) where `own` does not say otherwise; None: the tokens themselves,
+        and ask["own"].
     """
 
     name: str
@@ -180,7 +184,7 @@ class Method:
     unit: tuple[str, str] | None = None
     why_no_effort: str = ""
     reads: Literal["text", "puzzle"] = "text"
-    prepare: Callable[[Any, Any, Mapping[str, Any]], tuple[Any, dict[str, Any]]] | None = None
+    prepare: Prepare | None = None
 
     def check_options(self, own: Mapping[str, Any], others: Sequence[Method] = ()) -> None:
         """Raise a ValueError that names every option that is not this method's, and whose it is."""

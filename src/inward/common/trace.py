@@ -53,8 +53,13 @@ class Cost:
     seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        mine, others = asdict(self), asdict(other)
-        return Cost(**{name: mine[name] + others[name] for name in mine})
+        return Cost(
+            self.evaluations + other.evaluations,
+            self.flops + other.flops,
+            self.forwards + other.forwards,
+            self.bytes + other.bytes,
+            self.seconds + other.seconds,
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -89,6 +89,6 @@ def _show(
     console.print(f"  {record.question}", highlight=False)
     (tree,) = read_out(model, [record], num=per_hop * hidden, per_hop=per_hop)
     show_tree(tree, console=console, title="the silent search, from")
-    (made,) = recipe.generated(model, [record], trace=True, lens=3)
+    (made,) = recipe.generated(model, [record], trace=("lens",), lens=3)
     show_thoughts(made.traces[0], lambda token: model.tokenizer.decode([token]), console=console)
     console.print(Text(f"  right answer: {record.answer}\n"))

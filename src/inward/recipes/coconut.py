@@ -240,7 +240,7 @@ class CoconutRecipe:
         run."""
         return {
             "max_new_tokens": self.max_new_tokens,
-            "policy": self.policy(model),
+            "switch": self.switch(model),
             "boundaries": self.curriculum.layout.boundaries != "none",
             "do_sample": False,
         }
@@ -278,7 +278,7 @@ class CoconutRecipe:
         if layout.boundaries == "supervised":
             return {"name": "boundary"}
         if not isinstance(pattern, Rhythm) or layout.thought != "latent":
-            return {"name": "speaking"}
+            return {"name": "speak"}
         return {
             "name": "scripted",
             "thoughts": [pattern.thoughts] * self.max_new_tokens,  # more than will ever be needed
@@ -286,19 +286,11 @@ class CoconutRecipe:
             "ends": [encode_text(model.tokenizer, Form().after_step)[-1]],
         }
 
-    def policy(self, model: Coconut) -> Any:
-        """Who switches at inference: the model if boundaries are learned, else the rhythm."""
-        from inward.data.thoughts.tokenizers import encode_text
-        from inward.methods.coconut.policies import Boundary, Scripted, Speaking
+    def switch(self, model: Coconut) -> Any:
+        """The same as a function of a view."""
+        from inward.methods.coconut.asking import switch_from
 
-        pattern, layout = self.curriculum.pattern, self.curriculum.layout
-        if layout.boundaries == "supervised":
-            return Boundary()
-        if not isinstance(pattern, Rhythm) or layout.thought != "latent":
-            return Speaking()
-        end = encode_text(model.tokenizer, Form().after_step)[-1]
-        blocks = (pattern.thoughts,) * self.max_new_tokens  # more than will ever be needed
-        return Scripted(blocks, sentences=pattern.sentences, ends=frozenset({end}))
+        return switch_from(self._switching(model))
 
 
 def _adapted(model: Any, base: PretrainedBase, specials: Specials) -> nn.Module:

@@ -112,8 +112,8 @@ class SudokuData:
         other = np.array([key not in trained for key in puzzle_files.keys_of(made)])
         if other.sum() < num:
             raise ValueError(
-                f"{int(other.sum())} of {_TRIES * num} new 4x4 puzzles are of classes that training "
-                f"does not see, {num} are wanted; ask for fewer, or hold more out (num_test)"
+                f"{int(other.sum())} of {_TRIES * num} new 4x4 puzzles are of classes that "
+                f"training does not see, {num} are wanted; ask for fewer, or hold more out (num_test)"
             )
         return made.select(np.flatnonzero(other)[:num])
 

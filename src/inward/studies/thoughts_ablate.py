@@ -266,7 +266,7 @@ def ablate(
     """Answer every question as the model thinks, and once for each kind with replaced thoughts.
 
     Args:
-        prompts: questions, with their thoughts where a prompt sets them; a policy among `options`
+        prompts: questions, with their thoughts where a prompt sets them; a switch among `options`
             may add more, and they are replaced too.
         golds: the right answer of each question, in the form that `answer` gives.
         answer: from the tokens spoken to the answer.
@@ -274,7 +274,7 @@ def ablate(
         which: numbers of the thoughts to replace, from 0 in each row; None: all.
         seed: of donors and noise.
         batch: questions at a time.
-        options: of `generate` (policy, boundaries, max_new_tokens, ...); greedy unless they say
+        options: of `generate` (switch, boundaries, max_new_tokens, ...); greedy unless they say
             otherwise.
 
     Raises:
@@ -334,7 +334,7 @@ def _compared(
 def _check_numbers(thoughts: Thoughts, numbers: tuple[int, ...] | None) -> None:
     K = thoughts.there.shape[1]
     if not K or not bool(thoughts.there.any()):
-        raise ValueError("no question led to a thought; give prompts with thoughts, or a policy")
+        raise ValueError("no question led to a thought; give prompts with thoughts, or a switch")
     if numbers is not None and (not numbers or numbers[0] < 0 or numbers[-1] >= K):
         raise ValueError(f"which is {numbers}; the questions have thoughts 0 to {K - 1}")
 

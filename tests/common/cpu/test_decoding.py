@@ -14,7 +14,7 @@ from inward.common.cpu.decoding import MOST_ROWS, few_rows, suits
 from inward.common.ragged import RaggedCache
 from inward.data.thoughts.segments import Latent, Sample
 from inward.methods.coconut.generate import generate
-from inward.methods.coconut.policies import Scripted
+from inward.methods.coconut.switch import Scripted
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.model import HuginnForCausalLM
 from inward.methods.tidar import masks
@@ -129,7 +129,7 @@ def test_coconut_thinks_and_says_the_same(base, dtype, monkeypatch):
     coconut.base.to(dtype)
     samples = [Sample((text(9, 1),)), Sample((text(3, 2), bot(), Latent(3), eot(), text(2, 3)))]
     script = Scripted((2, 1), ends=range(0, 37, 2))
-    options: dict[str, Any] = {"policy": script, "max_new_tokens": 12, "trace": True}
+    options: dict[str, Any] = {"switch": script, "max_new_tokens": 12, "trace": True}
     usual = generate(coconut, samples, packed=False, **options)
     kernel = cpu_decode.attend
     monkeypatch.setitem(

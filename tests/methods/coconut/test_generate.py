@@ -11,7 +11,7 @@ from inward.common.trace import Trace
 from inward.data.thoughts.segments import Latent, Sample, Text
 from inward.methods.coconut.generate import generate, stream
 from inward.methods.coconut.model import Coconut
-from inward.methods.coconut.policies import (
+from inward.methods.coconut.switch import (
     Boundary,
     Budget,
     EntropySwitch,
@@ -112,7 +112,7 @@ def test_text_alone_is_greedy_generation_of_the_base():
 
 def test_scripted_rows_equal_the_slow_way(model):
     script = Scripted((3, 2), sentences=1, ends=range(37))  # every word is a sentence
-    out = generate(model, prompts(), policy=script, max_new_tokens=12)
+    out = generate(model, prompts(), switch=script, max_new_tokens=12)
     # blocks of the prompt count, and an open one is filled up
     assert out.tokens[0] == slowly(model, prompts()[0], "btttewbtte" + "w" * 7)
     assert out.tokens[1] == slowly(model, prompts()[1], "wbtte" + "w" * 9)
@@ -122,7 +122,7 @@ def test_scripted_rows_equal_the_slow_way(model):
     assert out.stopped == ["length"] * 4
 
 
-POLICIES = {
+SWITCHES = {
     "speak": Speaking(),
     "script": Scripted((2, 1), ends=range(0, 37, 2)),
     "entropy": EntropySwitch(dwell=1, longest=4),
@@ -131,10 +131,10 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("switch", SWITCHES.values(), ids=SWITCHES)
 @pytest.mark.parametrize("sampled", [False, True])
-def test_a_row_does_not_feel_its_neighbours(model, policy, sampled):
-    options = {"policy": policy, "max_new_tokens": 10, "noise": 0.2 if sampled else 0.0}
+def test_a_row_does_not_feel_its_neighbours(model, switch, sampled):
+    options = {"switch": switch, "max_new_tokens": 10, "noise": 0.2 if sampled else 0.0}
     options["logprobs"] = True
     if sampled:
         options |= {"do_sample": True, "temperature": 1.5, "top_p": 0.9, "top_k": 20}
@@ -148,15 +148,19 @@ def test_a_row_does_not_feel_its_neighbours(model, policy, sampled):
 
 def test_some_think_while_others_speak(gpt2):
     script = Scripted((3,))
-    events = list(stream(gpt2, prompts(), policy=script, max_new_tokens=8))
-    steps = [[e.kind for e in events if e.row == r] for r in range(4)]
+    events = list(stream(gpt2, prompts(), switch=script, max_new_tokens=8))
+    told = prompts()
+    own = [[e for e in events if e.request == r and e.kind != "end"] for r in range(4)]
+    for r, prompt in enumerate(told):  # what stands in the prompt comes first
+        assert all(e.kind == "thought" for e in own[r][: prompt.num_thoughts])
+    steps = [[e.kind for e in own[r][prompt.num_thoughts :]] for r, prompt in enumerate(told)]
     assert any({s[i] for s in steps if i < len(s)} == {"thought", "word"} for i in range(6))
-    out = generate(gpt2, prompts(), policy=script, max_new_tokens=8)
+    out = generate(gpt2, prompts(), switch=script, max_new_tokens=8)
     for r in range(4):
-        assert [e.token for e in events if e.row == r and e.kind == "word"] == out.tokens[r]
-        first = len(prompts()[r])
-        places = [e.position for e in events if e.row == r]
-        assert places == list(range(first, first + len(places)))
+        assert [t for e in own[r] if e.kind == "word" for t in e.tokens] == out.tokens[r]
+        assert [e.step for e in own[r]] == list(range(1, len(own[r]) + 1))
+        last = [e for e in events if e.request == r][-1]
+        assert last.kind == "end" and list(last.answer.tokens) == out.tokens[r]
     # one position per row per forward: the longest row decides; nothing is run for the last word
     columns = int(gpt2.collate(prompts(), may_end_open=True)["latent"].any(0).sum())
     assert out.num_passes == 1 + columns + max(map(len, steps)) - 1
@@ -198,13 +202,13 @@ def test_context_and_stop_strings_end_rows():
     long = Sample((text(90, 0),))
     out = generate(model, [long, prompts()[0]], max_new_tokens=20)
     assert out.stopped == ["context", "length"] and len(out.tokens[0]) == 6
-    thinks = generate(model, [long], policy=lambda v: torch.ones_like(v.thinking))
+    thinks = generate(model, [long], switch=lambda v: torch.ones_like(v.thinking))
     assert thinks.stopped == ["context"] and thinks.thoughts == [5]
     model.tokenizer = make_tokenizer()
     said = generate(model, prompts()[:1], max_new_tokens=9).tokens[0]
     out = generate(model, prompts()[:1], max_new_tokens=9, stop_strings=f"w{said[2]}")
     assert out.tokens[0] == said[: said.index(said[2]) + 1]
-    assert out.stopped == ["stop string"]
+    assert out.stopped == ["stop"]
 
 
 # --- who switches ---------------------------------------------------------------------------------
@@ -214,7 +218,7 @@ def test_learned_switching(gpt2):
     """The model says <bot>, thinks until it wants to say <eot>, and speaks."""
     handle = favour(gpt2, SPECIALS.bot, at=[2])
     other = favour(gpt2, SPECIALS.eot, at=[6])
-    out = generate(gpt2, prompts()[:1], policy=Boundary(), max_new_tokens=6)
+    out = generate(gpt2, prompts()[:1], switch=Boundary(), max_new_tokens=6)
     handle.remove()
     other.remove()
     assert out.thoughts == [3]
@@ -225,8 +229,8 @@ def test_learned_switching(gpt2):
 
 def test_learned_blocks_are_capped(gpt2):
     handle = favour(gpt2, SPECIALS.bot)
-    out = generate(gpt2, prompts()[:1], policy=Boundary(longest=2), max_new_tokens=4)
-    capped = generate(gpt2, prompts()[:1], policy=Boundary(), max_new_tokens=4, max_new_thoughts=3)
+    out = generate(gpt2, prompts()[:1], switch=Boundary(longest=2), max_new_tokens=4)
+    capped = generate(gpt2, prompts()[:1], switch=Boundary(), max_new_tokens=4, max_new_thoughts=3)
     handle.remove()
     bot_id, eot_id = SPECIALS.bot, SPECIALS.eot
     assert out.tokens[0] == [bot_id, eot_id, bot_id, eot_id]
@@ -263,21 +267,21 @@ def view(**fields) -> SwitchView:
 
 
 def test_entropy_switching_follows_the_trend():
-    policy = EntropySwitch(dwell=3, longest=5, max_blocks=2)
+    switch = EntropySwitch(dwell=3, longest=5, max_blocks=2)
     flat, sharp = torch.zeros(1, VOCAB), torch.zeros(1, VOCAB).index_fill(1, torch.tensor(0), 9.0)
-    assert policy(view()), "it begins with thinking"
-    assert policy(view(blocks=1, run=3, reference=1.0, logits=flat))
-    assert not policy(view(blocks=1, run=2, reference=1.0, logits=flat)), "dwell"
-    assert not policy(view(blocks=1, run=3, reference=9.0, logits=flat)), "not above the reference"
-    assert not policy(view(blocks=2, run=3, reference=1.0, logits=flat)), "no more blocks"
+    assert switch(view()), "it begins with thinking"
+    assert switch(view(blocks=1, run=3, reference=1.0, logits=flat))
+    assert not switch(view(blocks=1, run=2, reference=1.0, logits=flat)), "dwell"
+    assert not switch(view(blocks=1, run=3, reference=9.0, logits=flat)), "not above the reference"
+    assert not switch(view(blocks=2, run=3, reference=1.0, logits=flat)), "no more blocks"
     thinking = {"thinking": True, "blocks": 1, "reference": 1.0}
-    assert policy(view(**thinking, run=4, logits=flat))
-    assert not policy(view(**thinking, run=4, logits=sharp)), "sure again"
-    assert not policy(view(**thinking, run=5, logits=flat)), "too long"
+    assert switch(view(**thinking, run=4, logits=flat))
+    assert not switch(view(**thinking, run=4, logits=sharp)), "sure again"
+    assert not switch(view(**thinking, run=5, logits=flat)), "too long"
     assert view(logits=flat).entropy.item() == pytest.approx(math.log(VOCAB))
 
 
-def test_budgets_bound_another_policy():
+def test_budgets_bound_another_switch():
     always = Budget(lambda v: torch.ones_like(v.thinking), total=5, most=3)
     assert always(view(thinking=True, run=2, thoughts=4))
     assert not always(view(thinking=True, run=2, thoughts=5))
@@ -297,7 +301,7 @@ def test_scripts_count_sentences_and_blocks():
 
 
 def test_bases_without_boundary_tokens_switch_silently(gpt2):
-    out = generate(gpt2, prompts()[:1], policy=Scripted((2,)), max_new_tokens=3, boundaries=False)
+    out = generate(gpt2, prompts()[:1], switch=Scripted((2,)), max_new_tokens=3, boundaries=False)
     assert out.tokens[0] == slowly(gpt2, prompts()[0], "ttwww")
     assert out.samples[0].blocks == (2,)
 
@@ -306,7 +310,7 @@ def test_bases_without_boundary_tokens_switch_silently(gpt2):
 def test_soft_thoughts_are_mean_embeddings(model):
     start = Sample((text(4, 1), bot()))
     out = generate(
-        model, [start], policy=Scripted((1,)), thought="soft", max_new_tokens=2, trace=True
+        model, [start], switch=Scripted((1,)), thought="soft", max_new_tokens=2, trace=True
     )
     ids = torch.tensor([words(start)])
     rows = model.embedding(ids)
@@ -375,7 +379,7 @@ def test_noise_and_edits_touch_thoughts_only(gpt2):
         seen.extend((r, int(number[r])) for r in where.nonzero()[:, 0].tolist())
         return thought
 
-    generate(gpt2, prompts(), policy=Scripted((4,)), max_new_tokens=9, edit=edit)
+    generate(gpt2, prompts(), switch=Scripted((4,)), max_new_tokens=9, edit=edit)
     assert sorted(seen) == [(0, n) for n in range(4)] + [(1, n) for n in range(3)] + [
         (r, n) for r in (2, 3) for n in range(4)
     ]
@@ -400,7 +404,9 @@ def test_votes(gpt2):
 
 
 def test_traces_tell_thoughts_and_words(gpt2):
-    out = generate(gpt2, prompts(), policy=Scripted((3,)), max_new_tokens=5, trace=True, lens=4)
+    out = generate(
+        gpt2, prompts(), switch=Scripted((3,)), max_new_tokens=5, trace=("lens",), lens=4
+    )
     for r, trace in enumerate(out.traces):
         sample = out.samples[r]
         batch = gpt2.collate([sample])
@@ -409,17 +415,19 @@ def test_traces_tell_thoughts_and_words(gpt2):
         thinks = [step for step in trace.steps if step.kind == "thought"]
         spoken = [step for step in trace.steps if step.kind == "word"]
         assert len(thinks) == sample.num_thoughts
-        assert [int(step.tokens[0]) for step in spoken] == out.tokens[r]
+        assert [int(step.says.ids[0]) for step in spoken] == out.tokens[r]
+        assert trace.answer.tolist() == out.tokens[r]
         assert [step.position for step in thinks] == batch["latent"][0].nonzero()[:, 0].tolist()
         for step in trace.steps:
             before = logp[step.position - 1]
             entropy = -(before.exp() * before).sum()
             assert step.scores["entropy"] == pytest.approx(float(entropy), abs=1e-5)
-            want = before[torch.from_numpy(step.tokens)].exp()
-            assert step.confidence.tolist() == pytest.approx(want.tolist(), abs=1e-5)
+            span = step.says if step.kind == "word" else step.view["lens"]
+            want = before[torch.from_numpy(span.ids)].exp()
+            assert span.confidence.tolist() == pytest.approx(want.tolist(), abs=1e-5)
         for step in thinks:
             top = logp[step.position - 1].topk(4).indices.tolist()
-            assert step.tokens.tolist() == top
+            assert step.view["lens"].ids.tolist() == top
         assert trace.cost.evaluations == len(trace.steps)
         assert trace.stopped == out.stopped[r]
         assert Trace.from_dict(trace.to_dict()).to_dict() == trace.to_dict()
@@ -427,11 +435,11 @@ def test_traces_tell_thoughts_and_words(gpt2):
 
 def test_logprobs_add_up_the_words(gpt2):
     out = generate(
-        gpt2, prompts(), policy=Scripted((2,)), max_new_tokens=5, trace=True, logprobs=True
+        gpt2, prompts(), switch=Scripted((2,)), max_new_tokens=5, trace=True, logprobs=True
     )
     for row, trace in zip(out.logprobs, out.traces, strict=True):
         said = [step for step in trace.steps if step.kind == "word"]
-        chances = [float(s.confidence[0]) for s in said if int(s.tokens[0]) < SPECIALS.bot]
+        chances = [float(s.says.confidence[0]) for s in said if int(s.says.ids[0]) < SPECIALS.bot]
         assert row == pytest.approx(sum(map(math.log, chances)), abs=1e-4)
     assert generate(gpt2, prompts(), max_new_tokens=1).logprobs == []
 
@@ -440,8 +448,10 @@ def test_costs_count_the_weights(gpt2):
     out = generate(gpt2, prompts()[:1], max_new_tokens=2, trace=True)
     steps = out.traces[0].steps
     block = 2 * (4 + 8) * 16 * 16  # two layers
-    assert steps[0].cost.flops == 2 * (block + VOCAB * 16) + 4 * 2 * 16 * 5
-    assert steps[1].cost.flops - steps[0].cost.flops == 4 * 2 * 16
+    # the first step is the prompt's forward: five positions, of which the head reads one
+    assert steps[0].cost.flops == 2 * (5 * block + VOCAB * 16) + 4 * 2 * 16 * 15
+    assert steps[1].cost.flops == 2 * (block + VOCAB * 16) + 4 * 2 * 16 * 6
+    assert out.costs[0] == out.traces[0].cost
 
 
 def test_streamers_get_words(gpt2):
@@ -477,12 +487,12 @@ def test_bad_requests_are_refused_before_any_work(gpt2):
             stream(gpt2, row, **options)
     with pytest.raises(ValueError, match="no room for an answer"):
         stream(gpt2, [Sample((text(96, 0),))])
-    with pytest.raises(ValueError, match=r"row 1 of the batch: .*placeholder"):
+    with pytest.raises(ValueError, match=r"prompt 1: .*placeholder"):
         stream(gpt2, [*row, Sample((Text((3, SPECIALS.latent), False),))])
-    with pytest.raises(ValueError, match="prompt 1 holds thoughts"):
+    with pytest.raises(ValueError, match="prompt 1: it holds thoughts"):
         stream(gpt2, prompts()[:2], thought="soft")
     with pytest.raises(ValueError, match=r"must be bool \(1,\)"):
-        generate(gpt2, row, policy=lambda v: v.run)
+        generate(gpt2, row, switch=lambda v: v.run)
     gpt2.train()
     with pytest.raises(ValueError, match="training mode"):
         stream(gpt2, row)

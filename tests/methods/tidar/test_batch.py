@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from inward.common.bases import with_cache
 from inward.common.ragged import RaggedCache
+from inward.common.thinking import Request
 from inward.methods.tidar import masks
 from inward.methods.tidar.batch import Layout, Piece, Runner, splits
 from inward.methods.tidar.decoder import Decoder
@@ -170,15 +171,17 @@ def check_cache(model, cache: RaggedCache, texts: list[list[int]]) -> None:
 def test_decoding_leaves_committed_tokens_in_the_cache(scheme):
     """After every forward: all tokens but the uncached ones, no mask row, no rejected draft."""
     model = llama(Leaning)
-    settings = DecodeSettings(scheme=scheme, K=4, max_new_tokens=14, threshold=0.3)
-    decoder = Decoder(model, prompts(2, 5), mask_id=MASK, settings=settings)
+    settings = DecodeSettings(scheme=scheme, K=4, threshold=0.3, mask_id=MASK)
+    decoder = Decoder(model, settings)
+    for prompt in prompts(2, 5).tolist():
+        decoder.add(Request(prompt, max_new_tokens=14))
     while True:
         decoder.step()
-        if len(decoder.active) < 2:
+        if len(decoder.rows) < 2:
             break
         with torch.no_grad():
-            check_cache(model, decoder.cache, [r.tokens[: r.cached] for r in decoder.active])
-        uncached = {len(row.final) for row in decoder.active}
+            check_cache(model, decoder.cache, [r.tokens[: r.cached] for r in decoder.rows])
+        uncached = {len(row.final) for row in decoder.rows}
         assert uncached <= ({0, 4} if scheme == "diffusion" else {1})
 
 

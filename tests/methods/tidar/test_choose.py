@@ -20,7 +20,7 @@ from inward.methods.tidar.decoder import Decoder
 from inward.methods.tidar.measure import around, measure
 from inward.methods.tidar.model import TiDAR
 from inward.methods.tidar.schemes import Acceptance, Costs, Scheme
-from tests.methods.tidar.toys import MASK, Leaning, llama, prompts, stories
+from tests.methods.tidar.toys import MASK, Leaning, drafts, llama, prompts, stories
 
 FLAT = Costs((1, 400), (1.0, 1.0))
 STEEP = Costs((1, 2), (1.0, 2.0))
@@ -299,7 +299,7 @@ def test_a_chooser_that_is_kept_remembers():
     assert chooser.acceptance.rate(0) < 0.5
     second = decode(model, prompts(1, 6), scheme="auto", chooser=chooser, **options)
     assert sum(chooser.picked.values()) == first.num_forwards + second.num_forwards
-    drafted = [trace.meta["drafts"] for trace in (first.traces[0], second.traces[0])]
+    drafted = [drafts(trace) for trace in (first.traces[0], second.traces[0])]
     assert sum(map(bool, drafted[1])) < sum(map(bool, drafted[0])), "drafts that never stood"
 
 

@@ -15,13 +15,13 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from inward.common.sampling import Sampler, Sampling
+from inward.common.thinking import Event
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.model import HuginnForCausalLM
 from inward.methods.tidar import decoder as tidar_decode
 from inward.methods.tidar.adapter import DraftAdapter
 from inward.methods.tidar.base import add_mask_token
-from inward.methods.tidar.decode import decode, stream
-from inward.methods.tidar.decoder import Burst, Decoded
+from inward.methods.tidar.decode import Decoded, decode, stream
 from inward.methods.tidar.hf_generate import generate
 from inward.methods.tidar.model import TiDAR
 from inward.methods.tidar.request import PromptLookup
@@ -32,10 +32,12 @@ from tests.methods.tidar.toys import (
     MASK,
     Leaning,
     V,
+    drafts,
     gpt2,
     granite,
     llama,
     prompts,
+    record,
     slow,
     slow_diffusion,
     stories,
@@ -148,7 +150,7 @@ def test_eos_cuts_inside_an_accepted_run(leaning, plain_text):
         for eos in sorted(set(plain_text))[::5]:
             found = run(leaning, prompts(1, 5), scheme=scheme, eos_token_id=eos)
             assert found.tokens == [plain_text[: plain_text.index(eos) + 1]]
-            assert found.traces[0].stopped == "eos"
+            assert found.traces[0].stopped == "end"
 
 
 def test_a_drafter_from_outside_changes_nothing(leaning, plain_text):
@@ -298,7 +300,7 @@ def test_batched_is_single(leaning, scheme, rule):
     for b, single in enumerate(singles):
         alone = run(leaning, single, sampling=Sampling(rule, seed=8 + b), **settings)
         assert batch.tokens[b] == alone.tokens[0]
-        assert batch.traces[b].to_dict() == alone.traces[0].to_dict()
+        assert record(batch.traces[b]) == record(alone.traces[0])
     assert len({len(tokens) for tokens in batch.tokens}) > 1, "all texts ended at once"
 
 
@@ -333,7 +335,7 @@ def test_the_head_runs_on_few_rows(monkeypatch):
     monkeypatch.setattr(tidar_decode, "READ_AHEAD", 16)
     again = decode(model, prompts(1, 20), **options)
     assert again.tokens == found.tokens
-    assert again.traces[0].meta["drafts"] == found.traces[0].meta["drafts"]
+    assert drafts(again.traces[0]) == drafts(found.traces[0])
     assert 5 < max(rows) <= 16 and len(rows) < calls
 
 
@@ -380,7 +382,7 @@ def test_a_trace_tells_draft_accepted_and_correction(leaning, plain_text):
     trace, said = found.traces[0], 0
     assert trace.question.tolist() == prompts(1, 5)[0].tolist()
     assert trace.answer.tolist() == plain_text
-    for step, draft in zip(trace.steps, trace.meta["drafts"], strict=True):
+    for step, draft in zip(trace.steps, drafts(trace), strict=True):
         accepted = int(step.scores["accepted"])
         assert step.kind == "forward"
         assert step.position == 5 + said
@@ -389,8 +391,10 @@ def test_a_trace_tells_draft_accepted_and_correction(leaning, plain_text):
         if accepted < len(draft):
             assert draft[accepted] != plain_text[said + accepted], "it was no rejection"
         said += accepted + 1
-        assert step.tokens.tolist() == plain_text[:said]
-    assert trace.cost.evaluations == found.num_forwards
+        assert step.says.ids.tolist() == plain_text[said - accepted - 1 : said]
+    assert trace.cost.evaluations == trace.cost.forwards == found.num_forwards
+    assert [step.index for step in trace.steps] == list(range(1, found.num_forwards + 1))
+    assert trace.cost.seconds > 0 and trace.cost.bytes > 0
     assert found.tokens_per_forward == [40 / found.num_forwards]
 
 
@@ -407,22 +411,24 @@ class Ear(BaseStreamer):
 
 
 def test_streams_hold_committed_tokens_only(leaning, plain_text):
-    ear, bursts = Ear(), []
-    run(leaning, prompts(1, 5), streamer=ear, on_burst=bursts.append)
+    ear, events = Ear(), []
+    run(leaning, prompts(1, 5), streamer=ear, on_event=events.append)
     assert ear.heard == prompts(1, 5)[0].tolist() + plain_text
     assert ear.ended == 1
-    assert [token for burst in bursts for token in burst.tokens] == plain_text
-    assert any(burst.draft for burst in bursts)
-    assert [burst.stopped for burst in bursts][-2:] == ["", "length"]
+    assert [t for event in events if event.kind == "word" for t in event.tokens] == plain_text
+    assert any(event.kind == "draft" and event.tokens for event in events)
+    assert [event.kind for event in events][-2:] == ["word", "end"]
+    assert [event.answer is not None for event in events].count(True) == 1
+    assert events[-1].answer.stopped == "length"
     with pytest.raises(ValueError, match="a streamer shows one text, the batch has 2"):
         run(leaning, prompts(2, 5), streamer=Ear())
 
 
 def test_a_stream_may_be_left_early(leaning, plain_text):
     said: list[int] = []
-    for burst in stream(leaning, prompts(1, 5), mask_id=MASK, K=4, max_new_tokens=40):
-        assert isinstance(burst, Burst)
-        said += burst.tokens
+    for event in stream(leaning, prompts(1, 5), mask_id=MASK, K=4, max_new_tokens=40):
+        assert isinstance(event, Event)
+        said += event.tokens if event.kind == "word" else ()
         if len(said) > 6:
             break
     assert said == plain_text[: len(said)]
@@ -525,13 +531,13 @@ def test_an_adapter_drafts_and_the_words_stay(own_mask):
         torch.nn.init.normal_(B, generator=generator)
     model = TiDAR(base, mask_id, 4, adapter=adapter).eval()
     wanted = run(llama(), ids, scheme="plain", mask_id=None if own_mask else MASK)
-    drafts = []
+    judged = []
     for scheme in ("plain", *VERIFYING):
         found = decode(model, ids, scheme=scheme, max_new_tokens=40)
         assert found.tokens == wanted.tokens
-        drafts.append(found.traces[0].meta["drafts"])
+        judged.append(drafts(found.traces[0]))
     without = run(llama(), ids, scheme="one_pass", mask_id=MASK)
-    assert drafts[2] != without.traces[0].meta["drafts"], "the adapter did nothing"
+    assert judged[2] != drafts(without.traces[0]), "the adapter did nothing"
 
 
 @pytest.mark.parametrize("packed", (True, False, None))
@@ -593,7 +599,7 @@ def test_a_tidar_model_knows_its_mask_and_block_size():
         ({"mask_id": None}, "pass mask_id="),
         ({"mask_id": V}, f"mask_id is {V}, but the model embeds ids 0..{V - 1}"),
         ({"stop_strings": ["a"]}, "need the tokenizer"),
-        ({"attention_mask": torch.ones(1, 4)}, "attention_mask is"),
+        ({"attention_mask": torch.ones(1, 4)}, "attention_mask has shape"),
         ({"attention_mask": torch.zeros(1, 5)}, "prompt 0 has 0 tokens"),
     ],
 )

@@ -13,8 +13,7 @@ from inward.common.sampling import Sampler, Sampling
 from inward.methods.tidar import masks
 from inward.methods.tidar.acceptance import acceptance
 from inward.methods.tidar.choose import Chooser, speed
-from inward.methods.tidar.decode import decode
-from inward.methods.tidar.decoder import Decoded
+from inward.methods.tidar.decode import Decoded, decode
 from inward.methods.tidar.model import TiDAR
 from inward.methods.tidar.samples import Part, targets, training_rows
 from inward.methods.tidar.schemes import Acceptance, Costs, Scheme
@@ -185,10 +184,11 @@ def test_drafts_are_those_of_training(leaning):
     """What stands behind the first forward's word is what the block alone says there."""
     ids = toys.prompts(1, 9)
     tidar = TiDAR(leaning, toys.MASK, TiDARSettings(block_size=5, shifted=True)).eval()
-    bursts = []
-    decode(tidar, ids, scheme="one_pass", max_new_tokens=12, on_burst=bursts.append)
+    events = []
+    decode(tidar, ids, scheme="one_pass", max_new_tokens=12, on_event=events.append)
     wanted = alone(tidar, ids, 9, 4).argmax(-1).tolist()
-    assert list(bursts[0].draft) == wanted and len(set(wanted)) > 1
+    assert [event.kind for event in events[:2]] == ["word", "draft"]
+    assert list(events[1].tokens) == wanted and len(set(wanted)) > 1
 
 
 def test_the_context_and_the_limit_cut_blocks(leaning):

@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from inward.common.trace import Trace
 from inward.methods.tidar import masks
 
 V, MASK, CONTEXT = 31, 30, 64
@@ -99,6 +100,20 @@ def stories() -> Any:
 def prompts(num: int, length: int, *, seed: int = 1) -> Tensor:
     """(num, length) random ids without the mask token."""
     return torch.randint(0, MASK, (num, length), generator=torch.Generator().manual_seed(seed))
+
+
+def drafts(trace: Trace) -> list[list[int]]:
+    """The guesses that each forward judged."""
+    judged = [step.view.get("draft") for step in trace.steps]
+    return [[] if span is None else span.ids.tolist() for span in judged]
+
+
+def record(trace: Trace) -> dict[str, Any]:
+    """A trace without what no two runs share: seconds."""
+    row = trace.to_dict()
+    for step in row["steps"]:
+        assert step["cost"].pop("seconds") > 0
+    return row
 
 
 @torch.no_grad()

@@ -215,10 +215,12 @@ def test_traces(model, inputs, tmp_path):
         for k, step in enumerate(trace.steps, start=1):
             with torch.no_grad():
                 logits, q = model(inputs[i : i + 1], num_steps=k)
-            assert np.array_equal(step.tokens, logits[0].argmax(-1).numpy())
+            grid = step.view["grid"]
+            assert np.array_equal(grid.ids, logits[0].argmax(-1).numpy())
+            assert step.index == k and (step.says is not None) == (k == len(trace.steps))
             assert step.scores["halt"] == pytest.approx(float(q[0]), rel=1e-3, abs=1e-4)
             want = logits[0].softmax(-1).amax(-1).numpy()
-            np.testing.assert_allclose(step.confidence, want, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(grid.confidence, want, rtol=1e-3, atol=1e-4)
     write_traces(got.traces, tmp_path / "t.jsonl")
     again = read_traces(tmp_path / "t.jsonl")
     assert [t.to_dict() for t in again] == [t.to_dict() for t in got.traces]

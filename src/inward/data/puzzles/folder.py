@@ -60,7 +60,7 @@ class FolderInfo:
 
     `ignore_label_id` is the label value that means "not scored" (None: every label is scored).
     `total_puzzles` is None in folders older than the field. The reference's ARC builder writes the
-    number of puzzles there, its Sudoku and Maze builders that of the groups; nothing is read off it.
+    number of puzzles there, its Sudoku and Maze builders that of the groups.
     """
 
     vocab_size: int

@@ -190,11 +190,16 @@ def flat(sample: Sample, *, latent: int) -> tuple[tuple[int, ...], tuple[bool, .
 
 
 def parse(
-    ids: Sequence[int], supervised: Sequence[bool] | bool = False, *, specials: Specials
+    ids: Sequence[int],
+    supervised: Sequence[bool] | bool = False,
+    *,
+    specials: Specials,
+    may_end_open: bool = False,
 ) -> Sample:
     """Inverse of `flat`: segments of a row of ids, checked against its boundary tokens.
 
     supervised   one flag a position, or one for all text; flags of thoughts are ignored.
+    may_end_open a prompt may stop in the middle of thinking
     Raises ValueError for unbalanced boundaries, a thought first, or a flag count that differs.
     """
     flags = [supervised] * len(ids) if isinstance(supervised, bool) else list(supervised)
@@ -208,4 +213,4 @@ def parse(
         own = tuple(ids[place : place + length])
         segments.append(Latent(length) if kind is None else Text(own, kind))
         place += length
-    return Sample(tuple(segments)).check(specials)
+    return Sample(tuple(segments)).check(specials, may_end_open=may_end_open)

@@ -132,6 +132,16 @@ class Coconut(nn.Module):
         config = unwrapped(self.base).config.get_text_config()
         return getattr(config, "max_position_embeddings", None)
 
+    @property
+    def config(self) -> Any:
+        """The base's."""
+        return unwrapped(self.base).config
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lives."""
+        return self.embedding.weight.device
+
     def collate(self, samples: Sequence[Sample], **options: Any) -> LatentBatch:
         """`collate` with this model's tokens and context, on its device."""
         options = {"max_positions": self.max_positions} | options
@@ -441,6 +451,28 @@ class Coconut(nn.Module):
         if settings.alarms:
             metrics |= alarm_metrics(self, output)
         return Loss(total=total, metrics=metrics)
+
+    # -- use
+
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
+    ) -> torch.LongTensor:
+        """Continue prompts, as models of transformers do.
+
+        Args:
+            input_ids: (B, S) int64; placeholders in them are thoughts. attention_mask: (B, S), 1
+                where a token is, padded on either side.
+            options: of `inward.methods.coconut.generate.generate`, which also tells what was
+                thought.
+        Returns:
+            (B, L) int64: the prompts and the words said, padded on the right.
+
+        Raises:
+            ValueError: bad prompts or options, before any work.
+        """
+        from inward.methods.coconut.generate import continued
+
+        return continued(self, input_ids, attention_mask, **options)
 
     # -- files
 

@@ -1,4 +1,4 @@
-"""The options of generation with thoughts, checked before any work.
+"""What a request may say, checked before any work.
 
 How tokens are drawn is transformers' business: a `GenerationConfig` says it, and its processors do
 it (`inward.common.sampling.sampling_of`).
@@ -6,23 +6,59 @@ it (`inward.common.sampling.sampling_of`).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from transformers import GenerationConfig
 
+from inward.common.requests import end_tokens
 from inward.common.sampling import Sampling, sampling_of
-from inward.methods.coconut.model import Coconut, Edit, PerPass
-from inward.methods.coconut.policies import Policy, Speaking
+from inward.common.speaking import StopWords
+from inward.common.thinking import Request
+from inward.data.thoughts.segments import Sample, Text
+from inward.data.thoughts.tokenizers import encode_text
+from inward.methods.coconut.switch import Scripted, Speaking, Switch, named
+
+if TYPE_CHECKING:
+    from inward.methods.coconut.model import Coconut, Edit
+
+DEFAULTS: Mapping[str, Any] = {
+    "switch": None,
+    "thoughts": None,
+    "boundaries": True,
+    "thought": "hidden",
+    "noise": None,
+    "edit": None,
+    "max_new_thoughts": 256,
+    "lens": None,
+    "votes": 1,
+    "ballot": None,
+    "per_pass": None,
+    "packed": None,
+}
+"""Of the options in `Request.own`; `door` says what they mean."""
+
+VOTE_NOISE = 0.1
+"""Of several tries, where a request does not say."""
 
 
 @dataclass(frozen=True)
-class CoconutPlan:
-    """What the caller chose, checked; the arguments of `plan` say what the names mean."""
+class BatchEdit:
+    """An edit that looks at all rows of a batch at once: row `row` of `num`. It is called with all
+    of them, where only those count that think now."""
 
-    policy: Policy
+    edit: Edit
+    row: int
+    num: int
+
+
+@dataclass(frozen=True, eq=False)
+class CoconutPlan:
+    """What a request asked for, checked; `door.METHOD` and `Request` say what the names mean."""
+
+    switch: Switch
     sampling: Sampling
     ends: frozenset[int]
     max_new_tokens: int
@@ -30,92 +66,184 @@ class CoconutPlan:
     boundaries: bool
     thought: Literal["hidden", "soft"]
     noise: float
-    edit: Edit | None
-    stop: tuple[str, ...]
-    trace: bool
-    lens: int
+    edit: Edit | BatchEdit | None
+    stop: StopWords | None
+    trace: frozenset[str] | None
+    lens: int | None
     logprobs: bool
-    per_pass: PerPass | None
-    packed: bool | None
+    votes: int
+    ballot: Callable[[list[int]], Hashable] | None
+
+    @property
+    def watched(self) -> bool:
+        """Whether thoughts are looked at."""
+        return self.trace is not None or self.lens is not None
+
+    @property
+    def num_lens(self) -> int:
+        """Tokens of the lens on a thought; 0: it is not asked for."""
+        return self.lens or (5 if self.trace and "lens" in self.trace else 0)
 
 
-def plan(
+def plan_of(model: Coconut, request: Request, traces: Sequence[str]) -> CoconutPlan:
+    """Check a request.
+
+    Raises:
+        ValueError: a prompt that the model cannot continue, or an option out of range.
+    """
+    own = {**DEFAULTS, **request.own}
+    _check_prompt(model, request.prompt, own["thought"])
+    if model.training:
+        raise ValueError("the model is in training mode, where dropout acts; call model.eval()")
+    if request.trace is not None and (unknown := sorted(set(request.trace) - set(traces))):
+        raise ValueError(f"a trace of coconut holds no {unknown}; it can hold {', '.join(traces)}")
+    config = model.base.generation_config or GenerationConfig()
+    max_new = request.max_new_tokens
+    max_new = (config.max_new_tokens or 128) if max_new is None else max_new
+    votes, noise = own["votes"], own["noise"]
+    noise = (VOTE_NOISE if votes > 1 else 0.0) if noise is None else noise
+    _check_numbers(max_new, own, noise)
+    vocab = model.embedding.weight.shape[0]
+    chosen = CoconutPlan(
+        switch=_switch(model, own["switch"], own["thoughts"]),
+        sampling=_sampling(request, config),
+        ends=end_tokens(None if request.ends is None else [*request.ends], config, vocab),
+        max_new_tokens=max_new,
+        max_new_thoughts=own["max_new_thoughts"],
+        boundaries=bool(own["boundaries"]),
+        thought=own["thought"],
+        noise=noise,
+        edit=own["edit"],
+        stop=request.stop,
+        trace=request.trace,
+        lens=own["lens"],
+        logprobs=request.logprobs or votes > 1,
+        votes=votes,
+        ballot=own["ballot"],
+    )
+    if votes > 1 and not noise and chosen.sampling.rule == "greedy":
+        raise ValueError(
+            f"{votes} votes with noise 0 and rule 'greedy': the tries must differ; use noise > 0, "
+            "or sample"
+        )
+    return chosen
+
+
+def _sampling(request: Request, config: GenerationConfig) -> Sampling:
+    seed = request.seed
+    if request.sampling is None:
+        return sampling_of(config, seed or 0, rule="match")
+    return request.sampling if seed is None else replace(request.sampling, seed=seed)
+
+
+def _check_prompt(model: Coconut, prompt: Any, thought: str) -> None:
+    if not isinstance(prompt, Sample):
+        raise ValueError(
+            f"the prompt is a {type(prompt).__name__}, must be a Sample; make one of token "
+            "ids with inward.data.thoughts.segments.parse"
+        )
+    prompt.check(model.specials, may_end_open=True)
+    limit = model.max_positions
+    if limit is not None and len(prompt) >= limit:
+        raise ValueError(
+            f"it has {len(prompt)} positions, thoughts included, and the context holds {limit}: no "
+            "room for an answer"
+        )
+    size = model.embedding.weight.shape[0]
+    largest = max(max(s.ids) for s in prompt.segments if isinstance(s, Text))
+    if largest >= size:
+        raise ValueError(f"it holds the token {largest}; the model knows 0 to {size - 1}")
+    if thought not in ("hidden", "soft"):
+        raise ValueError(f"thought is {thought!r}, must be 'hidden' or 'soft'")
+    if thought == "soft" and prompt.blocks:
+        raise ValueError(
+            "it holds thoughts, and thought='soft' makes them only while generating; leave them to "
+            "a switch"
+        )
+
+
+def _check_numbers(max_new: int, own: Mapping[str, Any], noise: float) -> None:
+    thoughts, lens, votes = own["max_new_thoughts"], own["lens"], own["votes"]
+    if max_new < 1 or thoughts < 0 or not 0.0 <= noise < float("inf"):
+        raise ValueError(
+            f"max_new_tokens {max_new} must be 1 or more, max_new_thoughts {thoughts} 0 or more, "
+            f"noise {noise} a share of 0 or more"
+        )
+    if (lens is not None and lens < 1) or votes < 1:
+        raise ValueError(f"lens {lens} and votes {votes} must be 1 or more")
+    if own["ballot"] is not None and votes == 1:
+        raise ValueError("ballot says what votes, but votes is 1; ask for more votes")
+
+
+def _switch(model: Coconut, switch: Any, thoughts: Sequence[int] | None) -> Switch:
+    if thoughts is None:
+        return Speaking() if switch is None else named(switch)
+    if switch is not None:
+        raise ValueError(
+            f"thoughts {tuple(thoughts)} and switch {switch!r} both say when to think; give one"
+        )
+    ends: frozenset[int] = frozenset()
+    if len(thoughts) > 1 and model.tokenizer is not None:
+        ends = frozenset(encode_text(model.tokenizer, "\n")[-1:])
+    return Scripted(tuple(thoughts), ends=ends)
+
+
+# --------------------------------------------------------------------------------------------------
+# A batch of prompts
+
+
+def requests_of(
     model: Coconut,
+    prompts: Sequence[Sample],
     *,
-    policy: Policy | None = None,
     generation_config: GenerationConfig | None = None,
     sampling: Sampling | None = None,
     seed: int = 0,
     max_new_tokens: int | None = None,
-    max_new_thoughts: int = 256,
-    boundaries: bool = True,
-    thought: Literal["hidden", "soft"] = "hidden",
-    noise: float = 0.0,
-    edit: Edit | None = None,
-    trace: bool = False,
-    lens: int = 5,
+    trace: bool | Sequence[str] = False,
     logprobs: bool = False,
-    per_pass: PerPass | None = None,
-    packed: bool | None = None,
     **overrides: Any,
-) -> CoconutPlan:
-    """Check options.
+) -> list[Request]:
+    """The requests of `generate`.
 
     Args:
-        policy: who switches; default: `Speaking`, the thoughts are in the prompt.
         generation_config: default: the base's. `overrides` are fields of it (do_sample,
-            temperature, top_k, top_p, min_p, repetition_penalty, eos_token_id, stop_strings, ...).
+            temperature, top_k, top_p, min_p, repetition_penalty, eos_token_id, stop_strings, ...),
+            or options of the method (`door.METHOD`).
         sampling: instead of what the generation config says about drawing tokens.
         seed: row r draws with seed + r.
         max_new_tokens: words a row may say, boundary tokens included; default: the generation
             config's, or 128.
-        max_new_thoughts: thoughts a row may add; then it must speak.
-        boundaries: say <bot> and <eot> around thoughts; False for models without these tokens.
-        thought: "hidden" (Coconut), or "soft": the mean embedding under the model's distribution,
-            which needs no training.
-        noise: standard deviation of Gaussian noise on thoughts, as a share of their RMS.
-        edit: changes thoughts before they are fed in.
-        trace, lens: record what happens, with so many tokens of the lens on a thought.
+        trace: record what happens; names of what the record shall hold beside it ("lens").
         logprobs: add up the log-probability of each row's words.
-        packed: what is done to be faster on a CPU, see `inward.common.cpu.decoding.Decoding`.
 
     Raises:
-        ValueError: an option out of range, or one that is not supported.
+        ValueError: an option that there is not, or that is not supported.
     """
+    own = {name: overrides.pop(name) for name in tuple(overrides) if name in DEFAULTS}
     config = deepcopy(generation_config or model.base.generation_config) or GenerationConfig()
     unknown = config.update(**overrides)
     if unknown:
         raise ValueError(f"there are no options {sorted(unknown)}; see methods/coconut/plan.py")
-    if max_new_tokens is None:
-        max_new_tokens = config.max_new_tokens or 128
-    if max_new_tokens < 1 or max_new_thoughts < 0 or not 0.0 <= noise < float("inf") or lens < 1:
-        raise ValueError(
-            f"max_new_tokens {max_new_tokens} and lens {lens} must be 1 or more, max_new_thoughts "
-            f"{max_new_thoughts} 0 or more, noise {noise} a share of 0 or more"
-        )
-    if thought not in ("hidden", "soft"):
-        raise ValueError(f"thought is {thought!r}, must be 'hidden' or 'soft'")
-    if model.training:
-        raise ValueError("the model is in training mode, where dropout acts; call model.eval()")
     stop = config.stop_strings or ()
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     if stop and model.tokenizer is None:
         raise ValueError("stop_strings need a tokenizer; give one to the Coconut model")
-    ends = frozenset(np.atleast_1d([] if config.eos_token_id is None else config.eos_token_id))
-    return CoconutPlan(
-        policy=policy or Speaking(),
-        sampling=sampling or sampling_of(config, seed, rule="match"),
-        ends=frozenset(int(token) for token in ends),
-        max_new_tokens=max_new_tokens,
-        max_new_thoughts=max_new_thoughts,
-        boundaries=boundaries,
-        thought=thought,
-        noise=noise,
-        edit=edit,
-        stop=stop,
-        trace=trace,
-        lens=lens,
-        logprobs=logprobs,
-        per_pass=per_pass,
-        packed=packed,
-    )
+    drawn = sampling or sampling_of(config, seed, rule="match")
+    first = drawn.seed
+    names = None if trace is False else frozenset(() if trace is True else trace)
+    edit = own.get("edit")
+    return [
+        Request(
+            prompt,
+            max_new_tokens=config.max_new_tokens if max_new_tokens is None else max_new_tokens,
+            sampling=drawn,
+            seed=first + r * own.get("votes", 1),
+            ends=end_tokens(None, config),
+            stop=StopWords(stop, model.tokenizer.decode) if stop else None,
+            trace=names,
+            logprobs=logprobs,
+            own=own if edit is None else {**own, "edit": BatchEdit(edit, r, len(prompts))},
+        )
+        for r, prompt in enumerate(prompts)
+    ]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from inward.common.thinking import run
 from inward.data.thoughts.segments import Sample
-from inward.methods.coconut.generate import generate
-from inward.methods.coconut.model import Coconut
-from inward.methods.coconut.plan import plan
+from inward.methods.coconut.generate import begun
+from inward.methods.coconut.plan import requests_of
+
+if TYPE_CHECKING:
+    from inward.methods.coconut.model import Coconut
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def vote(
     **options: Any,
 ) -> list[Vote]:
     """Try each prompt several times with noise on its thoughts (and sampling, if asked for), and
-    let the answers vote.
+    let the answers vote. The option `votes` of a request does the same.
 
     Args:
         answer: from the tokens of a try to what is counted; None: all tokens.
@@ -49,23 +49,19 @@ def vote(
     Raises:
         ValueError: bad options; or nothing differs between the tries.
     """
-    chosen = plan(model, noise=noise, **options)
-    if num_samples < 1 or (num_samples > 1 and not noise and chosen.sampling.rule == "greedy"):
-        raise ValueError(
-            f"{num_samples} samples with noise {noise} and rule {chosen.sampling.rule!r}: there "
-            "must be at least one, and they must differ; use noise > 0 or do_sample=True"
-        )
-    tries = [prompt for prompt in prompts for _ in range(num_samples)]
-    out = generate(model, tries, noise=noise, logprobs=True, **options)
-    votes = []
-    for p in range(len(prompts)):
-        own = range(p * num_samples, (p + 1) * num_samples)
-        answers = [(answer or tuple)(out.tokens[r]) for r in own]
-        counts = Counter(answers)
-        best: dict[Hashable, float] = {}
-        for r, given in zip(own, answers, strict=True):
-            best[given] = max(best.get(given, -np.inf), out.logprobs[r])
-        winner = max(counts, key=lambda given: (counts[given], best[given]))
-        tokens = [out.tokens[r] for r in own]
-        votes.append(Vote(winner, counts[winner] / num_samples, answers, tokens))
-    return votes
+    ballot = {} if num_samples == 1 else {"ballot": answer}
+    requests = requests_of(model, prompts, noise=noise, votes=num_samples, **ballot, **options)
+    work = begun(model, requests)
+    for _ in run(work):
+        pass
+    found = []
+    for number in range(len(prompts)):
+        made = work.result(number)
+        facts = made.details
+        if num_samples == 1:
+            only = list(made.tokens)
+            own = (answer or tuple)(only)
+            found.append(Vote(own, 1.0, [own], [only]))
+        else:
+            found.append(Vote(facts["winner"], facts["share"], facts["ballots"], facts["tries"]))
+    return found

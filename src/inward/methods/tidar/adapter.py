@@ -31,6 +31,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
     from inward.methods.tidar.model import TiDAR
     from inward.methods.tidar.samples import Part
 
+_ACTING: ContextVar[dict[int, Tensor | slice | None]] = ContextVar("acting", default={})  # noqa: B039
+"""The rows that an adapter, by its id, acts on: of each thread its own, since the model and its
+layers, where the adapter listens, are shared. Never written to, only replaced."""
 _PREFIX = "base_model.model."
 """What PEFT puts before the names of the model's layers"""
 
@@ -89,7 +93,6 @@ class DraftAdapter(nn.Module):
         if own_mask:
             table = cast(nn.Embedding, model.get_input_embeddings())
             self.mask_embedding = nn.Parameter(table.weight.detach().float().mean(0))
-        self._rows: Tensor | slice | None = None
         self._hooks: list[Any] = []
 
     # -- acting ------------------------------------------------------------------------------------
@@ -111,16 +114,16 @@ class DraftAdapter(nn.Module):
     @contextmanager
     def acting_on(self, rows: Tensor) -> Iterator[None]:
         """Within: the layers' outputs for these rows, (B, n) bool, get the low-rank term."""
-        before = self._rows
-        self._rows = _run(rows.flatten().nonzero()[:, 0])
+        chosen = _run(rows.flatten().nonzero()[:, 0])
+        before = _ACTING.set({**_ACTING.get(), id(self): chosen})
         try:
             yield
         finally:
-            self._rows = before
+            _ACTING.reset(before)
 
     def add_to(self, output: Tensor, x: Tensor, key: str) -> None:
         """output[rows] += scale * B A x[rows], in place."""
-        rows = self._rows
+        rows = _ACTING.get().get(id(self))
         if rows is None:
             return
         A, B = self.lora_A[key], self.lora_B[key]

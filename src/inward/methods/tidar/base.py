@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import weakref
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from transformers import PreTrainedModel
 
 from inward.common.bases import load_causal_lm
 from inward.methods.tidar import masks
+
+if TYPE_CHECKING:
+    from inward.methods.tidar.model import TiDAR
 
 # --------------------------------------------------------------------------------------------------
 # The mask token
@@ -55,6 +58,18 @@ def add_mask_token(
         weight[mask_id] = mean = weight[:mask_id].float().mean(0).to(weight.dtype)
         weight[size:] = mean
     return mask_id
+
+
+def tidar_of(model: TiDAR | PreTrainedModel) -> TiDAR | None:
+    """The model, if it is a TiDAR model. Asked by what it has: its class knows the decoder, so the
+    decoder does not know its class."""
+    return cast("TiDAR", model) if "mask_id" in vars(model) else None
+
+
+def lm_of(model: TiDAR | PreTrainedModel) -> PreTrainedModel:
+    """The causal LM within, or the model itself."""
+    tidar = tidar_of(model)
+    return cast(PreTrainedModel, model) if tidar is None else tidar.model
 
 
 def num_embedded(model: PreTrainedModel) -> int:

@@ -26,18 +26,22 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inward.common.bases import with_cache
+from inward.common.costs import Sizes, forward_cost, sizes_of
 from inward.common.cpu.decoding import Decoding
 from inward.common.ragged import Book, RaggedCache
+from inward.common.trace import Cost
 from inward.methods.tidar import masks
-from inward.methods.tidar.base import check_masks, splits
-from inward.methods.tidar.model import TiDAR
+from inward.methods.tidar.base import check_masks, lm_of, splits, tidar_of
+
+if TYPE_CHECKING:
+    from inward.methods.tidar.model import TiDAR
 
 # --------------------------------------------------------------------------------------------------
 # The piece of one text
@@ -180,19 +184,41 @@ class Runner:
     _masks: dict[Layout, masks.DecodeMask] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.lm = self.model.model if isinstance(self.model, TiDAR) else self.model
-        if isinstance(self.model, PreTrainedModel) and self.model not in _HONEST:
-            check_masks(self.model)  # a TiDAR model has been asked when it was made
-            _HONEST.add(self.model)
+        self.lm, self.tidar = lm_of(self.model), tidar_of(self.model)
+        if self.tidar is None and self.lm not in _HONEST:
+            check_masks(self.lm)  # a TiDAR model has been asked when it was made
+            _HONEST.add(self.lm)
         self.split = not self.options and splits(self.lm)
-        adapter = self.model.adapter if isinstance(self.model, TiDAR) else None
+        adapter = None if self.tidar is None else self.tidar.adapter
         parts = () if adapter is None else (adapter,)
+        low = (
+            () if adapter is None else (*adapter.lora_A.parameters(), *adapter.lora_B.parameters())
+        )
+        self._entries = sum(p.numel() for p in low)
+        self._entry_bytes = sum(p.numel() * p.element_size() for p in low)
         self.fast = Decoding(self.lm, *parts, wanted=self.packed)
 
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
         return self.lm.device
+
+    @cached_property
+    def _sizes(self) -> Sizes | None:
+        return None if hasattr(self.lm, "forward_cost") else sizes_of(self.lm)
+
+    def cost(self, layout: Layout, *, past: int, reads: int) -> Cost:
+        """What a piece takes behind `past` cached tokens: the model says, for all its rows; an
+        adapter works on mask rows alone. `reads`: rows whose logits are used."""
+        rows = layout.num_rows
+        reads = reads if self.split else rows
+        cost = forward_cost(
+            self.lm, rows=rows, past=past, reads=reads, sizes=self._sizes, **self.options
+        )
+        if not (layout.blocks and self._entries):
+            return cost
+        flops = 2.0 * self._entries * (rows - layout.num_draft)
+        return cost + Cost(flops=flops, bytes=float(self._entry_bytes))
 
     def __call__(self, cache: RaggedCache, pieces: Sequence[Piece]) -> Output:
         """One forward; the cache then holds all rows behind each prefix, none committed."""
@@ -210,11 +236,10 @@ class Runner:
         return self._run(torch.tensor(ids, device=self.device), inputs, drafting)
 
     def _run(self, ids: Tensor, inputs: dict[str, Any], drafting: bool) -> Output:
-        model = self.model
         acting, tokens = nullcontext(), {"input_ids": ids}
-        if drafting and isinstance(model, TiDAR):
-            masked = ids == model.mask_id
-            acting, tokens = model._acting(masked), model._embedded(ids, masked)
+        if drafting and self.tidar is not None:
+            masked = ids == self.tidar.mask_id
+            acting, tokens = self.tidar._acting(masked), self.tidar._embedded(ids, masked)
         with acting, self.fast(ids.shape[1]):
             asked = self.lm.base_model if self.split else self.lm
             said = asked(**tokens, **with_cache(asked, inputs), **self.options)

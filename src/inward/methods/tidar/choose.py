@@ -27,20 +27,7 @@ No torch but in `measure`: costs are plain numbers that may be kept in a file.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from inward.methods.tidar.schemes import Acceptance, Costs, Scheme
-
-if TYPE_CHECKING:
-    pass
-
-
-# --------------------------------------------------------------------------------------------------
-# What a forward costs
-
-
-# --------------------------------------------------------------------------------------------------
-# The choice
 
 
 def speed(scheme: Scheme, costs: Costs, acceptance: Acceptance, lead: int = 1) -> float:

@@ -21,7 +21,10 @@ all for one_pass, some for partial, one every other forward for two_pass. What a
 about its single token is not thrown away: it is a verification with K = 1 and yields a token too.
 
 What is unusual: texts of a batch share nothing but the forward. Each has its own length, guesses,
-random numbers and end, and may verify while its neighbour drafts; so batched = single.
+random numbers and end, may verify while its neighbour drafts, and comes and goes when it likes: one
+that joins reads its prompt in a forward of its own, then its cache is put behind the others'. So
+batched = single. A `Decoder` is work in the sense of common/thinking.py, for texts that are decoded
+alike; work.py sorts them.
 
 With beta = 1 the text never depends on drafts: under the rules greedy, match and gumbel of
 sampling.py it is, token for token and up to rounding, the text of plain decoding. With beta < 1 it
@@ -34,199 +37,257 @@ the end of the context; no block where nothing is left to draft.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from inward.common.ragged import RaggedCache
-from inward.common.requests import end_tokens, prompts_of
-from inward.common.sampling import Law, Sampler, Verdict, argmaxes, matched
-from inward.common.trace import Cost, Step, Trace
-from inward.methods.tidar.base import context_limit, num_embedded
+from inward.common.sampling import Sampler, Verdict, argmaxes, matched
+from inward.common.thinking import Answer, Event, Request
+from inward.methods.tidar.base import context_limit, lm_of, num_embedded, tidar_of
 from inward.methods.tidar.batch import READ_AHEAD, Layout, Output, Piece, Runner
 from inward.methods.tidar.choose import Chooser
-from inward.methods.tidar.measure import measured
-from inward.methods.tidar.model import TiDAR
-from inward.methods.tidar.request import DecodeSettings, check_inputs, find_mask, stop_criteria
-from inward.methods.tidar.schemes import Acceptance, Scheme
-from inward.methods.tidar.settings import TiDARSettings
+from inward.methods.tidar.request import (
+    MAX_NEW_TOKENS,
+    DecodeSettings,
+    check_mode,
+    check_model,
+    check_request,
+    draws_of,
+    ends_of,
+    find_mask,
+    prompt_of,
+)
+from inward.methods.tidar.row import Row
+from inward.methods.tidar.schemes import Costs, Scheme
 
+if TYPE_CHECKING:
+    from inward.methods.tidar.model import TiDAR
 
-@dataclass(frozen=True)
-class Burst:
-    """What one forward added to one text: committed tokens, and, provisional, the next guesses."""
-
-    row: int
-    tokens: tuple[int, ...]
-    draft: tuple[int, ...]
-    stopped: str
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """tokens: per text, its new tokens, the one that ended it included. traces: per text.
-    num_forwards: of the whole batch. picked: forwards by scheme, if "auto"."""
-
-    tokens: list[list[int]]
-    traces: list[Trace]
-    num_forwards: int
-    picked: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def tokens_per_forward(self) -> list[float]:
-        """The paper's T/NFE, per text, the forward that reads the prompt included."""
-        pairs = zip(self.tokens, self.traces, strict=True)
-        return [len(tokens) / max(len(trace.steps), 1) for tokens, trace in pairs]
+Measured = Callable[[Runner, int, int], Costs]
+"""(runner, number of texts, context) -> what its forwards cost here"""
 
 
 # --------------------------------------------------------------------------------------------------
-# One text
-
-
-@dataclass
-class Row:
-    """The state of one text between forwards, and what its running forward consists of."""
-
-    index: int
-    tokens: list[int]
-    num_prompt: int
-    limit: int
-    """length at which it ends, for the reason `full`"""
-    full: str
-    sampler: Sampler
-    acceptance: Acceptance = field(default_factory=Acceptance)
-    cached: int = 0
-    guesses: list[int] = field(default_factory=list)
-    laws: list[Law] = field(default_factory=list)
-    canvas: list[int | None] = field(default_factory=list)
-    """diffusion: the block in work, None where it is still masked"""
-    stopped: str = ""
-    steps: list[Step] = field(default_factory=list)
-    drafts: list[list[int]] = field(default_factory=list)
-    layout: Layout = field(default_factory=lambda: Layout(1))
-    begin: int = 0
-    """length before the running forward"""
-    offers: list[int] = field(default_factory=list)
-    looked_up: bool = False
-
-    @property
-    def final(self) -> list[int]:
-        """Tokens that stand but are not cached."""
-        return self.tokens[self.cached :]
-
-    @property
-    def room(self) -> int:
-        """Tokens that may still come."""
-        return self.limit - len(self.tokens)
-
-    def trace(self, meta: dict[str, Any]) -> Trace:
-        """The record: a step per forward, its tokens those of the answer as it stood then."""
-        answer = np.asarray(self.tokens[self.num_prompt :], dtype=np.int64)
-        steps = [replace(s, tokens=answer[: int(s.scores["length"])]) for s in self.steps]
-        question = np.asarray(self.tokens[: self.num_prompt], dtype=np.int64)
-        return Trace("tidar", question, steps, self.stopped, {**meta, "drafts": self.drafts})
-
-
-# --------------------------------------------------------------------------------------------------
-# The loop
+# Who comes and goes
 
 
 class Decoder:
-    """Texts being decoded; `step` does one forward for all that have not ended.
+    """Texts being decoded alike, see `inward.common.thinking.Work`; a step is a forward for all of
+    them, and one for those that have just come.
+
+    Args:
+        batch_size: texts at once; more wait.
+        measured: for the scheme "auto", where costs come from if the settings hold none.
+        method: the name in traces.
 
     Raises:
-        ValueError: see `decode`.
+        ValueError: settings that do not suit the model.
     """
 
     def __init__(
         self,
         model: TiDAR | PreTrainedModel,
-        input_ids: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        mask_id: int | None = None,
         settings: DecodeSettings,
+        *,
+        batch_size: int = 32,
+        measured: Measured | None = None,
+        method: str = "tidar",
     ):
-        lm = model.model if isinstance(model, TiDAR) else model
+        self.model, self.lm, tidar = model, lm_of(model), tidar_of(model)
         self.settings, self.beta = settings, settings.beta
-        self.mask_id = find_mask(model, mask_id, settings)
-        self.context, self.num_embedded = context_limit(lm), num_embedded(lm)
-        K = settings.K or (model.block_size if isinstance(model, TiDAR) else 8)
-        check_inputs(lm, input_ids, K, self.context, self.mask_id)
-        prompts = prompts_of(input_ids, attention_mask, context=self.context)
-        self.K = K
-        self.lead = (model.settings if isinstance(model, TiDAR) else TiDARSettings()).lead
-        self.runner = Runner(model, settings.options, settings.packed)
-        self.rows = [self._row(index, prompt) for index, prompt in enumerate(prompts)]
-        self.active = list(self.rows)
-        self.ends = end_tokens(settings.eos_token_id, lm.generation_config)
-        self.criteria = stop_criteria(settings)
-        self.chooser = self._chooser(K) if settings.scheme == "auto" else None
-        if self.chooser is None:
-            self.scheme = Scheme(settings.scheme, K, settings.num_blocks)
-        else:
-            self.scheme = self.chooser.current
-        longest = max(min(row.limit, row.num_prompt + 512) for row in self.rows)
-        self.cache = RaggedCache(len(self.rows), min(longest, self.context) + (K + 1) * K)
+        self.batch_size, self.method, self._measured = batch_size, method, measured
+        self.mask_id = find_mask(model, settings)
+        self.context, self.num_embedded = context_limit(self.lm), num_embedded(self.lm)
+        self.K = settings.K or (8 if tidar is None else tidar.block_size)
+        self.lead = 1 if tidar is None else tidar.settings.lead
+        check_model(self.lm, settings, self.K, self.context)
+        check_mode(self.lm)
+        name = "plain" if settings.scheme == "auto" else settings.scheme
+        self.scheme = Scheme(name, self.K, settings.num_blocks)
+        self.chooser: Chooser | None = None
+        self._num_measured = 0
         self.num_forwards = 0
-        self.flops_per_row = 2.0 * _size(lm)
-        self.flops_per_read = 2.0 * cast(nn.Embedding, lm.get_input_embeddings()).weight.numel()
+        self.rows: list[Row] = []
+        """texts under way, in the order of the cache"""
+        self.waiting: list[Row] = []
+        self.cache = RaggedCache(0, 0)
+        self._answers: dict[int, Answer] = {}
+        self._events: list[Event] = []
+        """told at the end of a step, or of the next one after an exception"""
+        self._next = 0
 
-    def _row(self, index: int, prompt: list[int]) -> Row:
-        wanted = self.settings.max_new_tokens
-        limit = self.context if wanted is None else min(len(prompt) + wanted, self.context)
+    @cached_property
+    def runner(self) -> Runner:
+        """Packs weights, and may find the model out: long work, for a request that is sound."""
+        return Runner(self.model, dict(self.settings.options), self.settings.packed)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has something to do."""
+        return bool(self.rows or self.waiting or self._events)
+
+    def add(self, request: Request) -> int:
+        """Take a text in; returns its number.
+
+        Raises:
+            ValueError: anything in the request that cannot be done.
+        """
+        check_request(request)
+        check_mode(self.lm)
+        prompt = prompt_of(request, self.lm, self.context, self.mask_id)
+        limit = min(len(prompt) + (request.max_new_tokens or MAX_NEW_TOKENS), self.context)
         full = "context" if limit == self.context else "length"
+        sampling = draws_of(request, self.lm)
+        if request.seed is not None:
+            sampling = replace(sampling, seed=request.seed)
         mask = self.mask_id
         # an adapter's mask token lies beyond the vocabulary: nothing to ban
         banned = [mask] if mask is not None and mask < self.num_embedded else []
-        sampler = Sampler(self.settings.sampling, index, banned=banned)
-        return Row(index, prompt, len(prompt), limit, full, sampler)
+        sampler, ends = Sampler(sampling, banned=banned), ends_of(request, self.lm)
+        _ = self.runner  # is made when a first request has passed all checks
+        row = Row(self._next, request, prompt, len(prompt), limit, full, sampler, ends)
+        self._next += 1
+        self.waiting.append(row)
+        return row.number
 
-    def _chooser(self, K: int) -> Chooser:
-        chooser = self.settings.chooser
-        if chooser is None:
-            costs = self.settings.costs or measured(self.runner, len(self.rows), self.context)
-            chooser = Chooser(costs, K)
-        chooser.lead = self.lead
-        return chooser
+    def step(self) -> list[Event]:
+        """One forward for every text that has not ended, and what it brought."""
+        self._dismiss()
+        if self.rows:
+            self._forward(self.rows, self.cache)
+            self._leave()
+        fresh = self.waiting[: max(0, self.batch_size - len(self.rows))]
+        if fresh:
+            longest = max(min(row.limit, row.num_prompt + 512) for row in fresh)
+            cache = RaggedCache(len(fresh), min(longest, self.context) + (self.K + 1) * self.K)
+            self._forward(fresh, cache)
+            del self.waiting[: len(fresh)]
+            if self.rows:
+                self.cache.join(cache)
+            else:
+                self.cache = cache
+            self.rows = [*self.rows, *fresh]
+            self._leave()
+        events, self._events = self._events, []
+        return events
+
+    def cancel(self, number: int) -> None:
+        """End a text: "cancelled", told by the next step. One that has ended stays as it is."""
+        if number in self._answers:
+            return
+        self._row(number).stopped = "cancelled"
+
+    def result(self, number: int) -> Answer:
+        """The answer to a request that has ended; afterwards nobody knows it any more."""
+        if number in self._answers:
+            return self._answers.pop(number)
+        row = self._row(number)
+        raise ValueError(
+            f"request {number} has not ended: {len(row.said)} tokens so far; step until its end "
+            "comes, or cancel it and step once"
+        )
+
+    def _row(self, number: int) -> Row:
+        for row in (*self.rows, *self.waiting):
+            if row.number == number:
+                return row
+        raise KeyError(f"there is no request {number}")
+
+    def _dismiss(self) -> None:
+        """Those that were cancelled end before the next forward."""
+        self._end([row for row in self.waiting if row.stopped])
+        self.waiting = [row for row in self.waiting if not row.stopped]
+        self._leave()
+
+    def _leave(self) -> None:
+        """Texts that have ended make room."""
+        stay = [b for b, row in enumerate(self.rows) if not row.stopped]
+        if len(stay) < len(self.rows):
+            ended = [row for row in self.rows if row.stopped]
+            self.rows = [self.rows[b] for b in stay]
+            if stay:
+                self.cache.select(stay)
+            else:
+                self.cache = RaggedCache(0, 0)
+            self._end(ended)
+
+    def _end(self, rows: Sequence[Row]) -> None:
+        settings = self.settings
+        for row in rows:
+            meta = {"scheme": settings.scheme, "K": self.K, "beta": self.beta}
+            answer = row.answer(self.method, {**meta, "rule": row.sampler.rule})
+            self._answers[row.number] = answer
+            self._events.append(Event("end", row.number, step=row.num_steps, answer=answer))
+
+    # ----------------------------------------------------------------------------------------------
+    # The loop
 
     @torch.no_grad()
-    def step(self) -> list[Burst]:
-        """One forward for every text that has not ended, and what it brought."""
-        assert self.active, "all texts have ended"
-        if self.chooser is not None:
-            self.scheme = self.chooser()
-        rows, diffusion = self.active, self.scheme.name == "diffusion"
-        plan = self._plan_canvas if diffusion else self._plan
-        output = self.runner(self.cache, [plan(row) for row in rows])
-        self.num_forwards += 1
+    def _forward(self, rows: Sequence[Row], cache: RaggedCache) -> None:
+        """Steps 1 to 5 of the top of the file for texts whose cache this is."""
+        began = time.perf_counter()
+        self._choose(len(rows))
+        diffusion = self.scheme.name == "diffusion"
         for row in rows:
-            row.begin = len(row.tokens)
+            row.begin, row.past, row.reads = len(row.tokens), row.cached, 0
+        # 1. plan
+        plan = self._plan_canvas if diffusion else self._plan
+        pieces = [plan(row) for row in rows]
+        # 2. forward
+        output = self.runner(cache, pieces)
+        self.num_forwards += 1
         if diffusion:
-            counts = self._unmask(output)
+            counts = self._unmask(rows, output)
         else:
-            self._read_ahead(output)
-            counts = self._verify(output)
-            self._draft(output, counts)
+            self._read_ahead(rows, output)
+            # 3. verify
+            verdicts = self._verify(rows, output)
+            # 4. commit
+            counts = [
+                self._commit(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)
+            ]
+            # 5. draft
+            self._draft(rows, output, counts)
         for row, count in zip(rows, counts, strict=True):
             row.cached += count
-        self.cache.commit(counts)
-        self._leave()
-        return [
-            Burst(row.index, tuple(row.tokens[row.begin :]), tuple(row.guesses), row.stopped)
-            for row in rows
-        ]
+        cache.commit(counts)
+        seconds = time.perf_counter() - began
+        for row in rows:
+            cost = self.runner.cost(row.layout, past=row.past, reads=row.reads)
+            self._events += row.tell(replace(cost, seconds=seconds))
+
+    def _choose(self, num_rows: int) -> None:
+        """The scheme of this forward, if the fastest one is wanted. Costs are measured when they
+        are first needed, and again for twice as many texts."""
+        if self.settings.scheme != "auto":
+            return
+        chooser, costs = self.settings.chooser, self.settings.costs
+        if chooser is None and costs is None and num_rows > 2 * self._num_measured:
+            assert self._measured is not None, "nobody measures"
+            costs = self._measured(self.runner, num_rows, self.context)
+            self._num_measured = num_rows
+            if self.chooser is not None:
+                self.chooser.costs = costs
+        if self.chooser is None:
+            assert chooser is not None or costs is not None, "costs are measured first"
+            self.chooser = chooser or Chooser(costs, self.K)  # pyright: ignore[reportArgumentType]
+            self.chooser.lead = self.lead
+        self.scheme = self.chooser()
 
     # 1. plan
 
     def _plan(self, row: Row) -> Piece:
         final, room, K = row.final, row.room, self.scheme.K
         row.offers, row.looked_up = row.guesses[: min(K, room) - 1], False
+        row.offer_laws = row.laws
         if self.settings.drafter is not None:
             self._look_up(row, min(self.K, room) - 1)
         wanted = range(len(row.offers) + 1)
@@ -241,14 +302,15 @@ class Decoder:
             if width > self.lead or self.beta < 1.0:
                 blocks.append((outcome, width))
         row.layout = Layout(len(final) + len(row.offers), tuple(blocks))
-        return Piece(row.layout, final + row.offers + self._masks(row.layout))
+        row.given = row.offers + self._masks(row.layout)
+        return Piece(row.layout, final + row.given)
 
     def _look_up(self, row: Row, num: int) -> None:
         """Guesses of the drafter instead of the drafted ones, if it has any."""
         assert self.settings.drafter is not None, "no drafter"
         found = list(self.settings.drafter(row.tokens, num))[:num]
         if found and (self.chooser is None or self.chooser.worth(len(found))):
-            row.offers, row.laws, row.looked_up = found, [], True
+            row.offers, row.offer_laws, row.looked_up = found, [], True
 
     def _masks(self, layout: Layout) -> list[int]:
         num = layout.num_rows - layout.num_draft
@@ -257,100 +319,85 @@ class Decoder:
 
     # 3. verify
 
-    def _judged(self) -> list[tuple[int, int]]:
+    def _judged(self, rows: Sequence[Row]) -> list[tuple[int, int]]:
         """The last final token and the guesses of every text: what the verifier reads."""
         return [
             (b, i)
-            for b, row in enumerate(self.active)
+            for b, row in enumerate(rows)
             for i in range(len(row.final) - 1, row.layout.num_draft)
         ]
 
-    def _read_ahead(self, output: Output) -> None:
+    def _read_ahead(self, rows: Sequence[Row], output: Output) -> None:
         """Where all rows that may be read are few, read them at once: the head takes hardly longer
         for a dozen rows than for one, but twice as long for two calls."""
-        if not any(row.layout.blocks for row in self.active):
+        if not any(row.layout.blocks for row in rows):
             return  # only what is judged will be read
-        rows, first = self._judged(), self.lead if self.beta == 1.0 else 0
-        for b, row in enumerate(self.active):
+        places, first = self._judged(rows), self.lead if self.beta == 1.0 else 0
+        for b, row in enumerate(rows):
             layout = row.layout
             for outcome, width in layout.blocks:
                 begin = layout.begins[outcome]
-                rows += [(b, i) for i in range(begin + first, begin + width)]
-        if len(rows) <= READ_AHEAD:
-            output.read_ahead(rows)
+                places += [(b, i) for i in range(begin + first, begin + width)]
+        if len(places) <= READ_AHEAD:
+            output.read_ahead(places)
 
-    def _verify(self, output: Output) -> list[int]:
-        """Judge all guesses; how many rows of each text stand."""
-        first = [len(row.final) - 1 for row in self.active]
-        places = self._judged()
+    def _verify(self, rows: Sequence[Row], output: Output) -> list[Verdict]:
+        """Judge all guesses."""
+        places = self._judged(rows)
         logits = output.logits(places)
         if self.beta < 1.0:
-            masks = [(b, self.active[b].layout.begins[i + 1]) for b, i in places]
+            masks = [(b, rows[b].layout.begins[i + 1]) for b, i in places]
             logits = self.beta * logits + (1.0 - self.beta) * output.logits(masks)
-        choices = None
-        if self.active[0].sampler.is_argmax:
-            choices = argmaxes(logits, self.active[0].sampler.banned)
-        counts, begin = [], 0
-        for b, row in enumerate(self.active):
+        choices = self._choices(rows, logits)
+        verdicts, begin = [], 0
+        for row in rows:
             own = slice(begin, begin + len(row.offers) + 1)
             begin = own.stop
-            if choices is None:
-                verdict = row.sampler.verify(row.tokens, logits[own], row.offers, row.laws)
-            else:
+            if row.sampler.is_argmax:
                 verdict = matched(choices[own], row.offers)
-            self._take(row, verdict)
-            counts.append(first[b] + 1 + verdict.accepted)
-        return counts
+            else:
+                verdict = row.sampler.verify(row.tokens, logits[own], row.offers, row.offer_laws)
+            if row.request.logprobs:
+                row.odds += row.weigh(logits[own], [*row.offers[: verdict.accepted], verdict.token])
+            row.reads = (own.stop - own.start) * (1 if self.beta == 1.0 else 2)
+            verdicts.append(verdict)
+        return verdicts
 
-    def _take(self, row: Row, verdict: Verdict) -> None:
-        """Say the guesses that stand and the correction, up to whatever ends the text."""
-        offered = len(row.offers)
+    def _choices(self, rows: Sequence[Row], logits: Tensor) -> list[int]:
+        """The likeliest token of all places at once, where a text takes these."""
+        greedy = [row.sampler for row in rows if row.sampler.is_argmax]
+        return argmaxes(logits, greedy[0].banned) if greedy else []
+
+    # 4. commit
+
+    def _commit(self, row: Row, verdict: Verdict) -> int:
+        """Say the guesses that stand and the correction, up to whatever ends the text; how many
+        rows of the forward stand."""
+        offered, accepted = len(row.offers), verdict.accepted
+        count = len(row.final) + accepted
         if offered and not row.looked_up:
-            row.acceptance.add(offered, verdict.accepted)
+            row.acceptance.add(offered, accepted)
         if offered and self.chooser is not None:
             chooser = self.chooser
             known = chooser.looked_up if row.looked_up else chooser.acceptance
-            known.add(offered, verdict.accepted)
-        self._say(row, [*row.offers[: verdict.accepted], verdict.token])
+            known.add(offered, accepted)
+        self._say(row, [*row.offers[:accepted], verdict.token])
         prepared = len(row.layout.blocks)
-        scores = {"offered": offered, "accepted": verdict.accepted, "blocks": prepared}
-        self._record(row, scores, num_read=offered + 1)
-        row.drafts.append(row.offers)
+        row.scores = {"offered": offered, "accepted": accepted, "blocks": prepared}
         row.guesses, row.laws = [], []
+        return count
 
     def _say(self, row: Row, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            row.tokens.append(token)
-            row.stopped = self._end(row)
-            if row.stopped:
-                return
-
-    def _end(self, row: Row) -> str:
-        """Why the text ends with its last token; empty if it does not."""
-        if row.tokens[-1] in self.ends:
-            return "eos"
-        if self.criteria:
-            ids = torch.tensor([row.tokens], device=self.runner.device)
-            if any(bool(torch.as_tensor(stop(ids, None)).all()) for stop in self.criteria):
-                return "stop"
-        return "" if row.room > 0 else row.full
-
-    def _record(self, row: Row, scores: Mapping[str, float], *, num_read: int) -> None:
-        slots = row.layout.num_rows
-        flops = slots * self.flops_per_row + num_read * self.flops_per_read
-        length = len(row.tokens) - row.num_prompt
-        scores = {"length": length, "slots": slots, **scores}
-        step = Step(
-            len(row.steps), "forward", scores=scores, cost=Cost(1, flops), position=row.begin
-        )
-        row.steps.append(step)
+        row.say(tokens, self.settings.stopping_criteria, self.runner.device)
+        if row.request.logprobs:  # what would have followed an end was weighed, too
+            del row.odds[len(row.tokens) - row.num_prompt :]
 
     # 5. draft
 
-    def _draft(self, output: Output, counts: list[int]) -> None:
+    def _draft(self, rows: Sequence[Row], output: Output, counts: list[int]) -> None:
         """Guesses from the blocks of the outcomes that came."""
         wanted: list[tuple[Row, list[tuple[int, int]]]] = []
-        for b, (row, outcome) in enumerate(zip(self.active, counts, strict=True)):
+        for b, (row, outcome) in enumerate(zip(rows, counts, strict=True)):
             num = row.layout.widths.get(outcome, 0) - self.lead
             num = min(num, row.room - 1, self.scheme.K - 1)
             if num > 0 and not row.stopped and self.scheme.name != "plain":
@@ -359,25 +406,18 @@ class Decoder:
         if not wanted:
             return
         logits = output.logits([place for _, places in wanted for place in places])
-        begin, choices = 0, None
-        if wanted[0][0].sampler.is_argmax:
-            choices = argmaxes(logits, wanted[0][0].sampler.banned)
+        choices = self._choices([row for row, _ in wanted], logits)
+        begin = 0
         for row, places in wanted:
             own = slice(begin, begin + len(places))
             begin = own.stop
-            if choices is None:
-                row.guesses, row.laws = row.sampler.draft(row.tokens, logits[own])
-            else:
+            row.reads += len(places)
+            if row.sampler.is_argmax:
                 row.guesses = choices[own]
+            else:
+                row.guesses, row.laws = row.sampler.draft(row.tokens, logits[own])
 
-    def _leave(self) -> None:
-        """Texts that have ended make room."""
-        stay = [b for b, row in enumerate(self.active) if not row.stopped]
-        if len(stay) < len(self.active):
-            self.active = [self.active[b] for b in stay]
-            if stay:
-                self.cache.select(stay)
-
+    # ----------------------------------------------------------------------------------------------
     # Pure block diffusion: no verification (the paper's table 4)
 
     def _plan_canvas(self, row: Row) -> Piece:
@@ -385,14 +425,16 @@ class Decoder:
         final = row.final
         if not row.canvas:
             row.canvas = [None] * min(self.scheme.K, row.room)
+            row.sure = [0.0] * len(row.canvas)
         row.layout = Layout(len(final), ((len(final), len(row.canvas)),))
         mask = self.mask_id or 0
-        return Piece(row.layout, final + [mask if t is None else t for t in row.canvas])
+        row.given = [mask if t is None else t for t in row.canvas]
+        return Piece(row.layout, final + row.given)
 
-    def _unmask(self, output: Output) -> list[int]:
+    def _unmask(self, rows: Sequence[Row], output: Output) -> list[int]:
         """Keep what is sure, at least the surest; a block without masks is said."""
         counts = []
-        for b, row in enumerate(self.active):
+        for b, row in enumerate(rows):
             counts.append(row.layout.num_draft)
             open_ = [i for i, token in enumerate(row.canvas) if token is None]
             logits = output.logits([(b, row.layout.num_draft + i) for i in open_])
@@ -400,13 +442,15 @@ class Decoder:
             surest = max(sure for _, sure in found)
             for i, (token, sure) in zip(open_, found, strict=True):
                 if sure > self.settings.threshold or sure == surest:
-                    row.canvas[i] = token
+                    row.canvas[i], row.sure[i] = token, math.log(max(sure, 1e-300))
             kept = len(open_) - row.canvas.count(None)
+            row.reads, row.scores = len(open_), {"kept": kept, "open": len(open_)}
             row.guesses = [t for t in row.canvas if t is not None]
             if None not in row.canvas:
+                if row.request.logprobs:
+                    row.odds += row.sure
                 self._say(row, row.guesses)
                 row.canvas, row.guesses = [], []
-            self._record(row, {"kept": kept, "open": len(open_)}, num_read=len(open_))
         return counts
 
     def _sure(self, row: Row, place: int, logits: Tensor) -> tuple[int, float]:
@@ -414,23 +458,3 @@ class Decoder:
         scores = row.sampler.scores(row.tokens, logits)
         token = row.sampler.draw(scores, len(row.tokens) + place)
         return token, float(scores.softmax(-1)[token])
-
-    def result(self) -> Decoded:
-        """What has been said so far."""
-        name = self.settings.scheme
-        meta = {"scheme": name, "K": self.K, "beta": self.beta, "rule": self.settings.sampling.rule}
-        tokens = [row.tokens[row.num_prompt :] for row in self.rows]
-        picked = {} if self.chooser is None else self.chooser.picked
-        return Decoded(tokens, [row.trace(meta) for row in self.rows], self.num_forwards, picked)
-
-
-# --------------------------------------------------------------------------------------------------
-# What callers use
-
-
-def _size(lm: PreTrainedModel) -> int:
-    """Parameters that every row passes: all but the embeddings."""
-    tables = {id(lm.get_input_embeddings().weight)}
-    head = lm.get_output_embeddings()
-    tables |= set() if head is None else {id(head.weight)}
-    return sum(p.numel() for p in lm.parameters() if id(p) not in tables)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
@@ -19,9 +18,9 @@ from transformers import (
 )
 
 from inward.common.sampling import Processor, Rule, Sampling
+from inward.common.thinking import Event
 from inward.methods.tidar.choose import Chooser
-from inward.methods.tidar.decode import decode
-from inward.methods.tidar.decoder import Burst
+from inward.methods.tidar.decode import continued
 from inward.methods.tidar.model import TiDAR
 from inward.methods.tidar.request import Drafter
 
@@ -44,7 +43,7 @@ def generate(
     seed: int = 0,
     drafter: Drafter | None = None,
     chooser: Chooser | None = None,
-    on_burst: Callable[[Burst], None] | None = None,
+    on_event: Callable[[Event], None] | None = None,
     attention_mask: Tensor | None = None,
     **ignored: Any,
 ) -> Tensor:
@@ -61,12 +60,13 @@ def generate(
     limits = [c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria)]
     rest = [c for c in stopping_criteria if not isinstance(c, MaxLengthCriteria)]
     processors: tuple[Processor, ...] = tuple(logits_processor)
-    found = decode(
+    return continued(
         model if tidar is None else tidar,
         input_ids,
+        pad_id=generation_config.pad_token_id,
         attention_mask=attention_mask,
         mask_id=mask_id,
-        on_burst=on_burst,
+        on_event=on_event,
         scheme=scheme,
         K=K,
         num_blocks=num_blocks,
@@ -81,8 +81,3 @@ def generate(
         drafter=drafter,
         chooser=chooser,
     )
-    pad = generation_config.pad_token_id
-    longest = max(len(tokens) for tokens in found.tokens)
-    filler = pad if pad is not None else found.tokens[0][-1]
-    new = [tokens + [filler] * (longest - len(tokens)) for tokens in found.tokens]
-    return torch.cat([input_ids, torch.tensor(new, device=input_ids.device)], dim=1)

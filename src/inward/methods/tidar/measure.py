@@ -41,9 +41,8 @@ def measure(
 
     from inward.common.ragged import RaggedCache
     from inward.methods.tidar.batch import READ_AHEAD, Layout, Piece
-    from inward.methods.tidar.model import TiDAR
 
-    mask_id = runner.model.mask_id if isinstance(runner.model, TiDAR) else None
+    mask_id = None if runner.tidar is None else runner.tidar.mask_id
     clean_rows = () if mask_id is None else tuple(q for q in rows if q <= MOST_CLEAN)
 
     def clean(q: int) -> Piece:
@@ -88,25 +87,24 @@ def around(runner: Runner, costs: Costs, *, num_cached: int = 256) -> tuple[floa
     """Seconds outside the forward, of a step without drafts and of one with: as many texts as the
     costs are of are decoded for a moment, from `num_cached` tokens on; the median of the steps,
     less what their rows cost."""
-    import torch
-
+    from inward.common.sampling import Sampling
+    from inward.common.thinking import Request
     from inward.methods.tidar.base import context_limit
     from inward.methods.tidar.decoder import Decoder
-    from inward.methods.tidar.model import TiDAR
     from inward.methods.tidar.request import DecodeSettings
 
     model, K = runner.model, 3
-    names = ["plain", "two_pass"] if isinstance(model, TiDAR) else ["plain"]
+    names = ["plain"] if runner.tidar is None else ["plain", "two_pass"]
     room = min(num_cached, context_limit(runner.lm) - K * (_STEPS + 2))
     if room < 1:
         return 0.0, 0.0  # a context too short for long work
-    ids = torch.ones(costs.num_texts, room, dtype=torch.long, device=runner.device)
+    request = Request([1] * room, sampling=Sampling(), ends=frozenset())
     found = []
     for name in names:
-        settings = DecodeSettings(
-            scheme=name, K=K, eos_token_id=(), options=runner.options, packed=runner.packed
-        )
-        decoder = Decoder(model, ids, settings=settings)
+        settings = DecodeSettings(name, K, options=runner.options, packed=runner.packed)
+        decoder = Decoder(model, settings, batch_size=costs.num_texts)
+        for _ in range(costs.num_texts):
+            decoder.add(request)
         decoder.step()  # the prompt
         outside = []
         for _ in range(_STEPS):

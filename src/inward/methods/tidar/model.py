@@ -61,6 +61,7 @@ from inward.methods.tidar.base import (
     special_ids,
     splits,
 )
+from inward.methods.tidar.decode import continued
 from inward.methods.tidar.losses import Unread, branch
 from inward.methods.tidar.masks import Rows
 from inward.methods.tidar.samples import (
@@ -79,14 +80,6 @@ if TYPE_CHECKING:
     from inward.methods.tidar.adapter import DraftAdapter
 
 SETTINGS_FILE = "tidar.json"
-
-
-# --------------------------------------------------------------------------------------------------
-# The layout of a training sample: rows, tokens, labels
-
-
-# --------------------------------------------------------------------------------------------------
-# The model
 
 
 class TiDAR(nn.Module):
@@ -350,6 +343,24 @@ class TiDAR(nn.Module):
                 f"samples have {ids.shape[1]} tokens, this model attends over {limit}; cut them "
                 "shorter"
             )
+
+    # -- decoding ----------------------------------------------------------------------------------
+
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        """(B, S + longest) ids: the prompts as they are, padding included, then what the model
+        says, shorter texts padded at the right.
+
+        Args:
+            input_ids: (B, S) prompts. attention_mask: (B, S), 0 on padding, at either side.
+            options: of `inward.methods.tidar.decode.decode`: max_new_tokens, scheme, K, sampling,
+                eos_token_id, ...; and pad_id, else the padding token of the generation config.
+
+        Raises:
+            ValueError: see `decode`.
+        """
+        return continued(self, input_ids, attention_mask=attention_mask, **options)
 
     # -- saving ------------------------------------------------------------------------------------
 

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StopStringCriteria
+from transformers import PreTrainedModel
 
-from inward.common.sampling import Sampling
-from inward.methods.tidar.base import num_embedded, refuse_mask
+from inward.common.requests import check_prompt, end_tokens
+from inward.common.sampling import Sampling, sampling_of
+from inward.common.speaking import StopWords
+from inward.common.thinking import Request
+from inward.methods.tidar.base import lm_of, num_embedded, refuse_mask, tidar_of
 from inward.methods.tidar.choose import Chooser
-from inward.methods.tidar.model import TiDAR
 from inward.methods.tidar.schemes import Costs, Scheme
+
+if TYPE_CHECKING:
+    from inward.methods.tidar.model import TiDAR
 
 Drafter = Callable[[Sequence[int], int], Sequence[int]]
 """(tokens of a text, how many) -> guesses for what follows, none if it has no idea"""
 
+TRACES = ("canvas",)
+"""What a trace can hold beside the plain record: the guesses and masks behind the final tokens, as
+a forward was given them."""
+
+MAX_NEW_TOKENS = 128
+"""Where a request names no number."""
+
+_OURS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "logits_to_keep")
+_OURS = (*_OURS, "cache", "past_key_values", "use_cache")
+"""Arguments of a forward that decoding gives itself"""
+
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """How to decode.
+    """How texts are decoded that share their forwards.
 
     scheme: see `Scheme`; "auto": the fastest by measured costs and running acceptance.
     K: tokens of a draft; None: the block size of the TiDAR model (8 for others).
@@ -31,18 +48,16 @@ class DecodeSettings:
     beta: trust in the autoregressive logits, 1 all, 0 none; below 1 for plain and one_pass only,
         since the others lack f_j.
     threshold: of "diffusion": probability above which a drafted token is kept unverified.
-    max_new_tokens: None: up to the end of the context, where decoding ends in any case.
-    eos_token_id: ids that end a text; None: those of the model's generation config; (): none.
-    stop_strings: texts that end a text, with a tokenizer. stopping_criteria: transformers' ones,
-        asked after every new token with the (1, length) ids of the text and no scores.
-    sampling: the rule, temperature, processors, seed.
     drafter: a further source of guesses (`PromptLookup`); where it has any they are judged instead
         of the drafted ones.
     costs: for "auto", instead of measuring. chooser: for "auto", one that other texts have taught.
+    stopping_criteria: transformers' ones, asked after every new token with the (1, length) ids of
+        the text and no scores.
     packed: whether weights are packed for a CPU first (`inward.common.cpu.linears`); None: if they
         can be and are 4 GiB or less; False: nor is anything else done to be faster there
         (`inward.common.cpu.decoding`).
     options: further arguments of the model's forward.
+    mask_id: the mask token of a model that is no TiDAR model.
     """
 
     scheme: str = "one_pass"
@@ -50,19 +65,16 @@ class DecodeSettings:
     num_blocks: int = 2
     beta: float = 1.0
     threshold: float = 0.9
-    max_new_tokens: int | None = 128
-    eos_token_id: int | Sequence[int] | None = None
-    stop_strings: Sequence[str] = ()
-    tokenizer: PreTrainedTokenizerBase | None = None
-    stopping_criteria: Sequence[Callable[..., Any]] = ()
-    sampling: Sampling = field(default_factory=Sampling)
     drafter: Drafter | None = None
     costs: Costs | None = None
     chooser: Chooser | None = None
+    stopping_criteria: Sequence[Callable[..., Any]] = ()
     packed: bool | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    mask_id: int | None = None
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         name = "one_pass" if self.scheme == "auto" else self.scheme
         Scheme(name, 8 if self.K is None else self.K, self.num_blocks)
         if not 0.0 <= self.beta <= 1.0:
@@ -78,10 +90,59 @@ class DecodeSettings:
             raise ValueError("scheme 'diffusion' judges nothing, so it has no use for a drafter")
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold is {self.threshold}, must be a probability")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, must be at least 1")
-        if self.stop_strings and self.tokenizer is None:
-            raise ValueError("stop_strings need the tokenizer; pass tokenizer=")
+        clash = sorted(set(self.options) & set(_OURS))
+        if clash:
+            raise ValueError(f"options name {clash}, which decoding gives the forward itself")
+
+    def _check_kinds(self) -> None:
+        for name, (good, what) in _KINDS.items():
+            value = getattr(self, name)
+            if not good(value):
+                raise ValueError(f"{name} is {value!r}, must be {what}")
+
+    @property
+    def shared(self) -> tuple[Any, ...]:
+        """Equal for settings under which texts may share a forward."""
+        values = [_same(getattr(self, f.name)) for f in fields(self) if f.name != "options"]
+        return (*values, *((name, _same(self.options[name])) for name in sorted(self.options)))
+
+
+def _same(value: Any) -> Any:
+    """Plain values are compared, objects are the same only if they are one."""
+    plain = value is None or isinstance(value, bool | int | float | str)
+    if isinstance(value, list | tuple):
+        return tuple(map(_same, value))
+    return (type(value).__name__, value) if plain else id(value)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "scheme": (lambda v: isinstance(v, str), "the name of a scheme"),
+    "K": (lambda v: v is None or _is_int(v), "a number of tokens, or None"),
+    "num_blocks": (_is_int, "a number of blocks"),
+    "beta": (_is_number, "a number"),
+    "threshold": (_is_number, "a number"),
+    "drafter": (lambda v: v is None or callable(v), "a function of tokens and a number, or None"),
+    "costs": (lambda v: v is None or isinstance(v, Costs), "Costs, or None"),
+    "chooser": (lambda v: v is None or isinstance(v, Chooser), "a Chooser, or None"),
+    "stopping_criteria": (
+        lambda v: isinstance(v, Sequence) and all(map(callable, v)),
+        "a list of functions",
+    ),
+    "packed": (lambda v: v is None or isinstance(v, bool), "True, False or None"),
+    "options": (
+        lambda v: isinstance(v, Mapping) and all(isinstance(name, str) for name in v),
+        "arguments by name",
+    ),
+    "mask_id": (lambda v: v is None or _is_int(v), "a token, or None"),
+}
 
 
 @dataclass
@@ -105,24 +166,23 @@ class PromptLookup:
 
 
 # --------------------------------------------------------------------------------------------------
-# Checks
+# Checks of a model with its settings
 
 
-def find_mask(
-    model: TiDAR | PreTrainedModel, mask_id: int | None, settings: DecodeSettings
-) -> int | None:
+def find_mask(model: TiDAR | PreTrainedModel, settings: DecodeSettings) -> int | None:
     """The mask token's id; None if nothing will be drafted by masks."""
-    if isinstance(model, TiDAR):
-        if mask_id not in (None, model.mask_id):
-            raise ValueError(f"mask_id is {mask_id}, but the model's own is {model.mask_id}")
-        if model.settings.shifted and (settings.beta < 1.0 or settings.scheme == "diffusion"):
+    tidar, mask_id = tidar_of(model), settings.mask_id
+    if tidar is not None:
+        if mask_id is not None and mask_id != tidar.mask_id:
+            raise ValueError(f"mask_id is {mask_id}, but the model's own is {tidar.mask_id}")
+        if tidar.settings.shifted and (settings.beta < 1.0 or settings.scheme == "diffusion"):
             raise ValueError(
                 f"scheme {settings.scheme!r} with beta {settings.beta} needs a mask that predicts "
                 "the first token of a block; this model, trained with shifted=True, has none: use "
                 "beta=1 and a scheme that verifies"
             )
-        return model.mask_id
-    size = num_embedded(model)
+        return tidar.mask_id
+    size = num_embedded(lm_of(model))
     if mask_id is not None and not 0 <= mask_id < size:
         raise ValueError(f"mask_id is {mask_id}, but the model embeds ids 0..{size - 1}")
     if mask_id is None and (settings.scheme != "plain" or settings.beta < 1.0):
@@ -133,10 +193,26 @@ def find_mask(
     return mask_id
 
 
-def check_inputs(
-    lm: PreTrainedModel, input_ids: Tensor, K: int, context: int, mask_id: int | None
-) -> None:
-    """Raise ValueError unless the model can continue these ids."""
+def check_model(lm: PreTrainedModel, settings: DecodeSettings, K: int, context: int) -> None:
+    """Raise ValueError unless the model can decode so."""
+    if context < K:
+        raise ValueError(f"K is {K}, but this model attends over {context} tokens; use a smaller K")
+    # a subclass may pass on whatever it is given
+    forwards = [kind.forward for kind in type(lm).__mro__ if "forward" in vars(kind)]
+    known = {name for forward in forwards for name in inspect.signature(forward).parameters}
+    strange = sorted(set(settings.options) - known)
+    if strange:
+        raise ValueError(f"the forward of {type(lm).__name__} knows no {strange}, see options")
+
+
+def check_mode(lm: PreTrainedModel) -> None:
+    """Raise ValueError for a model that is being trained."""
+    if lm.training:
+        raise ValueError("the model is in training mode, where dropout acts; call model.eval()")
+
+
+def check_ids(lm: PreTrainedModel, input_ids: Tensor) -> None:
+    """Raise ValueError unless these are ids of texts, where the model is."""
     if input_ids.ndim != 2 or input_ids.dtype != torch.long:
         raise ValueError(
             f"input_ids must be (texts, tokens) int64; got {tuple(input_ids.shape)} "
@@ -144,17 +220,56 @@ def check_inputs(
         )
     if input_ids.device != lm.device:
         raise ValueError(f"input_ids lie on {input_ids.device}, the model on {lm.device}")
-    if lm.training:
-        raise ValueError("the model is in training mode, where dropout acts; call model.eval()")
-    if context < K:
-        raise ValueError(f"K is {K}, but this model attends over {context} tokens; use a smaller K")
+
+
+# --------------------------------------------------------------------------------------------------
+# Checks of one request
+
+
+def check_request(request: Request) -> None:
+    """Raise ValueError for what no model could do."""
+    strange = sorted((request.trace or frozenset()) - set(TRACES))
+    if strange:
+        raise ValueError(f"traces hold no {strange} here; they can hold {list(TRACES)}")
+    wanted, seed = request.max_new_tokens, request.seed
+    if wanted is not None and not (_is_int(wanted) and wanted >= 1):
+        raise ValueError(f"max_new_tokens is {wanted}, must be at least 1")
+    if seed is not None and not (_is_int(seed) and seed >= 0):
+        raise ValueError(f"seed is {seed}, must be 0 or more")
+    if request.stop is not None and not isinstance(request.stop, StopWords):
+        raise ValueError(f"stop is {request.stop!r}; build StopWords(words, tokenizer.decode)")
+    if request.sampling is not None and not isinstance(request.sampling, Sampling):
+        raise ValueError(f"sampling is {request.sampling!r}, must be a Sampling")
+
+
+def prompt_of(
+    request: Request, lm: PreTrainedModel, context: int, mask_id: int | None
+) -> list[int]:
+    """The tokens of a prompt that the model can continue."""
+    given = request.prompt
+    if isinstance(given, Tensor | np.ndarray):
+        given = given.tolist()
+    if not isinstance(given, Sequence) or not all(isinstance(t, int | np.integer) for t in given):
+        raise ValueError(
+            f"the prompt is {str(given)[:60]!r}; TiDAR continues a list of token ids, which the "
+            "tokenizer makes"
+        )
+    prompt = list(map(int, given))
     if mask_id is not None:
-        refuse_mask(input_ids, mask_id)
+        refuse_mask(torch.tensor(prompt), mask_id)
+    check_prompt(prompt, context=context, vocab_size=num_embedded(lm))
+    return prompt
 
 
-def stop_criteria(settings: DecodeSettings) -> list[Callable[..., Any]]:
-    """Whatever else may end a text."""
-    criteria = list(settings.stopping_criteria)
-    if settings.stop_strings and settings.tokenizer is not None:
-        criteria.append(StopStringCriteria(settings.tokenizer, list(settings.stop_strings)))
-    return criteria
+def ends_of(request: Request, lm: PreTrainedModel) -> frozenset[int]:
+    """The tokens that end its text."""
+    if request.ends is None:
+        return end_tokens(None, lm.generation_config)
+    return end_tokens(sorted(request.ends), None, num_embedded(lm))
+
+
+def draws_of(request: Request, lm: PreTrainedModel) -> Sampling:
+    """How its tokens are drawn, the seed left out."""
+    if request.sampling is not None:
+        return request.sampling
+    return sampling_of(lm.generation_config)

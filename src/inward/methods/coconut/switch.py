@@ -1,24 +1,27 @@
 """Who switches between silence and speech, position by position, row by row.
 
-A policy looks at a `SwitchView` of all rows and says which of them think at the next position. It
+A switch looks at a `SwitchView` of rows and says which of them think at the next position. It
 holds no state; what it needs from before is in the view, so rows may be at different places. Any
-function from a view to a boolean tensor is a policy.
+function from a view to a boolean tensor is a switch.
 
-    Speak()                     never starts to think: the thoughts are in the prompt (Coconut)
-    Script((2, 2), ends={13})   two thoughts, a sentence, two thoughts, speech: a schedule from data
-    Boundary()                  the model says <bot> and <eot> itself (SWITCH, arXiv 2606.13106)
-    EntropySwitch(dwell=64)     think when unsure, speak when sure again (SwiReasoning, 2510.05069)
-    Budget(policy, ...)         another policy within bounds
+    Speaking()                    never starts to think: the thoughts are in the prompt (Coconut)
+    Scripted((2, 2), ends={13})   two thoughts, a sentence, two thoughts, speech: as in data
+    Boundary()                    the model says <bot> and <eot> itself (SWITCH, arXiv 2606.13106)
+    EntropySwitch(dwell=64)       think when unsure, speak when sure (SwiReasoning, 2510.05069)
+    Budget(switch, ...)           another switch within bounds
 
-The generator does the rest: when a row begins to think it says <bot>, when it ends it says <eot>
-(unless the model has no boundary tokens), and never says them at any other time.
+By name, with their numbers: "speak", "boundary:threshold=0.4", "entropy:dwell=64,longest=16",
+"budget:of=entropy,total=12" (`named`). The work does the rest: when a row begins to think it says
+<bot>, when it ends it says <eot> (unless the model has no boundary tokens), and never says them at
+any other time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +72,7 @@ class SwitchView:
         return self.logp[:, token].exp()
 
 
-Policy = Callable[[SwitchView], Tensor]
+Switch = Callable[[SwitchView], Tensor]
 """(B,) bool: think at the next position"""
 
 
@@ -97,11 +100,13 @@ class Scripted:
     def __post_init__(self) -> None:
         if not self.thoughts or min(self.thoughts) < 1 or self.sentences < 1:
             raise ValueError(
-                f"Script: thoughts {self.thoughts} and sentences {self.sentences} must be 1 or more"
+                f"Scripted: thoughts {self.thoughts} and sentences {self.sentences} must be 1 or "
+                "more"
             )
         if len(self.thoughts) > 1 and not self.ends:
             raise ValueError(
-                "Script: several blocks need to know where a sentence ends; pass ends={token, ...}"
+                "Scripted: several blocks need to know where a sentence ends; pass ends={token, "
+                "...}"
             )
 
     def __call__(self, view: SwitchView) -> Tensor:
@@ -168,10 +173,10 @@ class EntropySwitch:
 
 @dataclass(frozen=True)
 class Budget:
-    """Another policy within bounds: at least `least` and at most `most` thoughts a block, at most
+    """Another switch within bounds: at least `least` and at most `most` thoughts a block, at most
     `total` thoughts a row (the prompt's included)."""
 
-    policy: Policy
+    switch: Switch
     total: int | None = None
     least: int = 0
     most: int | None = None
@@ -185,9 +190,62 @@ class Budget:
             )
 
     def __call__(self, view: SwitchView) -> Tensor:
-        silent = self.policy(view) | (view.thinking & (view.run < self.least))
+        silent = self.switch(view) | (view.thinking & (view.run < self.least))
         if self.most is not None:
             silent &= ~view.thinking | (view.run < self.most)
         if self.total is not None:
             silent &= view.thoughts < self.total
         return silent
+
+
+# --------------------------------------------------------------------------------------------------
+# By name
+
+NAMED: Mapping[str, Callable[..., Any]] = {
+    "speak": Speaking,
+    "boundary": Boundary,
+    "entropy": EntropySwitch,
+    "budget": Budget,
+}
+
+
+def named(choice: str | Switch) -> Switch:
+    """A switch by its name and numbers: "entropy", "entropy:dwell=64,longest=16"; "budget" bounds
+    the one that `of` names (Boundary without it): "budget:of=entropy,total=12". Others are
+    returned as they are.
+
+    Raises:
+        ValueError: no such name or number, a number out of range, or no function at all.
+    """
+    if not isinstance(choice, str):
+        if not callable(choice):
+            raise ValueError(
+                f"switch is {choice!r}; give a name ({', '.join(NAMED)}), or a function of a view"
+            )
+        return choice
+    name, _, rest = choice.partition(":")
+    if name not in NAMED:
+        raise ValueError(f"there is no switch {name!r}; there are {', '.join(NAMED)}")
+    numbers = dict(_number(choice, part) for part in rest.split(",") if part)
+    if name == "budget":
+        numbers["switch"] = named(str(numbers.pop("of", "boundary")))
+    try:
+        return NAMED[name](**numbers)
+    except TypeError as error:
+        fields = [field for field in NAMED[name].__dataclass_fields__ if field != "switch"]
+        raise ValueError(
+            f"switch {choice!r}: {name} has the numbers {', '.join(fields) or 'none'}"
+        ) from error
+
+
+def _number(choice: str, part: str) -> tuple[str, Any]:
+    """dwell=64 -> ("dwell", 64)"""
+    name, equals, value = part.partition("=")
+    if equals and name == "of":
+        return name, value
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    raise ValueError(f"switch {choice!r}: {part!r} is no number; write name=number")

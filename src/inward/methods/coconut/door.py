@@ -1,0 +1,59 @@
+"""Coconut's door: what a request may ask of it. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from inward.common.thinking import Method, Option
+
+if TYPE_CHECKING:
+    from inward.methods.coconut.work import CoconutLanes
+
+
+def begin(model: Any, *, batch_size: int = 32) -> CoconutLanes:
+    """Work on a `Coconut`; see `inward.common.thinking.Work`.
+
+    Args:
+        batch_size: rows at a time (a request has one for each vote); further ones wait.
+    """
+    from inward.methods.coconut.work import CoconutLanes
+
+    return CoconutLanes(model, METHOD, batch_size=batch_size)
+
+
+def _prepare(model: Any, tokens: Any, ask: Any, own: Any) -> tuple[Any, dict[str, Any]]:
+    from inward.methods.coconut.asking import prepare
+
+    return prepare(model, tokens, ask, own)
+
+
+METHOD = Method(
+    name="coconut",
+    begin=begin,
+    options={
+        "switch": Option(
+            "speak",
+            "who decides when to think: a name with numbers (speak, boundary:threshold=0.5, "
+            "entropy:dwell=64, budget:of=entropy,total=12), or a function of a SwitchView",
+        ),
+        "thoughts": Option(
+            None,
+            "numbers: thoughts of each block, a sentence between two blocks",
+            tuple[int, ...],
+        ),
+        "boundaries": Option(True, "say <bot> and <eot> around thoughts"),
+        "thought": Option("hidden", "hidden: the last hidden state; soft: the mean embedding"),
+        "noise": Option(0.0, "Gaussian noise on thoughts, share of their size; 0.1 with votes"),
+        "edit": Option(None, "function that changes thoughts (1, d) before they are fed in"),
+        "max_new_thoughts": Option(256, "thoughts that may be added; then it must speak"),
+        "lens": Option(None, "likeliest tokens shown of each thought; 5 if a trace holds a lens"),
+        "votes": Option(1, "tries with noise on their thoughts; the commonest answer wins"),
+        "ballot": Option(None, "from the tokens of a try to what is counted; None: all tokens"),
+        "per_pass": Option(None, "further arguments of the base's forward, or (start, stop) -> "),
+        "packed": Option(None, "pack weights for a CPU: True, False, None: where it pays"),
+    },
+    unit=("votes", "votes"),
+    traces=("lens",),
+    reads="text",
+    prepare=_prepare,
+)

@@ -1,0 +1,179 @@
+"""One try at a request in work: what it has said and thought, and the record of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from inward.common.costs import Sizes, forward_cost
+from inward.common.sampling import Sampler
+from inward.common.thinking import Event
+from inward.common.trace import Cost, Span, Step
+from inward.data.thoughts.segments import Latent, Sample, Segment, Specials, Text
+from inward.methods.coconut.plan import CoconutPlan
+
+
+@dataclass(eq=False)
+class Row:
+    """A request (or one of its votes) in work.
+
+    number: of the request. spoken: all tokens, the prompt's included, without thoughts.
+    length: positions, thoughts counted. thinking: inside a block. run: positions since the last
+        switch. thoughts, blocks: in all. new: the tokens said. said: those since the last block.
+    samplers: with <bot> among the words, and without.
+    pending: the last position has not been run yet. silent: it is a thought.
+    marks: (position, seconds) of each step.
+    """
+
+    number: int
+    plan: CoconutPlan
+    prompt: Sample
+    samplers: dict[bool, Sampler]
+    spoken: list[int]
+    length: int
+    thinking: bool
+    run: int
+    thoughts: int
+    blocks: int
+    new: list[int] = field(default_factory=list)
+    said: list[int] = field(default_factory=list)
+    added: list[Segment] = field(default_factory=list)
+    new_thoughts: int = 0
+    reference: float = float("nan")
+    pending: bool = False
+    silent: bool = False
+    stopped: str = ""
+    logprobs: list[float] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    marks: list[tuple[int, float]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    since: float = field(default_factory=time.perf_counter)
+
+    @staticmethod
+    def of(
+        number: int,
+        plan: CoconutPlan,
+        prompt: Sample,
+        specials: Specials,
+        *,
+        index: int,
+        never: Collection[int],
+    ) -> Row:
+        """The index-th try at a request; `never`: words that it must not say."""
+        spoken = [i for s in prompt.segments if isinstance(s, Text) for i in s.ids]
+        last = prompt.segments[-1]
+        opened = isinstance(last, Text) and last.ids[-1] == specials.bot
+        banned = {True: (*never,), False: (*never, specials.bot)}
+        return Row(
+            number=number,
+            plan=plan,
+            prompt=prompt,
+            samplers={k: Sampler(plan.sampling, index, banned=ids) for k, ids in banned.items()},
+            spoken=spoken,
+            length=len(prompt),
+            thinking=opened or isinstance(last, Latent),
+            run=len(last) if isinstance(last, Latent) else 0,
+            thoughts=prompt.num_thoughts,
+            blocks=len(prompt.blocks) + opened,
+        )
+
+    def think(self) -> None:
+        """One more thought."""
+        if not self.thinking:
+            self.enter()
+        self.run += 1
+        self.length += 1
+        self.thoughts += 1
+        self.new_thoughts += 1
+        self.added.append(Latent(1))
+        self.pending = self.silent = True
+
+    def say(self, token: int) -> None:
+        """One more word."""
+        self.run += 1
+        self.length += 1
+        self.spoken.append(token)
+        self.new.append(token)
+        self.said.append(token)
+        self.added.append(Text((token,), False))
+        self.pending, self.silent = True, False
+
+    def enter(self) -> None:
+        """Begin a block."""
+        self.thinking, self.run = True, 0
+        self.blocks += 1
+
+    def leave(self) -> None:
+        """End a block."""
+        self.thinking, self.run = False, 0
+        self.said = []
+
+    def reason(self, limit: int | None) -> str:
+        """Why it ends here; "" if it goes on. limit: positions of the context."""
+        if self.new and self.added and isinstance(self.added[-1], Text):
+            if self.new[-1] in self.plan.ends:
+                return "end"
+            if self.plan.stop is not None and self.plan.stop.found(self.new):
+                return "stop"
+            if len(self.new) >= self.plan.max_new_tokens:
+                return "length"
+        return "context" if limit is not None and self.length >= limit else ""
+
+    def sample(self) -> Sample:
+        """The prompt and what followed, neighbours of one kind joined."""
+        segments: list[Segment] = []
+        for segment in (*self.prompt.segments, *self.added):
+            last = segments[-1] if segments else None
+            if isinstance(segment, Latent) and isinstance(last, Latent):
+                segments[-1] = Latent(last.num + segment.num)
+            elif isinstance(segment, Text) and isinstance(last, Text):
+                both = last.supervised and segment.supervised
+                segments[-1] = Text(last.ids + segment.ids, both)
+            else:
+                segments.append(segment)
+        return Sample(tuple(segments))
+
+    # -- the record
+
+    def mark(
+        self,
+        position: int,
+        *,
+        token: int | None,
+        chance: float = 0.0,
+        lens: Span | None = None,
+        entropy: float = 0.0,
+    ) -> Event:
+        """Note the step that decided what stands at `position`: a word, or a thought."""
+        now = time.perf_counter()
+        self.marks.append((position, now - self.since))
+        self.since = now
+        kind = "thought" if token is None else "word"
+        if self.plan.trace is not None:
+            seen = {} if lens is None or "lens" not in self.plan.trace else {"lens": lens}
+            self.steps.append(
+                Step(
+                    index=len(self.marks),
+                    kind=kind,
+                    says=None if token is None else Span.of([token], [chance]),
+                    view=seen,
+                    scores={"entropy": entropy},
+                    position=position,
+                )
+            )
+        shown = () if lens is None else tuple(lens.ids.tolist())
+        return Event(kind, self.number, shown if token is None else (token,), step=len(self.marks))
+
+    def costs(self, base: Any, sizes: Sizes | None, options: dict[str, Any]) -> list[Cost]:
+        """Of each step: a forward of all that has come since the step before. The first one's is
+        the prompt's, so that together they are what the answer took."""
+        found, before = [], 0
+        for position, seconds in self.marks:
+            cost = forward_cost(
+                base, rows=position - before, past=before, reads=1, sizes=sizes, **options
+            )
+            found.append(Cost(cost.evaluations, cost.flops, cost.forwards, cost.bytes, seconds))
+            before = position
+        return found

@@ -1,0 +1,355 @@
+"""Rows that share a forward although each is in a place of its own.
+
+Prompts that come together are read in one batch, in columns (`Coconut.sequential`); then each row's
+keys and values move into a cache in which rows have lengths of their own, so that a later row can
+join those under way, and none drags along columns that only its neighbours needed. A step adds one
+position to every row; what a row must not see is masked by a (B, 1, 1, K) additive mask, or none is
+needed because all are equally long.
+
+A seat whose row has ended is given to the next one that comes; until then a token runs in it that
+nobody reads. When more than half are empty the others move together.
+
+Bases that cannot share (sliding windows, positions that only a mask tells, attention that does not
+honour such a mask) get a place for each row, with the cache that training uses.
+
+Shape letters: B seats, K positions, d width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from inward.common.cpu.decoding import Decoding
+from inward.common.ragged import RaggedCache
+from inward.data.thoughts.columns import before_thoughts, widened
+from inward.methods.coconut.base import unwrapped
+from inward.methods.coconut.cache import new_cache
+from inward.methods.coconut.row import Row
+
+if TYPE_CHECKING:
+    from inward.methods.coconut.model import Coconut
+
+Edits = Callable[[Sequence[Row | None], Tensor, Tensor, Tensor], Tensor]
+"""(rows, thoughts (B, d), which rows think (B,), their numbers (B,)) -> thoughts"""
+
+Asked = Callable[[int, int], Mapping[str, Any]]
+"""(start, stop) -> further arguments of the base's forward"""
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading prompts
+
+
+@dataclass
+class Prefilled:
+    """What prompts came to: hidden (B, d), logits (B, V) of each row's last position; `seen`: the
+    logits that the thoughts of each row came from, if a record was asked for: [(position, (V,))].
+    """
+
+    cache: Cache
+    mask: Tensor
+    hidden: Tensor
+    logits: Tensor
+    seen: list[list[tuple[int, Tensor]]]
+    num_passes: int
+
+    def past(self, row: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (heads, length, head width) of each layer that saw all columns."""
+        S = self.mask.shape[1]
+        kept = self.mask[row].bool()
+        own = slice(None) if bool(kept.all()) else kept.nonzero()[:, 0]
+        layers: list[tuple[Tensor, Tensor]] = []
+        for layer in cast(Iterable[Any], self.cache.layers):
+            if layer.keys is None or layer.keys.shape[2] != S:
+                break  # of a base that went less deep in a later pass
+            layers.append((layer.keys[row][:, own], layer.values[row][:, own]))
+        return layers
+
+
+def prefill(
+    model: Coconut, rows: Sequence[Row], edits: Edits, asked: Asked, fast: Decoding
+) -> Prefilled:
+    """Read the prompts of these rows together."""
+    batch = model.collate([row.prompt for row in rows], may_end_open=True)
+    mask, latent = batch["attention_mask"], batch["latent"]
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    last = (mask * columns).argmax(1)
+    wanted = columns == last[:, None]
+    watched = torch.tensor([row.plan.watched for row in rows], device=mask.device)
+    wanted = wanted | (before_thoughts(latent) & watched[:, None])
+    found = Prefilled(new_cache(model.base, mask), mask, mask, mask, [[] for _ in rows], 0)
+
+    def edit(thought: Tensor, where: Tensor, number: Tensor) -> Tensor:
+        return edits(rows, thought, where, number)
+
+    with fast(mask.shape[1]):
+        parts = model.sequential(batch, wanted=wanted, edit=edit, cache=found.cache, per_pass=asked)
+        for part in parts:
+            found.num_passes += 1
+            where, places = wanted[:, part.start : part.stop].nonzero(as_tuple=True)
+            logits = widened(part.logits)
+            if part.start == 0:
+                found.hidden = part.hidden.new_zeros(len(rows), part.hidden.shape[-1])
+                found.logits = logits.new_zeros(len(rows), logits.shape[-1])
+            ends = places + part.start == last[where]
+            found.hidden[where[ends]] = part.hidden[where[ends], places[ends]]
+            found.logits[where[ends]] = logits[ends]
+            for r, place, own in zip(where.tolist(), places.tolist(), logits, strict=True):
+                column = part.start + place + 1
+                if column < latent.shape[1] and bool(latent[r, column]):
+                    found.seen[r].append((int(batch["position_ids"][r, column]), own))
+    return found
+
+
+# --------------------------------------------------------------------------------------------------
+# The past of the rows
+
+
+class SharedPast:
+    """Of many rows, in a `RaggedCache`."""
+
+    def __init__(self, capacity: int) -> None:
+        self.cache = RaggedCache(0, capacity)
+        self.depth: int | None = None
+
+    def take(self, seat: int, read: Prefilled, row: int) -> None:
+        """Give a seat the past of a row that has been read."""
+        past = read.past(row)
+        self.depth = len(past) if self.depth is None else min(self.depth, len(past))
+        self.cache.insert(seat, past)
+
+    def begin(
+        self, live: Sequence[bool], device: torch.device, dtype: torch.dtype
+    ) -> Tensor | None:
+        """The mask of the next position."""
+        lengths = self.cache.book.lengths
+        known = {n for n, lives in zip(lengths, live, strict=True) if lives}
+        idle = 0 if len(known) > 1 else max(known)  # so that empty seats ask for no mask
+        lengths[:] = [n if lives else idle for n, lives in zip(lengths, live, strict=True)]
+        self.cache.begin(1, device)
+        book = self.cache.book
+        if book.slots is None:
+            return None
+        hidden = torch.arange(book.used, device=device) > book.slots
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
+        return mask.masked_fill_(hidden, -torch.inf)[:, None, None]
+
+    def end(self) -> None:
+        """The position has been run.
+
+        Raises:
+            ValueError: it went through layers that earlier positions did not.
+        """
+        writes = self.cache.book.writes
+        if self.depth is not None and writes > self.depth:
+            raise ValueError(
+                f"a forward went through {writes} layers, those before it through {self.depth}; "
+                "what the deeper ones would look at is missing: let per_pass ask for the same or "
+                "less"
+            )
+        self.depth = writes
+        self.cache.commit([1] * len(self.cache.book.lengths))
+
+
+class OwnPast:
+    """Of one row, in the cache that it was read into."""
+
+    def __init__(self, read: Prefilled) -> None:
+        self.cache = read.cache
+        self.mask = read.mask
+
+    def begin(
+        self, live: Sequence[bool], device: torch.device, dtype: torch.dtype
+    ) -> Tensor | None:
+        """The mask of the next position."""
+        length = self.mask.shape[1]
+        if self.cache.get_seq_length() == length:  # else a forward that failed is run again
+            self.mask = F.pad(self.mask, (0, 1), value=1)
+        return self.mask
+
+    def end(self) -> None:
+        """The position has been run."""
+
+
+# --------------------------------------------------------------------------------------------------
+# Seats
+
+
+class Seats:
+    """Rows in work together; None where a seat is empty.
+
+    hidden (B, d), logits (B, V): of each row's last position, in the order of the seats.
+    """
+
+    def __init__(self, model: Coconut, past: SharedPast | OwnPast) -> None:
+        self.model = model
+        self.past = past
+        self.rows: list[Row | None] = []
+        self.hidden = self.logits = torch.empty(0)
+
+    @property
+    def live(self) -> list[tuple[int, Row]]:
+        """(seat, row) of all rows."""
+        return [(seat, row) for seat, row in enumerate(self.rows) if row is not None]
+
+    def join(self, rows: Sequence[Row], read: Prefilled) -> None:
+        """Seat rows that have been read."""
+        free = [seat for seat, row in enumerate(self.rows) if row is None][: len(rows)]
+        more = len(rows) - len(free)
+        seats = [*free, *range(len(self.rows), len(self.rows) + more)]
+        past = self.past
+        if isinstance(past, SharedPast):
+            past.cache.extend(more)
+            past.cache.reserve(_room(rows))
+            for r, seat in enumerate(seats):
+                past.take(seat, read, r)
+        if not self.rows:
+            self.rows, self.hidden, self.logits = list(rows), read.hidden, read.logits
+            return
+        self.rows += [None] * more
+        self.hidden = _placed(self.hidden, read.hidden, seats, more)
+        self.logits = _placed(self.logits, read.logits, seats, more)
+        for seat, row in zip(seats, rows, strict=True):
+            self.rows[seat] = row
+
+    def leave(self, gone: Iterable[Row]) -> None:
+        """These rows have ended; if few are left they move together."""
+        names = {id(row) for row in gone}
+        self.rows = [None if row is None or id(row) in names else row for row in self.rows]
+        kept = [seat for seat, _ in self.live]
+        if not kept or 2 * len(kept) >= len(self.rows) or not isinstance(self.past, SharedPast):
+            return
+        self.past.cache.select(kept)
+        self.rows = [self.rows[seat] for seat in kept]
+        self.hidden, self.logits = self.hidden[kept], self.logits[kept]
+
+    def forward(self, edits: Edits, asked: Asked, fast: Decoding) -> None:
+        """Run the position that every row has decided on."""
+        model, device = self.model, self.hidden.device
+        live = [row is not None for row in self.rows]
+        numbers = [
+            [0, 0, 0, False] if row is None
+            else [row.spoken[-1], row.length - 1, row.thoughts - 1, row.silent]
+            for row in self.rows
+        ]  # fmt: skip
+        tokens, positions, number, silent = torch.tensor(numbers, device=device).unbind(1)
+        inputs = model.embedding(tokens)
+        if any(row is not None and row.silent for row in self.rows):
+            # a row's `thoughts` counts the one that is now fed in
+            where = silent.bool()
+            thought = edits(self.rows, self._thoughts().to(inputs.dtype), where, number)
+            inputs = torch.where(where[:, None], thought, inputs)
+        place = max(row.length for _, row in self.live) - 1
+        with fast(1):
+            hidden, logits, _ = model.run(
+                inputs[:, None],
+                self.past.begin(live, device, inputs.dtype),
+                positions[:, None],
+                cache=self.past.cache,
+                **asked(place, place + 1),
+            )
+        self.past.end()
+        self.hidden, self.logits = hidden[:, 0], widened(logits[:, 0])
+        for _, row in self.live:
+            row.pending = False
+
+    def _thoughts(self) -> Tensor:
+        """(B, d) what silent rows get as their next input."""
+        soft = [row is not None and row.plan.thought == "soft" for row in self.rows]
+        if not any(soft):
+            return self.model.feedback(self.hidden)
+        ids = torch.arange(self.model.embedding.weight.shape[0], device=self.hidden.device)
+        table = self.model.embedding(ids)
+        mean = self.logits[:, : len(ids)].softmax(-1).to(table.dtype) @ table
+        if all(soft):
+            return mean
+        hidden = self.model.feedback(self.hidden).to(mean.dtype)
+        return torch.where(torch.tensor(soft, device=mean.device)[:, None], mean, hidden)
+
+
+def _room(rows: Sequence[Row]) -> int:
+    """Positions to make room for; more than that fit too, at a copy."""
+    return max(
+        row.length + min(row.plan.max_new_tokens + row.plan.max_new_thoughts, 256) for row in rows
+    )
+
+
+def _placed(old: Tensor, new: Tensor, seats: Sequence[int], more: int) -> Tensor:
+    grown = torch.cat([old, old.new_zeros(more, old.shape[1])]) if more else old.clone()
+    grown[list(seats)] = new
+    return grown
+
+
+# --------------------------------------------------------------------------------------------------
+# Who can share
+
+_HONEST: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+def keeps_all(model: Coconut) -> bool:
+    """Whether the base's cache is plain, and positions can be told it: what rows of lengths of
+    their own need beside an honest mask."""
+    config = unwrapped(model.base).config
+    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+    return kinds <= {DynamicLayer} and "position_ids" in model.accepts
+
+
+def honest(model: Coconut, asked: Asked) -> bool:
+    """Whether the base honours positions and a mask for rows of unequal length, found out once by
+    a few tiny forwards: what is masked must not change a bit, what is not must count."""
+    base = unwrapped(model.base)
+    if base not in _HONEST:
+        try:
+            _HONEST[base] = _keeps_promises(model, asked)
+        except (ValueError, RuntimeError, TypeError, IndexError):
+            _HONEST[base] = False
+    return _HONEST[base]
+
+
+@torch.no_grad()
+def _keeps_promises(model: Coconut, asked: Asked) -> bool:
+    table = model.embedding
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(table.weight.shape[0], (7,), generator=generator).to(table.weight.device)
+    embeds = table(ids)[None]
+
+    def ones(num: int) -> Tensor:
+        return torch.ones(1, num, dtype=torch.long, device=ids.device)
+
+    def places(first: int, num: int) -> Tensor:
+        return torch.arange(first, first + num, device=ids.device)[None]
+
+    def read(num: int) -> Prefilled:
+        cache = new_cache(model.base, ones(num))
+        inputs = embeds[:, :num]
+        model.run(inputs, ones(num), places(0, num), cache=cache, **asked(0, num))
+        return Prefilled(cache, ones(num), inputs[:, -1], inputs[:, -1], [[]], 1)
+
+    def step(garbage: float) -> Tensor:
+        past = SharedPast(8)
+        past.cache.extend(2)
+        for seat, num in enumerate((2, 6)):
+            past.take(seat, read(num), 0)
+        for layer in cast(Iterable[Any], past.cache.layers):
+            layer.keys[0, :, 2:] = layer.values[0, :, 2:] = garbage
+        mask = past.begin([True, True], ids.device, embeds.dtype)
+        inputs, at = embeds[0, [2, 6]][:, None], torch.tensor([[2], [6]], device=ids.device)
+        hidden, _, _ = model.run(inputs, mask, at, cache=past.cache, **asked(6, 7))
+        return hidden[:, 0].float()
+
+    def alone(num: int) -> Tensor:
+        hidden, _, _ = model.run(embeds[:, :num], ones(num), places(0, num), **asked(0, num))
+        return hidden[0, -1].float()
+
+    said, want = step(0.5), torch.stack([alone(3), alone(7)])
+    near = (said - want).norm(dim=-1) <= 0.05 * want.norm(dim=-1)
+    return bool(torch.equal(said, step(3.0))) and bool(near.all())

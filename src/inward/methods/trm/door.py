@@ -1,0 +1,54 @@
+"""How TRM is asked: its options, its unit of effort, and the way in. No torch before `begin`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from inward.common.thinking import Lanes, Method, Option
+
+if TYPE_CHECKING:
+    from inward.methods.trm.model import TRM
+
+_OPTIONS = {
+    "max_steps": Option(None, "supervision steps per chain at most; None: N_sup of training"),
+    "halt": Option("q+stable", "when a chain ends: q, stable, q+stable, never, or a rule"),
+    "rollouts": Option(1, "chains per view of the puzzle; the first is free of noise"),
+    "noise": Option(0.0, "sigma on the latent before each step of the further rollouts"),
+    "noise_on": Option("z", "which latent gets the noise: z, y, both"),
+    "symmetries": Option((), "chains also see the puzzle through each of these"),
+    "views": Option(0, "that many symmetries, drawn from the puzzle's task by who knows it"),
+    "select": Option("q", "which chain answers: q, majority, or a verifier function"),
+    "first_to_halt": Option(False, "the first chain that halts decides and ends the others"),
+    "abstain_below": Option(None, "withhold an answer believed less than this"),
+    "grid": Option(None, "rows and columns; None: as the model was built, else a square"),
+    "identifier": Option(0, "row of the model's table of puzzle identifiers"),
+    "puzzle": Option(0, "number of the puzzle in a set; each draws noise of its own"),
+}
+
+
+def begin(model: TRM, *, batch_size: int = 256, rewrites: bool = True) -> Lanes:
+    """Work for puzzles (see `common.thinking`): those of equal length and grid share a forward,
+    whatever else they ask for.
+
+    Args:
+        batch_size: rows of a forward at most; a row is a chain.
+        rewrites: tell of each step; False where nobody listens before the end.
+    """
+    from inward.methods.trm.asked import layout_of
+    from inward.methods.trm.work import PuzzleWork
+
+    if batch_size < 1:
+        raise ValueError(f"trm: batch_size is {batch_size}, must be at least 1")
+    return Lanes(
+        lambda request: layout_of(model, request),
+        lambda key: PuzzleWork(model, METHOD, key, batch_size=batch_size, rewrites=rewrites),
+    )
+
+
+METHOD = Method(
+    name="trm",
+    begin=begin,
+    options=_OPTIONS,
+    unit=("max_steps", "supervision steps"),
+    reads="puzzle",
+)
