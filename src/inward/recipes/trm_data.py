@@ -113,7 +113,7 @@ class SudokuData:
         if other.sum() < num:
             raise ValueError(
                 f"{int(other.sum())} of {_TRIES * num} new 4x4 puzzles are of classes that "
-                f"training does not see, {num} are wanted; ask for fewer, or hold more out (num_test)"
+                f"training does not see, {num} are wanted; ask for fewer, or raise num_test"
             )
         return made.select(np.flatnonzero(other)[:num])
 
