@@ -173,7 +173,7 @@ def _read_texts(folder: Path) -> None:
     from inward.data.texts.text import TokenSource
 
     PackedTokens.open(folder / "packed")
-    TokenSource(folder / "rows", length=4, seed=0)
+    TokenSource(folder / "rows", length=4, vocab_size=12, seed=0)
 
 
 def _make_records(folder: Path) -> None:

@@ -30,6 +30,9 @@ MANIFEST = "manifest.json"
 MAX_JSON = 1 << 26
 """Bytes of a configuration, index or state: far more than any has, far less than memory"""
 
+MAX_DATA = 1 << 31
+"""Bytes of a file of data that is parsed as one JSON value"""
+
 LOCK = "run.lock"
 
 
@@ -81,38 +84,6 @@ def remove_folder(folder: Path) -> None:
     if folder.exists():
         os.replace(folder, hidden)
         shutil.rmtree(hidden)
-
-
-def read_text(path: str | os.PathLike) -> str:
-    """A file as UTF-8 text; FileNotFoundError or ValueError names the file."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:  # it says where, but not in which file
-        raise ValueError(f"{path} is not UTF-8 text: {error}. Write it again as UTF-8") from error
-
-
-def read_json(path: str | os.PathLike) -> Any:
-    """Parse a JSON file; FileNotFoundError or ValueError names the file."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not JSON ({path.stat().st_size} bytes): {error}. Copy or write it again"
-        ) from error
-
-
-def read_object(path: str | os.PathLike) -> dict[str, Any]:
-    """Parse a JSON file that holds an object; errors as `read_json`."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected names with values")
-    return content
 
 
 def write_json(path: Path, content: object) -> None:
@@ -192,11 +163,29 @@ def check_target_file(path: str | os.PathLike) -> None:
     check_target(path)
 
 
+def check_targets(*paths: str | os.PathLike | None) -> None:
+    """`check_target_file` for each that is given."""
+    for path in paths:
+        if path is not None:
+            check_target_file(path)
+
+
 # --------------------------------------------------------------------------------------------------
 # Reading
 
 
-def read_json(path: str | os.PathLike, *, largest: int = MAX_JSON) -> Any:
+def read_text(path: str | os.PathLike) -> str:
+    """A file as UTF-8 text; FileNotFoundError or ValueError names the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:  # it says where, but not in which file
+        raise ValueError(f"{path} is not UTF-8 text: {error}. Write it again as UTF-8") from error
+
+
+def read_json(path: str | os.PathLike, *, largest: int = MAX_DATA) -> Any:
     """Parse a JSON file of at most `largest` bytes.
 
     Raises:
@@ -205,14 +194,16 @@ def read_json(path: str | os.PathLike, *, largest: int = MAX_JSON) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"no file {path}")
     size = path.stat().st_size
     if size > largest:
         raise ValueError(f"{path} has {size} bytes; at most {largest} are read as JSON")
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({size} bytes): {error}") from error
+        raise ValueError(
+            f"{path} is not JSON ({size} bytes): {error}. Copy or write it again"
+        ) from error
 
 
 def read_object(path: str | os.PathLike, *needed: str, largest: int = MAX_JSON) -> dict[str, Any]:

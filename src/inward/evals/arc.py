@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from inward.common.files import reading
 from inward.data.puzzles.arc import GRID, VOCAB_SIZE, ArcSet, Task, Variant, read_kaggle
 from inward.data.puzzles.folder import Folder, Rows, read_json, write_json
 from inward.evals.rows import machine
@@ -401,14 +402,18 @@ class _Store:
         remedy = "; name another folder, or remove this one"
         if not isinstance(found, dict) or found.get("identity") != self.identity:
             raise ValueError(f"{other} (tasks, variants, steps, halting or K differ){remedy}")
-        begun = found["models"]
+        with reading(self.path / "evaluation.json"):
+            begun, votes = list(found["models"]), str(found["votes"])
+            done = _Done(**found["done"])
+        if Path(votes).name != votes:
+            raise ValueError(f"{self.path / 'evaluation.json'} names {votes!r}, which lies outside")
         if begun != self.models[: len(begun)]:
             raise ValueError(
                 f"{other}: its {len(begun)} checkpoints are not the first ones of the "
                 f"{len(self.models)} given{remedy}"
             )
-        voting.restore(self.path / found["votes"])
-        return _Done(**found["done"])
+        voting.restore(self.path / votes)
+        return done
 
     def save(self, voting: Voting, done: _Done) -> None:
         if self.path is None:

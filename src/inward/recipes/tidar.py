@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from inward.common.files import read_text, reading
 from inward.data.texts.packed import PackedSource, PackedTokens
 from inward.methods.tidar.settings import AdapterSettings, TiDARSettings
 from inward.train.settings import OptimSettings, TrainSettings
@@ -152,10 +153,12 @@ class OwnText:
                 f"a field {self.field!r}, or set INWARD_DATA to the folder it lies in"
             )
         wanted = self.num_texts - self.requested
-        lines = path.read_text(encoding="utf-8").splitlines()[:wanted]
+        lines = read_text(path).splitlines()[:wanted]
         if len(lines) < wanted:
             raise ValueError(f"{path} holds {len(lines)} questions, {wanted} are to be asked")
-        return [_prompt(tokenizer, json.loads(line)[self.field]) for line in lines]
+        with reading(path):
+            texts = [json.loads(line)[self.field] for line in lines]
+        return [_prompt(tokenizer, text) for text in texts]
 
     def sources(self, model: Any, tokenizer: Any) -> tuple[PackedSource, PackedSource]:
         """Training and validation."""

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from inward.common.files import reading
+
 
 def own_text(
     model: PreTrainedModel,
@@ -81,7 +83,8 @@ def _resume(path: Path, call: dict[str, Any]) -> list[list[int]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(call) + "\n", encoding="utf-8")
         return []
-    before = json.loads(whole[0])
+    with reading(path):
+        before = json.loads(whole[0])
     if before != call:
         differing = [n for n in call if not isinstance(before, dict) or before.get(n) != call[n]]
         raise ValueError(
@@ -93,7 +96,14 @@ def _resume(path: Path, call: dict[str, Any]) -> list[list[int]]:
     kept = texts if finished else texts[: len(texts) // size * size]
     with path.open("r+b") as file:
         file.truncate(sum(map(len, whole[: 1 + len(kept)])))
-    return [json.loads(line) for line in kept]
+    with reading(path):
+        return [_ids(json.loads(line)) for line in kept]
+
+
+def _ids(text: Any) -> list[int]:
+    if not isinstance(text, list) or not all(type(i) is int for i in text):
+        raise ValueError("a line holds no list of token ids; remove the file to write it again")
+    return text
 
 
 @torch.no_grad()
