@@ -194,12 +194,25 @@ class _Loop:
             )
         if steps:
             self.store.load(self.state, steps[-1], self.device).restore(self.device)
+            self._check_decay()
         else:
             words = np.random.SeedSequence([self.settings.seed, self.store.rank])
             set_seed(int(words.generate_state(1)[0]))
         if self.accelerator.is_main_process:
             write_json(self.out / "config.json", self.run.config)
         return bool(steps)
+
+    def _check_decay(self) -> None:
+        """A decay that has begun keeps its end."""
+        now = self.settings
+        if now.schedule != "late":
+            return
+        old = self.state.record.get("planned_steps", now.steps)
+        if old != now.steps and self.state.step > min(old, now.steps) - now.decay_steps:
+            raise ValueError(
+                f"{self.out} is at step {self.state.step}, where its rate falls towards step {old}; "
+                f"steps = {now.steps} comes too late: finish it, or start afresh"
+            )
 
     def run_to_end(self) -> dict[str, Any]:
         if self.finished is not None:
@@ -466,6 +479,7 @@ class _Loop:
         cpu = time.process_time() - self.cpu_began
         self.state.record |= {
             "window": self.window.to_json(),
+            "planned_steps": self.settings.steps,
             "seconds": self._seconds(),
             "cpu_seconds": self.earlier.get("cpu_seconds", 0.0) + cpu,
             "peak_memory_bytes": max(self.earlier.get("peak_memory_bytes", 0), peak_memory()),
@@ -526,7 +540,7 @@ def _identity(settings: TrainSettings, config: dict[str, Any]) -> dict[str, Any]
     """What must be equal for a state to fit: recipe and settings, without what is harmless."""
     plain = json.loads(json.dumps(asdict(settings)))
     decisive = {name: value for name, value in plain.items() if name not in HARMLESS}
-    if settings.schedule == "constant":
+    if settings.schedule in ("constant", "late"):
         del decisive["steps"]  # then a run may be made longer
     return {
         "settings": decisive,
