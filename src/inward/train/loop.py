@@ -210,7 +210,7 @@ class _Loop:
         old = self.state.record.get("planned_steps", now.steps)
         if old != now.steps and self.state.step > min(old, now.steps) - now.decay_steps:
             raise ValueError(
-                f"{self.out} is at step {self.state.step}, where its rate falls towards step {old}; "
+                f"{self.out} is at step {self.state.step}, its rate falls towards step {old}; "
                 f"steps = {now.steps} comes too late: finish it, or start afresh"
             )
 

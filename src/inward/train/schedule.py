@@ -23,5 +23,9 @@ def lr_factor(settings: TrainSettings, step: int) -> float:
     late = settings.schedule == "late"
     first = max(settings.warmup, settings.steps - settings.decay_steps if late else 0)
     done = max(0.0, min(1.0, (step - first) / max(1, settings.steps - first)))
-    left = 1 - done if settings.schedule in ("linear", "late") else 0.5 * (1 + math.cos(math.pi * done))
+    left = (
+        1 - done
+        if settings.schedule in ("linear", "late")
+        else 0.5 * (1 + math.cos(math.pi * done))
+    )
     return settings.min_ratio + (1 - settings.min_ratio) * left

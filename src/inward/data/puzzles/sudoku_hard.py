@@ -2,7 +2,7 @@
 
 Random irreducible puzzles are easy: half of them need at most one guess, one in a hundred needs 17.
 The puzzles of the public lists of hard ones need 100. They are not random either, people and
-programs climbed to them. So does this: a clue goes, one or two others come, the puzzle keeps its
+programs climbed to them. So does this: a clue goes, another comes, the puzzle keeps its
 one solution, and it is kept if it needs about as many guesses as before, or more.
 
 Unusual: which clue can come is read from counterexamples. A second solution found without the clue
@@ -17,8 +17,8 @@ import numpy as np
 from inward.data.puzzles.puzzles import Puzzles
 from inward.data.puzzles.sudoku_solver import (
     Tables,
-    digits_of,
     dig,
+    digits_of,
     place_clues,
     read_state,
     search,
@@ -119,7 +119,7 @@ def _other(
 def _swap(
     tables: Tables, puzzle: list[int], solution: list[int], rng: np.random.Generator
 ) -> list[int] | None:
-    """Take one clue away, put one in (or two, where the first was not enough); None: no luck."""
+    """Take one clue away and put one in (or none, where none is needed); None: no luck."""
     clues = [i for i, digit in enumerate(puzzle) if digit]
     gone = clues[int(rng.integers(len(clues)))]
     new = list(puzzle)
@@ -141,5 +141,3 @@ def _swap(
         last = sorted(apart)[int(rng.integers(len(apart)))]
         new[last] = solution[last]
     return None
-
-

@@ -196,6 +196,10 @@ class TRMSettings:
                     T, n = scheduled_T, scheduled_n
         return T, n
 
+    def tokens(self, num_cells: int) -> int:
+        """V for a grid of that many cells: the cube's alphabet grows with the grid."""
+        return math.isqrt(num_cells) + 2 if self.mixer == "cube" else self.vocab_size
+
     def evaluations(self, n: int) -> int:
         """Evaluations of f in one latent recursion: n updates of z, and one of the answer."""
         return n + self.answer_update
