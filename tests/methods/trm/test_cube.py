@@ -80,8 +80,8 @@ def test_gradient_of_the_layer():
     W, O = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((12, 3), (3, 6)))  # noqa: E741
     U = [torch.randn(12, 3, dtype=torch.float64, requires_grad=True) for _ in range(4)]
     assert torch.autograd.gradcheck(
-        lambda h, W, O, *U: cube.layer(h, W, list(U), O, 1e-6),
-        (h, W, O, *U),  # noqa: E741
+        lambda h, W, out, *U: cube.layer(h, W, list(U), out, 1e-6),
+        (h, W, O, *U),
     )
 
 
