@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from inward.data.puzzles.puzzles import Puzzles
 from inward.data.puzzles.sudoku import decode, generate, sample_symmetry
@@ -16,6 +17,7 @@ from inward.recipes.trm_cube import (
     half_of,
     measured,
     sudoku9_cube,
+    sudoku9_cube_start,
 )
 from inward.train.loop import train
 from inward.train.settings import TrainSettings
@@ -72,13 +74,22 @@ def test_the_two_halves_of_a_list_do_not_meet(plain, tmp_path):
     assert len(half_of(file, seed=1, which=0, num=2)) == 2
 
 
-def test_the_recipe_trains_and_goes_on(tmp_path):
-    recipe = replace(sudoku9_cube(), compiled=False, data=replace(SMALL, path=str(tmp_path)))
+def test_the_first_run_trains_and_the_second_begins_from_it(tmp_path):
+    data = replace(SMALL, path=str(tmp_path))
+    recipe = replace(sudoku9_cube_start(), compiled=False, data=data)
     settings = TrainSettings(steps=2, batch_rows=4, optim=recipe.train.optim, eval_every=2)
     recipe = replace(recipe, model=replace(recipe.model, n_sup=2), train=settings)
-    summary = train(recipe.build(), settings, tmp_path / "run")
+    run = recipe.build()
+    summary = train(run, settings, tmp_path / "run")
     assert summary["parameters"] == 11_377
     assert set(summary["evaluation"]) >= {"exact", "own_plain", "drift_plain", "q_gap_plain"}
+    second = sudoku9_cube()
+    small = replace(data, num_extreme=1, shares=second.data.shares)
+    made = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    start = str(tmp_path / "run" / "model")
+    begun = replace(second, compiled=False, data=small, start=start).build()
+    assert all(torch.equal(value, made[k]) for k, value in begun.model.state_dict().items())
+    assert len(begun.source.kinds) == 4
 
 
 def test_measured_counts_what_it_says(plain):

@@ -4,8 +4,12 @@ A regime of its own, not the paper's 1,000 puzzles: the mixer is told the units,
 much as it takes. Four kinds of puzzles, mixed by `shares`:
 
     plain    random irreducible ones, 20 to 29 clues
-    hard     found by a walk towards many guesses (`inward.data.puzzles.sudoku_hard`)
+    hard     found by a walk towards many guesses, 10 or more (`inward.data.puzzles.sudoku_hard`)
+    extreme  by a longer walk, 40 or more
     broken   with one wrong clue and no solution, from which the halting head learns to say no
+
+Two runs: `sudoku9-cube-start` learns on short lives and mostly plain puzzles, `sudoku9-cube` goes
+on from its weights with longer lives, harder puzzles and a rate that falls at the end.
 
 Symmetries: the cube is equivariant under permuted digits, rows and bands by construction; so a row
 is only transposed, or not.
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
     from inward.train.loop import Run
 
 _CHUNK = 10_000
-KINDS = ("plain", "hard", "broken")
+KINDS = ("plain", "hard", "extreme", "broken")
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,10 @@ class CubeData:
 
     num_plain: int = 60_000
     num_hard: int = 2000
+    num_extreme: int = 0
     num_broken: int = 3000
-    shares: tuple[float, float, float] = (0.74, 0.24, 0.02)
-    """of plain, hard and broken puzzles among those that training starts"""
+    shares: tuple[float, float, float, float] = (0.74, 0.24, 0.0, 0.02)
+    """of plain, hard, extreme and broken puzzles among those that training starts"""
     num_valid: int = 2000
     num_test: int = 2000
     look: int = 128
@@ -95,10 +100,15 @@ class CubeData:
             return self.puzzles("train")
         if kind == "hard":
             return hard_sudokus(self.num_hard, seed=self.hard_seed)
+        if kind == "extreme":
+            rated = {"min_rating": 40, "max_rating": 400, "steps": 400}
+            return hard_sudokus(self.num_extreme, seed=self.hard_seed + 1, **rated)
         return broken_sudokus(self.kept("plain"), self.num_broken, seed=self.seed)
 
     def source(self) -> Source:
-        return CubeSource([self.kept(kind) for kind in KINDS], self.shares, seed=self.seed)
+        used = [kind for kind, share in zip(KINDS, self.shares, strict=True) if share > 0]
+        shares = tuple(share for share in self.shares if share > 0)
+        return CubeSource([self.kept(kind) for kind in used], shares, seed=self.seed)
 
 
 def _plain(num: int, seed: int, exclude: Puzzles | None) -> Puzzles:
@@ -193,12 +203,18 @@ class CubeRecipe(TRMRecipe):
     data: CubeData = field(default_factory=CubeData)  # pyright: ignore[reportIncompatibleVariableOverride]
     compiled: bool = True
     """let torch.compile fuse the layers (needs a C++ compiler, else a warning): 2 to 3x as fast"""
+    start: str = ""
+    """folder of a model to begin from; empty: random weights"""
     lists: tuple[str, ...] = ()
     """more files of puzzles, one a line, looked at during training: every second of a random order
     by `data.seed`, so that the others stay for the end"""
 
     def _run(self) -> Run:
         run = super()._run()
+        if self.start:
+            from inward import hub
+
+            run.model.load_state_dict(hub.load(self.start).state_dict())
         if self.compiled:
             run.model.network.compile_training()  # pyright: ignore
         return run
@@ -273,41 +289,55 @@ def measured(model: Any, puzzles: Puzzles, *, far: int = 4) -> dict[str, float]:
     return found
 
 
+_MODEL = TRMSettings(
+    vocab_size=11,
+    seq_len=81,
+    hidden_size=16,
+    mixer="cube",
+    prefix_len=0,
+    num_identifiers=0,
+    T=1,
+    n=2,
+    n_sup=16,
+    loss="softmax",
+    halt_weight=0.1,
+    norm_eps=1e-6,
+    supervision="stay",
+    stay=0.08,
+    start_noise=1.0,
+)
+
+_TRAIN = TrainSettings(
+    steps=12_000,
+    batch_rows=32,
+    optim=OptimSettings(name="muon", lr=5e-3, muon_rest="adamw", weight_decay=0.01),
+    clip=1.0,
+    schedule="constant",
+    warmup=100,
+    ema_decay=0.999,
+    eval_every=3000,
+    save_every=300,
+    log_every=50,
+)
+
+
+def sudoku9_cube_start() -> CubeRecipe:
+    """The first of two runs; it already solves most irreducible puzzles."""
+    return CubeRecipe(
+        name="sudoku9-cube-start",
+        about="9x9 Sudoku by the candidate cube, first half: a quarter of an hour on one core",
+        model=_MODEL,
+        train=_TRAIN,
+    )
+
+
 def sudoku9_cube() -> CubeRecipe:
     """Shipped; its card says what came out."""
     return CubeRecipe(
         name="sudoku9-cube",
         about="9x9 Sudoku by the candidate cube, for puzzles that people paste; hours on one core",
-        model=TRMSettings(
-            vocab_size=11,
-            seq_len=81,
-            hidden_size=16,
-            mixer="cube",
-            prefix_len=0,
-            num_identifiers=0,
-            T=1,
-            n=2,
-            n_sup=16,
-            stay=0.08,
-            loss="softmax",
-            halt_weight=0.1,
-            norm_eps=1e-6,
-            supervision="stay",
-            start_noise=1.0,
-        ),
-        train=TrainSettings(
-            steps=60_000,
-            batch_rows=32,
-            optim=OptimSettings(name="muon", lr=5e-3, muon_rest="adamw", weight_decay=0.01),
-            clip=1.0,
-            schedule="late",
-            decay_steps=12_000,
-            warmup=100,
-            min_ratio=0.02,
-            ema_decay=0.999,
-            eval_every=3000,
-            save_every=500,
-            log_every=50,
-            best_metric="",
-        ),
+        model=replace(_MODEL, n_sup=32, stay=0.05),
+        data=CubeData(num_extreme=1000, shares=(0.5, 0.27, 0.2, 0.03)),
+        train=replace(_TRAIN, steps=30_000, schedule="late", decay_steps=10_000, min_ratio=0.02),
+        start="runs/sudoku9-cube-start/model",
     )

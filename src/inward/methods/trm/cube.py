@@ -11,7 +11,7 @@ not told is what to do with them; no digit is chosen by search or propagation.
     f           `num_layers` different layers; no biases, no gains, no positions
     x           a table of three vectors: cell blank, this digit given, another digit given
     y           read by one vector shared by all tokens: softmax over the digits of a cell
-    q           reads mean, greatest and least of y over all tokens
+    q           reads mean, greatest and least, over the cells, of sum over k of p_k y_k
 
 What is unusual: permuted digits, rows in a band and bands permute the answer in the same way by
 construction, so only a transposed puzzle is a new view; and no weight is tied to the size n, so the
@@ -175,10 +175,11 @@ def embed(inputs: Tensor, table: Tensor) -> Tensor:
 
 def read_out(y: Tensor, head: nn.Module, q_head: nn.Module) -> tuple[Tensor, Tensor]:
     """Logits (B, n * n, n + 2) and halting logits (B,) float32."""
-    logits = F.pad(head(y)[..., 0].flatten(1, 2), (2, 0), value=_NOWHERE)
-    tokens = y.flatten(1, 3)
-    pooled = torch.cat([tokens.mean(1), tokens.amax(1), tokens.amin(1)], dim=-1)
-    return logits, q_head(pooled)[:, 0].float()
+    scores = head(y)[..., 0].flatten(1, 2)
+    # a cell's answered token, softly: a mean over all tokens would depend on n
+    answered = (scores.detach().softmax(-1).unsqueeze(-2) @ y.flatten(1, 2)).squeeze(-2)
+    pooled = torch.cat([answered.mean(1), answered.amax(1), answered.amin(1)], dim=-1)
+    return F.pad(scores, (2, 0), value=_NOWHERE), q_head(pooled)[:, 0].float()
 
 
 @torch.no_grad()
