@@ -308,7 +308,7 @@ _MODEL = TRMSettings(
 )
 
 _TRAIN = TrainSettings(
-    steps=12_000,
+    steps=9000,
     batch_rows=32,
     optim=OptimSettings(name="muon", lr=5e-3, muon_rest="adamw", weight_decay=0.01),
     clip=1.0,
@@ -336,7 +336,7 @@ def sudoku9_cube() -> CubeRecipe:
     return CubeRecipe(
         name="sudoku9-cube",
         about="9x9 Sudoku by the candidate cube, for puzzles that people paste; hours on one core",
-        model=replace(_MODEL, n_sup=32, stay=0.05),
+        model=replace(_MODEL, n_sup=32, stay=0.05, start_noise=2.0),
         data=CubeData(num_extreme=1000, shares=(0.5, 0.27, 0.2, 0.03)),
         train=replace(_TRAIN, steps=30_000, schedule="late", decay_steps=10_000, min_ratio=0.02),
         start="runs/sudoku9-cube-start/model",
