@@ -84,7 +84,8 @@ def high(model: Any, puzzles: Puzzles, max_steps: int, attempts: int, noise: flo
             noise=noise,
             noise_when="start",
             halt="never",
-            until=task.verify,
+            select=task.verify,
+            until_right=True,
         )
         seconds.append(time.process_time() - start)
         right.append((solution.answers[0].numpy() == label).all())

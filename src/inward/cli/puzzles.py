@@ -87,9 +87,9 @@ class _Thinking:
                 raise ValueError(f"threads is {self.threads}; use at least 1")
             torch.set_num_threads(self.threads)
         names = ("halt", "rollouts", "noise", "noise_when", "first_to_halt", "abstain_below")
-        given = {name: getattr(self, name) for name in (*names, "batch_size")}
-        select = task.verify if self.select == "verify" else self.select
-        return given | {"select": select, "until": task.verify if self.until_right else None}
+        given = {name: getattr(self, name) for name in (*names, "until_right", "batch_size")}
+        checks = self.select == "verify" or self.until_right
+        return given | {"select": task.verify if checks else self.select}
 
 
 @dataclass(kw_only=True)

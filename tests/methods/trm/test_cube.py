@@ -229,11 +229,15 @@ def test_rollouts_with_noise_at_the_start_are_new_attempts():
     assert (many.evaluations == 3 * one.evaluations).all()
     with pytest.raises(ValueError, match="noise_when is 'end'"):
         model.solve(inputs, noise_when="end")
+    with pytest.raises(ValueError, match="needs a verifier"):
+        model.solve(inputs, until_right=True)
 
 
 def test_the_rules_stop_and_pick_but_change_nothing():
     model, inputs = build(), puzzles(4, 3)
-    kept = model.solve(inputs, max_steps=5, halt="never", until=SudokuTask(4).verify)
+    kept = model.solve(
+        inputs, max_steps=5, halt="never", select=SudokuTask(4).verify, until_right=True
+    )
     plain = model.solve(inputs, max_steps=5, halt="never")
     assert torch.equal(kept.steps, plain.steps)  # random clues: nothing to accept
     second = model.solve(inputs, max_steps=2, halt="never").answers.numpy()
@@ -242,7 +246,14 @@ def test_the_rules_stop_and_pick_but_change_nothing():
         return (answers == second[:1]).all(1) & (questions == inputs.numpy()[:1]).all(1)
 
     got = model.solve(
-        inputs, max_steps=5, halt="never", rollouts=2, noise=0.5, noise_when="start", until=accept
+        inputs,
+        max_steps=5,
+        halt="never",
+        rollouts=2,
+        noise=0.5,
+        noise_when="start",
+        select=accept,
+        until_right=True,
     )
     assert got.halted.tolist() == [True, False, False]
     assert got.steps[0] <= 2 and (got.answers[0].numpy() == second[0]).all()
