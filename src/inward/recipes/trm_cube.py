@@ -17,6 +17,7 @@ is only transposed, or not.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -70,17 +71,19 @@ class CubeData:
         return SudokuTask(9)
 
     def puzzles(self, split: str) -> Puzzles:
-        """The plain puzzles of "test", "valid" or "train", made anew."""
+        """The plain puzzles of "test", "valid" or "train", made anew. Later ones leave out the
+        earlier."""
         if split == "valid":
             return _plain(self.num_valid, 1000 * self.seed + 2, None)
-        valid = self.puzzles("valid")
-        if split == "train":
-            parts = [
-                _plain(min(_CHUNK, self.num_plain - first), 1000 * self.seed + 100 + i, valid)
-                for i, first in enumerate(range(0, self.num_plain, _CHUNK))
-            ]
-            return _all(parts)
-        return _plain(self.num_test, 1000 * self.seed + 1, _all([valid, self.kept("plain")]))
+        held_out = self.puzzles("valid")
+        if split == "test":
+            return _plain(self.num_test, 1000 * self.seed + 1, held_out)
+        held_out = _joined(held_out, self.puzzles("test"))
+        parts = [
+            _plain(min(_CHUNK, self.num_plain - first), 1000 * self.seed + 100 + i, held_out)
+            for i, first in enumerate(range(0, self.num_plain, _CHUNK))
+        ]
+        return functools.reduce(_joined, parts)
 
     def fresh(self, num: int, seed: int) -> Puzzles:
         """More plain puzzles; among 5.5e9 grids they meet none of training."""
@@ -114,13 +117,6 @@ class CubeData:
 def _plain(num: int, seed: int, exclude: Puzzles | None) -> Puzzles:
     symmetric = exclude is not None
     return sudoku.generate(num, n=9, seed=seed, exclude=exclude, exclude_symmetric=symmetric)
-
-
-def _all(parts: list[Puzzles]) -> Puzzles:
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = _joined(whole, part)
-    return whole
 
 
 def _without(puzzles: Puzzles, files: tuple[str, ...]) -> Puzzles:
