@@ -29,7 +29,7 @@ from inward.methods.tidar.model import TiDAR
 from inward.recipes.of import read_recipe
 from tests.fuzz_loaders import fuzz
 
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 40,
     "hidden_size": 16,
     "intermediate_size": 24,
