@@ -153,7 +153,7 @@ class Coconut(nn.Module):
     def run(
         self,
         inputs: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         position_ids: Tensor,
         *,
         cache: Cache | None = None,
@@ -165,7 +165,8 @@ class Coconut(nn.Module):
 
         Args:
             inputs: (B, c, d) embeddings of the new columns.
-            attention_mask: (B, columns up to and with the new ones).
+            attention_mask: (B, columns up to and with the new ones); or one that the base takes
+                with a cache of its own form.
             position_ids: (B, c); left out if the base does not take them.
             cache: what came before; it grows. None: nothing came before and nothing is kept.
             wanted: (B, c) bool, the columns whose logits are computed: (N, V). None: (B, c, V).

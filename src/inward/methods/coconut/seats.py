@@ -214,7 +214,8 @@ class Seats:
             for r, seat in enumerate(seats):
                 past.take(seat, read, r)
         if not self.rows:
-            self.rows, self.hidden, self.logits = list(rows), read.hidden, read.logits
+            self.rows = [*rows]
+            self.hidden, self.logits = read.hidden, read.logits
             return
         self.rows += [None] * more
         self.hidden = _placed(self.hidden, read.hidden, seats, more)
