@@ -15,6 +15,7 @@ from inward import hub
 from inward.bench.environment import environment
 from inward.bench.run import BenchRow, bench, bench_table, quartiles
 from inward.common.trace import Span, Step, Trace
+from inward.data.drawn import drawn
 from inward.data.puzzles import maze, sudoku
 from inward.data.puzzles.folder import write_puzzles
 from inward.data.puzzles.puzzles import Puzzles
@@ -32,7 +33,14 @@ from inward.recipes.of import read_recipe, recipe_of
 from inward.recipes.tidar import TiDARRecipe
 from inward.tasks.arc import ArcTask
 from inward.tasks.maze import MazeTask
-from inward.tasks.named import guess_task, parse_puzzle, puzzle_texts, read_puzzles, task_named
+from inward.tasks.named import (
+    guess_task,
+    parse_puzzle,
+    part,
+    puzzle_texts,
+    read_puzzles,
+    task_named,
+)
 from inward.tasks.sudoku import SudokuTask
 
 SETTINGS = TRMSettings(
@@ -267,8 +275,10 @@ def test_tasks_by_name():
     assert task_named("sudoku", (9, 9)) == SudokuTask(9)
     assert task_named("maze15").grid == (15, 15)
     assert task_named("maze", (5, 9)).grid == (5, 9)
+    assert task_named("maze5x9").grid == (5, 9) and task_named("maze5").grid == (5, 5)
     assert isinstance(task_named("arc"), ArcTask)
-    for name, told in (("chess", "chess"), ("maze", "0x0"), ("sudoku5", "5"), ("", "no task")):
+    for name, told in (("chess", "chess"), ("maze", "0x0"), ("sudoku5", "5"), ("", "no task"),
+                       ("sudoku9x9", "no task"), ("maze0", "0x0")):  # fmt: skip
         with pytest.raises(ValueError, match=told):
             task_named(name)
 
@@ -281,15 +291,47 @@ def test_puzzles_are_read_from_every_kind_of_file(tmp_path, puzzles):
     lines = ["".join(str(t - 1) for t in row) for row in puzzles.inputs]
     (tmp_path / "p.txt").write_text("\n".join(lines))
     for name in ("p.npz", "p.csv", "folder", "p.txt"):
-        read = read_puzzles(tmp_path / name, task, num=7)
-        assert (read.inputs == puzzles.inputs[:7]).all(), name
-        assert (read.labels == puzzles.labels[:7]).all(), name
-    for name in ("p.npz", "folder"):
-        assert guess_task(tmp_path / name) == task
+        read = read_puzzles(tmp_path / name, task)
+        assert (read.inputs == puzzles.inputs).all(), name
+        assert (read.labels == puzzles.labels).all(), name
+        some = read_puzzles(tmp_path / name, task, num=7, seed=3)
+        assert (some.inputs == part(puzzles, 7, seed=3).inputs).all(), name
+        assert guess_task(tmp_path / name) == task, name
     mazes = maze.generate(3, size=7, seed=1)
     maze.write_csv(mazes, tmp_path / "m.csv")
     assert (read_puzzles(tmp_path / "m.csv", MazeTask(7)).inputs == mazes.inputs).all()
     assert guess_task(tmp_path / "m.csv").name == "maze"
+
+
+def test_the_source_of_a_csv_decides_nothing(tmp_path, puzzles):
+    """A Sudoku whose source holds an S is no maze, a maze from "12.3" no Sudoku."""
+    sudoku.write_csv(puzzles, tmp_path / "s.csv", source="Some S of #  G")
+    assert guess_task(tmp_path / "s.csv") == SudokuTask(4)
+    maze.write_csv(maze.generate(2, size=7, seed=1), tmp_path / "m.csv", source="12.3")
+    assert guess_task(tmp_path / "m.csv").name == "maze"
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(ValueError, match=r"empty\.csv, line 1: the header is \[\]"):
+        read_puzzles(tmp_path / "empty.csv", guess_task(tmp_path / "empty.csv"))
+    (tmp_path / "wide.csv").write_text("source,question\na,b\n" + "x" * 200_000)
+    assert guess_task(tmp_path / "wide.csv").name == "sudoku9"
+    (tmp_path / "wide.csv").write_text("source,question\n" + "x" * 200_000)
+    with pytest.raises(ValueError, match=r"wide\.csv, line 2 is no CSV row"):
+        guess_task(tmp_path / "wide.csv")
+
+
+def test_a_part_is_drawn_by_a_seed():
+    """Not the first ones: sets lie sorted. Every row has the same chance, order is kept."""
+    rows = [drawn(100, 10, seed=seed) for seed in range(200)]
+    assert all((np.diff(row) > 0).all() and len(row) == 10 for row in rows)
+    counts = np.bincount(np.concatenate(rows), minlength=100)
+    assert counts.min() > 5 and counts.max() < 40  # 20 each on average
+    assert (drawn(100, 10, seed=5) == rows[5]).all() and (drawn(7, None) == np.arange(7)).all()
+    assert (drawn(7, 7, seed=1) == np.arange(7)).all()
+    for num in (0, 8, -1):
+        with pytest.raises(ValueError, match=f"asked for {num} cats, there are 7; choose 1 to"):
+            drawn(7, num, what="cats")
+    with pytest.raises(ValueError, match="seed is -1"):
+        drawn(7, 2, seed=-1)
 
 
 def test_unreadable_files_are_named(tmp_path, puzzles):

@@ -117,9 +117,10 @@ def test_thoughts_and_words_are_told_apart_without_colour():
     assert lines[6] == "3 thoughts, 3 tokens spoken; ended: end"
     short = printed(viz.show_thoughts, trace(), decode, most=1)
     assert "0.25" not in short and "█" in short
-    bare = Trace("coconut", np.array([0]), [Step(0, "thought", position=1)])
+    bare = Trace("coconut", np.array([0]), [Step(1, "thought", position=1)])
+    assert "not looked at; ask with trace='lens'" in printed(viz.show_thoughts, bare, decode)
     with pytest.raises(ValueError, match="no lens"):
-        printed(viz.show_thoughts, bare, decode)
+        viz.lens(bare, decode)
 
 
 def test_the_tree_shows_each_node_at_its_own_depth():

@@ -4,9 +4,12 @@ tyro reads the fields' types at run time, so there is no `from __future__ import
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import tyro
 
 from inward.cli.options import UsageError, _go, unknown
 
@@ -20,13 +23,21 @@ class _NewFile:
 
     out: Path
     """file.npz, file.csv, or a name without ending: a dataset folder"""
-    num: int = 1000
-    """how many"""
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """make none, but take the puzzles of this file: .csv (source, question, answer, rating), .npz,
+    .txt (Sudoku lines) or a dataset folder's test split"""
+    num: int | None = None
+    """how many; None: 1000 new ones, or all of --from; fewer of these are drawn by --seed"""
     seed: int = 0
     exclude: Path | None = None
     """puzzles that must not come out: a .npz file"""
     split: Literal["train", "test"] = "train"
     """which part of a dataset folder to write"""
+
+    @property
+    def wanted(self) -> int:
+        """How many to generate."""
+        return 1000 if self.num is None else self.num
 
     def excluded(self) -> "Puzzles | None":
         """The puzzles to leave out; also checks the ending of `out` before any work."""
@@ -34,7 +45,43 @@ class _NewFile:
 
         if self.out.suffix not in (".npz", ".csv", ""):
             raise ValueError(f"cannot write {self.out.name!r}; use .npz, .csv or a folder's name")
+        if not self.out.suffix and (self.out / self.split).exists():
+            raise ValueError(
+                f"{self.out / self.split} exists; remove it, or choose another folder or --split"
+            )
         return None if self.exclude is None else Puzzles.load(self.exclude)
+
+    def taken(self, kind: str, *generating: str) -> "Puzzles":
+        """The puzzles of --from, without those of --exclude.
+
+        Raises ValueError for options that shape new puzzles (`generating`): these exist already.
+        """
+        from inward.tasks.named import ANY_GRID, part, read_puzzles, task_named
+
+        assert self.source is not None
+        changed = [
+            f"--{f.name.replace('_', '-')}"
+            for f in fields(self)
+            if f.name in generating and getattr(self, f.name) != f.default
+        ]
+        if changed:
+            raise ValueError(
+                f"{', '.join(changed)} says how new puzzles are made; leave it out with --from"
+            )
+        exclude = self.excluded()
+        puzzles = read_puzzles(self.source, task_named(kind, ANY_GRID if kind == "maze" else None))
+        keep = np.ones(len(puzzles), bool)
+        if exclude is not None:
+            known = {row.tobytes() for row in exclude.inputs}
+            keep &= [row.tobytes() not in known for row in puzzles.inputs]
+        keep &= self.fits(puzzles)
+        if not keep.any():
+            raise ValueError(f"none of the {len(puzzles)} puzzles of {self.source} is left")
+        return part(puzzles.select(keep), self.num, seed=self.seed)
+
+    def fits(self, puzzles: "Puzzles") -> np.ndarray:
+        """Which puzzles (N,) may stay."""
+        return np.ones(len(puzzles), bool)
 
     def write(self, puzzles: "Puzzles", write_csv: Any) -> int:
         """Write in the form that the name asks for."""
@@ -52,14 +99,14 @@ class _NewFile:
 
 @dataclass(kw_only=True)
 class SudokuFile(_NewFile):
-    """Generate Sudokus with one solution each."""
+    """Generate Sudokus with one solution each, or convert a file of them."""
 
     n: int = 9
     """4, 6 or 9"""
     clues: int | None = None
     """None: no clue can go"""
     min_rating: int = 0
-    """guesses that the solver needs at least"""
+    """guesses that the solver needs at least; with --from, the file's rating"""
     max_rating: int | None = None
     workers: int = 1
     """processes"""
@@ -68,8 +115,11 @@ class SudokuFile(_NewFile):
         """Run it."""
         from inward.data.puzzles import sudoku
 
+        if self.source is not None:
+            puzzles = self.taken(f"sudoku{self.n}", "n", "clues", "workers")
+            return self.write(puzzles, sudoku.write_csv)
         puzzles = sudoku.generate(
-            self.num,
+            self.wanted,
             n=self.n,
             seed=self.seed,
             clues=self.clues,
@@ -81,10 +131,20 @@ class SudokuFile(_NewFile):
         )
         return self.write(puzzles, sudoku.write_csv)
 
+    def fits(self, puzzles: "Puzzles") -> np.ndarray:
+        """Those whose rating lies within the bounds; ValueError if they have none."""
+        if self.min_rating == 0 and self.max_rating is None:
+            return np.ones(len(puzzles), bool)
+        if puzzles.rating is None:
+            raise ValueError(f"{self.source} has no ratings to choose by; leave out --min-rating "
+                             "and --max-rating")  # fmt: skip
+        high = np.inf if self.max_rating is None else self.max_rating
+        return (puzzles.rating >= self.min_rating) & (puzzles.rating <= high)
+
 
 @dataclass(kw_only=True)
 class MazeFile(_NewFile):
-    """Generate mazes with a unique shortest path."""
+    """Generate mazes with a unique shortest path, or convert a file of mazes."""
 
     size: int = 11
     """side, odd"""
@@ -101,14 +161,17 @@ class MazeFile(_NewFile):
         """Run it."""
         from inward.data.puzzles import maze
 
+        if self.source is not None:
+            puzzles = self.taken("maze", "size", "braid", "min_path", "canvas", "hard")
+            return self.write(puzzles, maze.write_csv)
         exclude = self.excluded()
         if self.hard:
             if exclude is not None or self.canvas or self.min_path != 1 or self.size != 11:
                 raise ValueError("--hard sets size, canvas and min-path, and takes no --exclude")
-            puzzles = maze.generate_hard(self.num, seed=self.seed, braid=self.braid)
+            puzzles = maze.generate_hard(self.wanted, seed=self.seed, braid=self.braid)
         else:
             puzzles = maze.generate(
-                self.num,
+                self.wanted,
                 size=self.size,
                 seed=self.seed,
                 braid=self.braid,
@@ -168,9 +231,9 @@ class ShowFile:
 
     def run(self, words: list[str]) -> int:
         """Run it."""
-        from inward.tasks.named import guess_task, read_puzzles, task_named
+        from inward.tasks.named import ANY_GRID, guess_task, read_puzzles, task_named
 
-        named = task_named(self.task, (1, 2)) if self.task else guess_task(self.file)
+        named = task_named(self.task, ANY_GRID) if self.task else guess_task(self.file)
         puzzles = read_puzzles(self.file, named)
         task = task_named(named.name, puzzles.grid)
         if self.num < 0 or not 0 <= self.first < len(puzzles):

@@ -68,7 +68,7 @@ class _Thinking:
     abstain_below: float | None = None
     """withhold answers that are believed less than this probability"""
     seed: int = 0
-    """of noise and symmetries"""
+    """of noise and symmetries, and of the draw of --num"""
     batch_size: int = 256
     """rows in work at a time"""
     threads: int | None = None
@@ -96,7 +96,7 @@ class Eval(_Thinking):
     data: Path | None = None
     """.npz, .csv, .txt (Sudoku lines) or a dataset folder; None: the recipe's test puzzles"""
     num: int | None = None
-    """the first so many puzzles; None: all"""
+    """so many of the puzzles, drawn by --seed; None: all"""
     size: int | None = None
     """mazes: side of the test mazes, if not that of the training"""
     by_step: bool = True
@@ -139,24 +139,49 @@ class Eval(_Thinking):
         return 0
 
     def puzzles(self) -> tuple[Any, Any, str]:
-        """Puzzles, their task, and what to call them."""
+        """Puzzles, their task, and what to call them (a drawn part says so)."""
+        from inward.tasks.named import part
+
+        puzzles, task, dataset = self._all_puzzles()
+        if self.num is None:
+            return puzzles, task, dataset
+        told = f"{dataset}, {self.num} of {len(puzzles)} drawn by seed {self.seed}"
+        return part(puzzles, self.num, seed=self.seed), task, told
+
+    def _all_puzzles(self) -> tuple[Any, Any, str]:
         from inward.recipes.of import recipe_of
         from inward.recipes.trm_data import MazeData
-        from inward.tasks.named import first, read_puzzles, task_named
+        from inward.tasks.named import task_named
 
         if self.data is not None:
-            task = task_named(self.task) if self.task else recipe_of(self.model).task()
-            puzzles = read_puzzles(self.data, task, num=self.num)
-            if task.name.startswith("maze"):
-                task = task_named("maze", puzzles.grid)
-            return puzzles, task, str(self.data)
+            return self._of_file(self.data)
         if self.task:
             raise ValueError("--task says what a file holds; name the file with --data")
         recipe = recipe_of(self.model)
         if self.size is None:
-            return first(recipe.test_puzzles(), self.num), recipe.task(), f"{recipe.name} test"
+            return recipe.test_puzzles(), recipe.task(), f"{recipe.name} test"
         if not isinstance(recipe.data, MazeData):
             raise ValueError(f"--size is for models of generated mazes, not for {recipe.name}")
         puzzles = recipe.data.puzzles("test", self.size)
         name = f"{recipe.name} {self.size}x{self.size} test"
-        return first(puzzles, self.num), task_named("maze", puzzles.grid), name
+        return puzzles, task_named("maze", puzzles.grid), name
+
+    def _of_file(self, path: Path) -> tuple[Any, Any, str]:
+        """Mazes may be of any size; one that --task names must be that of the file."""
+        from inward.recipes.of import recipe_of
+        from inward.tasks.named import ANY_GRID, read_puzzles, task_named
+
+        if self.task:
+            task = task_named(self.task, ANY_GRID if self.task == "maze" else None)
+        else:
+            task = recipe_of(self.model).task()
+        puzzles = read_puzzles(path, task)
+        if not task.name.startswith("maze"):
+            return puzzles, task, str(path)
+        if self.task not in ("", "maze") and task.grid != puzzles.grid:
+            rows, cols = puzzles.grid
+            raise ValueError(
+                f"{path} holds mazes of {rows}x{cols} cells, not {self.task}; leave the size out: "
+                "--task maze"
+            )
+        return puzzles, task_named("maze", puzzles.grid), str(path)

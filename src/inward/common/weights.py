@@ -59,6 +59,7 @@ def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
 def strict(from_pretrained: Callable[..., Any], source: object, *args: Any, **kwargs: Any) -> Any:
     """Run transformers' `from_pretrained` and turn what it only warns about into one ValueError."""
     wanted = kwargs.pop("output_loading_info", False)
+    kwargs.pop("ignore_mismatched_sizes", None)  # of a strict call around this one
     try:
         model, info = from_pretrained(
             source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs

@@ -57,6 +57,10 @@ class TRMRecipe:
         """Held out, made from a fixed seed, looked at once."""
         return self.data.puzzles("test")
 
+    def notes(self) -> list[str]:
+        """What a person who starts this run should know of its data."""
+        return [] if isinstance(self.data, MazeData | ArcData) else self.data.notes()
+
     def build(self) -> Run:
         """Model, source and evaluation, ready for `train`.
 
@@ -151,7 +155,8 @@ _FAST = TrainSettings(
 
 
 def sudoku4() -> TRMRecipe:
-    """A smoke test: there are only 288 solution grids."""
+    """A smoke test: there are only 288 solution grids, and 36 irreducible puzzles up to symmetry;
+    some of these are held out."""
     return TRMRecipe(
         name="sudoku4",
         about="4x4 Sudoku, irreducible; half a minute on one core",

@@ -34,7 +34,7 @@ import numpy as np
 
 from inward.common import IGNORE
 from inward.common.checks import checked_seed
-from inward.common.files import replacing
+from inward.common.files import read_json, replacing
 from inward.data.puzzles.puzzles import PAD, Puzzles
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class FolderInfo:
     """The contents of `dataset.json`, with the reference's names.
 
     `ignore_label_id` is the label value that means "not scored" (None: every label is scored).
-    `total_puzzles` is None in folders older than the field.
+    `total_puzzles` is None in folders older than the field. The reference's ARC builder writes the
+    number of puzzles there, its Sudoku and Maze builders that of the groups.
     """
 
     vocab_size: int
@@ -243,13 +244,14 @@ class Folder:
         return (slice(i, min(i + step, num_rows)) for i in range(0, num_rows, step))
 
     def _check_totals(self, path: Path) -> None:
-        found = {"total_groups": self.group_indices, "total_puzzles": self.puzzle_indices}
-        for name, offsets in found.items():
-            stated = getattr(self.info, name)
-            if stated is not None and stated != len(offsets) - 1:
+        groups, puzzles = len(self.group_indices) - 1, len(self.puzzle_indices) - 1
+        # two builders of the reference count groups as puzzles, see FolderInfo
+        known = {"total_groups": (groups,), "total_puzzles": (puzzles, groups, None)}
+        for name, good in known.items():
+            if getattr(self.info, name) not in good:
                 raise ValueError(
-                    f"{path}: {name} is {stated}, but the offset arrays hold {len(offsets) - 1}; "
-                    "the files are not of one build, build the folder again"
+                    f"{path}: {name} is {getattr(self.info, name)}, but the offset arrays hold "
+                    f"{good[0]}; the files are not of one build, build the folder again"
                 )
 
 
@@ -458,19 +460,6 @@ def _joined(offsets: list[np.ndarray]) -> np.ndarray:
 
 def _range(values: np.ndarray) -> tuple[int, int]:
     return int(values.min()), int(values.max())
-
-
-def read_json(path: str | os.PathLike) -> Any:
-    """Parse a JSON file; FileNotFoundError or ValueError names the file."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not JSON ({path.stat().st_size} bytes): {error}. Copy or write it again"
-        ) from error
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -341,6 +341,12 @@ def maze_keys(puzzles: Puzzles) -> frozenset[bytes]:
     return frozenset(_key(turn(square, i)) for square in squares for i in range(NUM_MAPS))
 
 
+def class_keys(puzzles: Puzzles) -> list[bytes]:
+    """For each maze a name that exactly its turned, mirrored and moved copies share."""
+    squares = puzzles.inputs.reshape(-1, *puzzles.grid)
+    return [min(_key(turn(square, i)) for i in range(NUM_MAPS)) for square in squares]
+
+
 def _key(square: np.ndarray) -> bytes:
     """Bytes of the part that holds open cells, with its width: the canvas does not matter."""
     open_cells = square > WALL
@@ -381,7 +387,7 @@ def read_csv(path: str | os.PathLike) -> Puzzles:
     if not path.is_file():
         raise FileNotFoundError(f"no maze file at {path}")
     inputs, labels, rating = [], [], []
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         lines = csv.reader(file)
         try:
             header = next(lines, [])

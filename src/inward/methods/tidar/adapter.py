@@ -16,7 +16,8 @@ arithmetic: few layers of high rank (`AdapterSettings.targets`) draft cheaper th
 
 Files are PEFT's: adapter_config.json and adapter_model.safetensors with its names, so PEFT loads
 and merges them; plus draft.safetensors, the embedding of the mask token, which lies beyond the
-model's vocabulary: the model is not resized.
+model's vocabulary: the model is not resized. The model's name stands in tidar.json alone, see
+`_no_base`.
 
 Training needs a backward pass through the mask rows alone, and of these through blocks that have
 anything to predict (a question has not): the clean half runs once without gradient and leaves its
@@ -165,7 +166,7 @@ class DraftAdapter(nn.Module):
             {
                 "peft_type": "LORA",
                 "task_type": "CAUSAL_LM",
-                "base_model_name_or_path": base,
+                "base_model_name_or_path": _no_base(base),
                 "r": self.settings.rank,
                 "lora_alpha": self.settings.alpha,
                 "lora_dropout": 0.0,
@@ -283,6 +284,13 @@ def _linear(weight: Tensor) -> nn.Linear:
 
 def _key(name: str) -> str:
     return name.replace(".", "/")
+
+
+def _no_base(name: str) -> str:
+    """What the file names as the model that the adapter belongs to. Were it the model, a bare
+    `AutoModelForCausalLM.from_pretrained` would let the adapter act on every row, and the model
+    would say other words; so it is a name that cannot be opened, and says what to do."""
+    return f"a draft-only adapter of {name or 'another model'}: open it with inward.load"
 
 
 def _short(name: str) -> str:

@@ -215,13 +215,19 @@ def _try_split(model: PreTrainedModel) -> bool:
 
 
 def find_base_model(
-    folder: Path, base: PreTrainedModel | str | Path | None, options: dict[str, Any]
+    folder: Path,
+    base: PreTrainedModel | str | Path | None,
+    name: str | None,
+    options: dict[str, Any],
 ) -> PreTrainedModel:
-    """The model an adapter in `folder` belongs to, see `TiDAR.from_pretrained`."""
+    """The model an adapter in `folder` belongs to, by `name` if nothing else tells; see
+    `TiDAR.from_pretrained`."""
     if isinstance(base, PreTrainedModel):
         return base
     if base is None and (folder / "base" / "config.json").exists():
         base = folder / "base"
+    if base is None:
+        base = name
     if base is None:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base = config.get("base_model_name_or_path") or ""

@@ -374,8 +374,9 @@ class TiDAR(nn.Module):
         else:
             self.adapter.save_pretrained(folder, base=base_name(self.model))
         content = {"mask_id": self.mask_id, "settings": asdict(self.settings)}
+        content |= {"adapter": self.adapter is not None, "base": base_name(self.model)}
         # last, so that a folder with this file is complete
-        write_json(folder / SETTINGS_FILE, content | {"adapter": self.adapter is not None})
+        write_json(folder / SETTINGS_FILE, content)
 
     @classmethod
     def from_pretrained(
@@ -385,7 +386,8 @@ class TiDAR(nn.Module):
 
         Args:
             base: the model an adapter belongs to, or its folder; default: base/ in the adapter's
-                folder, if there is one, else the name in the adapter's file.
+                folder, if there is one, else the name in tidar.json (or, in adapters of earlier
+                versions and of others, in the adapter's file).
             options: for the model's own from_pretrained (dtype, attn_implementation, ...).
 
         Raises:
@@ -402,7 +404,7 @@ class TiDAR(nn.Module):
             return cls(model, saved["mask_id"], settings).eval()
         from inward.methods.tidar.adapter import DraftAdapter
 
-        model = find_base_model(folder, base, options)
+        model = find_base_model(folder, base, saved.get("base"), options)
         adapter = DraftAdapter.from_pretrained(folder, model)
         return cls(model, saved["mask_id"], settings, adapter=adapter).eval()
 

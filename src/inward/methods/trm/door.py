@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inward.common.thinking import Lanes, Method, Option
 
@@ -45,10 +45,19 @@ def begin(model: TRM, *, batch_size: int = 256, rewrites: bool = True) -> Lanes:
     )
 
 
+def _prepare(model: Any, cells: Any, ask: Any, own: Any) -> tuple[Any, dict[str, Any]]:
+    """A puzzle larger than those of training gets more steps in proportion."""
+    from inward.methods.trm.asked import default_steps
+
+    steps = {"max_steps": default_steps(model, len(cells))}
+    return cells, steps | dict(ask.get("own", {}))
+
+
 METHOD = Method(
     name="trm",
     begin=begin,
     options=_OPTIONS,
     unit=("max_steps", "supervision steps"),
     reads="puzzle",
+    prepare=_prepare,
 )
