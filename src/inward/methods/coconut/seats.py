@@ -126,7 +126,7 @@ class SharedPast:
         """Give a seat the past of a row that has been read."""
         past = read.past(row)
         self.depth = len(past) if self.depth is None else min(self.depth, len(past))
-        self.cache.insert(seat, past)
+        self.cache.insert(seat, int(read.mask[row].sum()), past)
 
     def begin(
         self, live: Sequence[bool], device: torch.device, dtype: torch.dtype

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -91,7 +91,7 @@ class CoconutLanes(Lanes):
         self.num_passes += passes
 
     def _lane(self, request: Request) -> tuple[Hashable, ...]:
-        packed, asked = request.own.get("packed"), request.own.get("per_pass")
+        packed, asked = _hashable(request.own.get("packed")), request.own.get("per_pass")
         if isinstance(asked, Mapping):
             return packed, *sorted((name, _hashable(value)) for name, value in asked.items())
         if asked is None:
@@ -128,7 +128,6 @@ class Reading:
     """What the logits (B, V) of some seats say, found out when first asked."""
 
     logits: Tensor
-    _entropies: list[float] | None = field(default=None, init=False)
 
     @cached_property
     def logp(self) -> Tensor:
