@@ -38,7 +38,7 @@ FAKE = {
 import einops
 import torch
 from pydantic import BaseModel
-from inward.hub import _ours
+from inward.methods.trm.reference import _ours
 from inward.methods.trm.model import TRM
 from inward.methods.trm.settings import TRMSettings
 
