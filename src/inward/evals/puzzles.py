@@ -53,6 +53,8 @@ class Result:
     believed: share of answers whose correctness the halting head (q > 0) told rightly.
     steps, evaluations, flops: means per puzzle; the last two count all chains of a puzzle.
     by_step: accuracy after step 1, 2, ... of a run that never halts.
+    parameters: of the network, as in the papers and in a training's summary; the table of
+        identifiers, which can be far the larger, counts apart.
     """
 
     what: str
@@ -75,6 +77,7 @@ class Result:
     settings: dict[str, Any] = field(default_factory=dict)
     machine: str = ""
     command: str = ""
+    identifier_parameters: int = 0
 
     @property
     def share(self) -> float:
@@ -141,6 +144,7 @@ def evaluate(
     answered = solution.answered.numpy()
     interval = wilson(int(right.sum()), len(right))
     told = {"max_steps": steps, "halt": str(halt), "num_symmetries": num_symmetries}
+    parameters, table = _num_parameters(model)
     return Result(
         what=what,
         dataset=dataset,
@@ -156,7 +160,8 @@ def evaluate(
         evaluations=float(solution.evaluations.mean()),
         flops=float(solution.flops.mean()),
         seconds=seconds,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters,
+        identifier_parameters=table,
         by_rating=_by_rating(puzzles.rating, right),
         by_step=_by_step(model, puzzles, task, common) if by_step else (),
         settings=told | {name: _told(value) for name, value in options.items()},
@@ -173,6 +178,14 @@ def default_steps(model: Any, num_cells: int) -> int:
     """
     settings = model.settings
     return max(settings.n_sup, round(settings.n_sup * num_cells / settings.seq_len))
+
+
+def _num_parameters(model: Any) -> tuple[int, int]:
+    """Of the network, and of its table of identifiers."""
+    if hasattr(model, "num_parameters_by_part"):
+        parts = model.num_parameters_by_part()
+        return parts["network"], parts["identifiers"]
+    return sum(parameter.numel() for parameter in model.parameters()), 0
 
 
 def _check_fit(model: Any, puzzles: Puzzles, task: Any) -> None:
