@@ -23,6 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
+from inward.data.drawn import drawn
 from inward.data.thoughts.tokenizers import encode_text
 from inward.evals.rows import append_row, machine
 from inward.evals.stats import Interval
@@ -121,13 +122,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--task", choices=list(TASKS), default="prosqa")
     parser.add_argument("--row", default="coconut")
-    parser.add_argument("--num", type=int, default=200, help="test questions")
+    parser.add_argument("--num", type=int, default=200, help="test questions, drawn by --seed")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figures", type=Path, default=None, help="folder for the SVGs")
     parser.add_argument("--jsonl", type=Path, default=ROWS)
     args = parser.parse_args(arguments)
     recipe, model = TASKS[args.task](args.row), load(args.model)
     task = recipe.task()
-    asked = task.ask(recipe.data.split("test")[: args.num])
+    test = recipe.data.split("test")
+    some = drawn(len(test), min(args.num, len(test)), seed=args.seed, what="questions")
+    asked = task.ask([test[i] for i in some])
     target = before_end if args.task == "prosqa" else result_of(model)
     ablations, read, swaps, jacobi = thinking(model, recipe, asked, target)
     console = Console(width=None if sys.stdout.isatty() else 120)
