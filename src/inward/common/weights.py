@@ -91,6 +91,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(found, Mapping) or not found:
+        raise ValueError(f"{path} holds no names with tensors; give the state dict itself")
+    if not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise ValueError(f"{path} holds no names with tensors; give the state dict itself")
+    return dict(found)
