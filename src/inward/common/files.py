@@ -94,27 +94,6 @@ def read_text(path: str | os.PathLike) -> str:
         raise ValueError(f"{path} is not UTF-8 text: {error}. Write it again as UTF-8") from error
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """Parse a JSON file; FileNotFoundError or ValueError names the file."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not JSON ({path.stat().st_size} bytes): {error}. Copy or write it again"
-        ) from error
-
-
-def read_object(path: str | os.PathLike) -> dict[str, Any]:
-    """Parse a JSON file that holds an object; errors as `read_json`."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected names with values")
-    return content
-
-
 def write_json(path: Path, content: object) -> None:
     """Write JSON to a temporary name, then rename."""
     hidden = path.with_name(f".new-{path.name}")
