@@ -12,7 +12,7 @@ wait for each other would save as passes (counted, not measured).
 
 The two take turns; the medians are reported. With one thread CPU time is taken, else wall time.
 Exits are scripted (a depth drawn for each token, about half the full one on average), because
-random weights have no depth of their own; `--exit latent:0.1` lets the latent rule decide.
+random weights have no depth of their own; `--halt latent:0.1` lets the latent rule decide.
 """
 
 import argparse
@@ -26,9 +26,10 @@ from torch import Tensor
 from inward.common import halting
 from inward.evals.rows import append_row
 from inward.methods.huginn.config import HuginnConfig
+from inward.methods.huginn.costs import HuginnCosts
 from inward.methods.huginn.generate import generate
 from inward.methods.huginn.model import HuginnForCausalLM
-from inward.methods.huginn.texts import HuginnGenerated, Work
+from inward.methods.huginn.texts import HuginnGenerated
 
 
 def random_model(args: argparse.Namespace) -> HuginnForCausalLM:
@@ -51,13 +52,13 @@ def random_model(args: argparse.Namespace) -> HuginnForCausalLM:
     return model.eval().to(getattr(torch, args.dtype))
 
 
-def exit_rule(args: argparse.Namespace) -> halting.Rule:
+def halting_rule(args: argparse.Namespace) -> halting.Rule:
     """The scripted depths, or the latent rule."""
-    name, _, threshold = args.exit.partition(":")
+    name, _, threshold = args.halt.partition(":")
     if name == "latent":
         return halting.LatentChange(float(threshold))
     if name != "scripted":
-        raise ValueError(f"--exit is {args.exit!r}: 'scripted' or 'latent:THRESHOLD'")
+        raise ValueError(f"--halt is {args.halt!r}: 'scripted' or 'latent:THRESHOLD'")
     generator = torch.Generator().manual_seed(args.seed)
     drawn = torch.rand(args.prompts, args.new, 3, generator=generator).mean(-1)
     depths = 1 + (drawn * (args.depth - 1)).round().long()
@@ -79,8 +80,8 @@ def timed(args: argparse.Namespace, model: HuginnForCausalLM, rule: str | haltin
         model,
         prompts,
         max_new_tokens=args.new,
-        exit=rule,
-        policy=args.policy,
+        halt=rule,
+        sharing=args.sharing,
         eos_token_id=(),
         batch_size=args.batch,
         in_flight=args.seats,
@@ -97,7 +98,7 @@ def closed_batch(out: HuginnGenerated, batch: int) -> int:
 
 def compare(args: argparse.Namespace) -> dict:
     """One row of results."""
-    model, rule = random_model(args), exit_rule(args)
+    model, rule = random_model(args), halting_rule(args)
     full, early = [], []
     for _ in range(args.turns):
         full.append(timed(args, model, "never"))
@@ -108,12 +109,13 @@ def compare(args: argparse.Namespace) -> dict:
     count = [sum(int(row.sum()) for row in out.steps) for out in (out_full, out_early)]
     decoding = [sum(int(row[1:].sum()) for row in out.steps) for out in (out_full, out_early)]
     saved = 1 - count[1] / count[0]
-    work, middle = Work(model.config), args.prompt + args.new // 2
-    core = args.depth * work.core(middle)
+    costs, middle = HuginnCosts(model.config), args.prompt + args.new // 2
+    core = args.depth * costs.core(middle).flops
+    outside = costs.prelude(middle).flops + costs.read_out(middle).flops
     passes = closed_batch(out_early, args.batch) / (decoding[0] / args.batch)
     return {
         "share": round((1 - t_early / t_full) / saved, 4),
-        "limit": round(core / (core + work.prelude(middle) + work.read_out(middle)), 4),
+        "limit": round(core / (core + outside), 4),
         "closed": round((1 - passes) / (1 - decoding[1] / decoding[0]), 4),
         "saved_recurrences": round(saved, 4),
         "seconds_full": round(t_full, 2),
@@ -136,8 +138,8 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--seats", type=int, default=None)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--vocab", type=int, default=8192)
-    parser.add_argument("--policy", default="deepest")
-    parser.add_argument("--exit", default="scripted")
+    parser.add_argument("--sharing", default="deepest")
+    parser.add_argument("--halt", default="scripted")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,11 +1,11 @@
 """What sharing a cache saves and what it costs. (`python benchmarks/huginn/cache.py`, minutes)
 
-For each policy of `inward.methods.huginn.cache`: bytes of keys and values that a token takes, at
+For each sharing of `inward.methods.huginn.cache`: bytes of keys and values that a token takes, at
 the published 3.5B shape (r = 32, bfloat16) and in the shipped model huginn-hops; and that model's
-accuracy by number of hops when its questions are read *token by token* under the policy. (A prompt
-that is read at once is exact under every policy, because all its tokens overwrite a shared slot
+accuracy by number of hops when its questions are read *token by token* under it. (A prompt
+that is read at once is exact under every sharing, because all its tokens overwrite a shared slot
 together; the first row says what that gives.) 95 % Wilson intervals; the same questions and initial
-states for every policy. Each policy adds one row to cache.jsonl.
+states for every sharing. Each adds one row to cache.jsonl.
 
 With --training: the peak of memory that a training step holds for its backward pass, by depth.
 """
@@ -25,13 +25,13 @@ from inward import hub
 from inward.data.texts.text import TextQuestions, questions
 from inward.evals.rows import append_row, machine
 from inward.evals.stats import wilson
-from inward.methods.huginn.cache import RecurrentCache, SlotLayout, policy, token_bytes
+from inward.methods.huginn.cache import RecurrentCache, SlotLayout, sharing_of, token_bytes
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.model import HuginnForCausalLM
 from inward.recipes.huginn import HopsData, hops
 
 ROWS = Path(__file__).with_suffix(".jsonl")
-POLICIES = ("per-depth", "first-then-shared:4", "ring:4", "ring:2", "shared")
+SHARINGS = ("per-depth", "first-then-shared:4", "ring:4", "ring:2", "shared")
 AT_ONCE = "prompt at once"
 
 
@@ -42,7 +42,7 @@ def layout(config: HuginnConfig, dtype: torch.dtype) -> SlotLayout:
 
 @torch.no_grad()
 def right(model: HuginnForCausalLM, held: TextQuestions, choice: str, depth: int) -> int:
-    """Questions answered rightly after `depth` recurrences a token, read under the policy."""
+    """Questions answered rightly after `depth` recurrences a token, read under the sharing."""
     prompts = [held.prompt(i) for i in range(len(held))]
     num_right = 0
     for length in sorted({len(p) for p in prompts}):
@@ -66,7 +66,7 @@ def measured(
     """One row of results."""
     found = {k: wilson(right(model, held, choice, depth), len(held)) for k, held in sets.items()}
     row: dict[str, Any] = {
-        "policy": choice,
+        "sharing": choice,
         "depth": depth,
         "num_questions": len(next(iter(sets.values()))),
         "accuracy": {str(k): round(share.value, 4) for k, share in found.items()},
@@ -75,8 +75,8 @@ def measured(
     }
     if choice != AT_ONCE:
         large, small = layout(HuginnConfig(), torch.bfloat16), layout(model.config, model.dtype)
-        row["bytes_3.5B_r32"] = token_bytes(policy(choice), 32, large)
-        row["bytes_hops"] = token_bytes(policy(choice), depth, small)
+        row["bytes_3.5B_r32"] = token_bytes(sharing_of(choice), 32, large)
+        row["bytes_hops"] = token_bytes(sharing_of(choice), depth, small)
     return row
 
 
@@ -84,11 +84,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Accuracy in percent by hops, with the width of the interval on either side."""
     names = list(rows[0]["accuracy"])
     heads = [f"{k} hops" for k in names]
-    lines = ["| policy | MB a token, 3.5B | kB, hops | " + " | ".join(heads) + " |"]
+    lines = ["| sharing | MB a token, 3.5B | kB, hops | " + " | ".join(heads) + " |"]
     lines.append("|---" * (3 + len(names)) + "|")
     for row in rows:
         large, small = row.get("bytes_3.5B_r32", 0) / 1e6, row.get("bytes_hops", 0) / 1e3
-        cells = [row["policy"], f"{large:.3f}" if large else "", f"{small:.1f}" if small else ""]
+        cells = [row["sharing"], f"{large:.3f}" if large else "", f"{small:.1f}" if small else ""]
         for k in names:
             value, half = row["accuracy"][k], (row["high"][k] - row["low"][k]) / 2
             cells.append(f"{100 * value:.1f} ({100 * half:.1f})")
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--num", type=int, default=500)
     parser.add_argument("--depth", type=int, default=16)
     parser.add_argument("--hops", type=int, nargs="*", default=list(range(1, 10)))
-    parser.add_argument("--policies", nargs="*", default=list(POLICIES))
+    parser.add_argument("--sharings", nargs="*", default=list(SHARINGS))
     parser.add_argument("--seed", type=int, default=1_000_007)
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--training", action="store_true")
@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     sets = {k: questions(made, args.num, difficulty=k, seed=args.seed) for k in args.hops}
     rows = []
     words = sys.argv[1:] if argv is None else argv
-    for choice in (AT_ONCE, *args.policies):
+    for choice in (AT_ONCE, *args.sharings):
         rows.append(measured(model, sets, choice, args.depth))
         command = "python benchmarks/huginn/cache.py " + " ".join(words)
         append_row(args.rows, rows[-1] | {"machine": machine(), "command": command.strip()})

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 EFFORTS = ("low", "medium", "high")
 """Words for saved points on the frontier of accuracy against cost."""
 
-_AT_ONCE = 16
-"""Requests of one `ask` that share a forward."""
-
 
 def open_thinker(
     name: str | Path,
@@ -237,7 +234,7 @@ class Thinker:
     def begin(self, **sizes: Any) -> Work:
         """The method's work around this model, for loops of one's own; see `request` for what to
         add to it."""
-        return self.method.begin(self.model, **({"batch_size": _AT_ONCE} | sizes))
+        return self.method.begin(self.model, **sizes)
 
     def request(self, question: Any, *, seed: int = 0, **options: Any) -> Request:
         """What `ask` would add to the work for this question; options as of `ask`."""

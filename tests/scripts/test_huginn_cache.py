@@ -14,16 +14,16 @@ def bench(monkeypatch):
     return importlib.import_module("cache")
 
 
-def test_policies_side_by_side(bench, tmp_path):
+def test_sharings_side_by_side(bench, tmp_path):
     path = tmp_path / "rows.jsonl"
-    words = "--num 20 --depth 4 --hops 2 6 --policies per-depth shared --rows"
+    words = "--num 20 --depth 4 --hops 2 6 --sharings per-depth shared --rows"
     once, deep, shared = bench.main([*words.split(), str(path)])
     assert deep["accuracy"] == once["accuracy"] and once["accuracy"]["2"] == 1.0
     assert once["accuracy"]["6"] < 0.6 < shared["accuracy"]["6"]  # read deeper than its own depth
     assert deep["bytes_3.5B_r32"] == 132 * 21120 and shared["bytes_3.5B_r32"] == 8 * 21120
     assert deep["bytes_hops"] == 4 * shared["bytes_hops"]
     assert (
-        next(json.loads(line)["policy"] for line in path.read_text().splitlines()) == bench.AT_ONCE
+        next(json.loads(line)["sharing"] for line in path.read_text().splitlines()) == bench.AT_ONCE
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from inward.common.files import write_manifest
 from inward.train.loop import Run, train
 from inward.train.settings import OptimSettings
 from tests.train.toy import (
@@ -100,6 +101,7 @@ def test_the_comparison_sees_a_wrong_state(tmp_path, part):
     other = torch.Generator().manual_seed(5).get_state()
     tensors[part] = other if part == "rng.cpu" else tensors[part] + 1
     save_file(tensors, path)
+    write_manifest(path.parent)  # or the manifest would refuse it
     toy_train(tmp_path / "changed", **options)
     whole, changed = (
         [row for row in timeless(tmp_path / name) if row["kind"] == "train"]

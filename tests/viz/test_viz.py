@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from inward.common.trace import Cost, Step, Trace
+from inward.common.trace import Cost, Span, Step, Trace
 from inward.data.puzzles import arc
 from inward.tasks.arc import ArcTask
 from inward.tasks.maze import MazeTask
@@ -39,10 +39,14 @@ def sudoku_trace(drafts: list[str] = DRAFTS) -> Trace:
     for index, draft in enumerate(drafts, start=1):
         confidence = np.where(question == 1, 0.3 + 0.2 * index, 1.0)
         score = {"halt": 2.0 * index - 4}
-        steps.append(
-            Step(index, "refine", tokens(draft), confidence, score, cost=Cost(6, index * 1e6))
-        )
+        steps.append(refined(index, tokens(draft), confidence, score, Cost(6, index * 1e6)))
     return Trace("trm", question, steps, "halted", {"grid": [4, 4]})
+
+
+def refined(index, cells, confidence=None, scores=None, cost=None) -> Step:
+    return Step(
+        index, "refine", None, {"grid": Span(cells, confidence)}, scores or {}, cost or Cost()
+    )
 
 
 def maze_trace() -> tuple[Trace, MazeTask]:
@@ -53,8 +57,8 @@ def maze_trace() -> tuple[Trace, MazeTask]:
     first[[9, 10, 33]] = 5
     second[[9, 10, 11, 12, 19, 25, 26]] = 5
     steps = [
-        Step(1, "refine", first, np.full(49, 0.55), {"halt": -1.0}, cost=Cost(4, 1e6)),
-        Step(2, "refine", second, np.full(49, 0.95), {"halt": 3.0}, cost=Cost(4, 1e6)),
+        refined(1, first, np.full(49, 0.55), {"halt": -1.0}, Cost(4, 1e6)),
+        refined(2, second, np.full(49, 0.95), {"halt": 3.0}, Cost(4, 1e6)),
     ]
     return Trace("trm", question, steps, "budget", {"grid": [7, 7]}), task
 
@@ -102,7 +106,7 @@ def test_arc_shows_the_grid_and_nothing_around_it():
     question = arc.encode(grid, (4, 5)).astype(np.int64)
     noisy = question.copy()
     noisy[-1] = 7  # outside the grid nothing is trained: anything may stand there
-    (shown, step) = frames(Trace("trm", question, [Step(1, "refine", noisy)]), ArcTask())
+    (shown, step) = frames(Trace("trm", question, [refined(1, noisy)]), ArcTask())
     assert (step.tokens == shown.tokens).all()
     assert crop([shown, step]) == (slice(4, 6), slice(5, 8))
     assert (shown.tokens[4:6, 5:8] == grid + 2).all() and (shown.tokens > 0).sum() == 6
@@ -313,7 +317,7 @@ def test_arc_is_drawn_in_its_colours():
     from inward.viz.plots import ARC, refinement
 
     question = arc.encode(np.array([[1, 2], [3, 0]], np.uint8)).astype(np.int64)
-    figure = refinement(Trace("trm", question, [Step(1, "refine", question)]), ArcTask())
+    figure = refinement(Trace("trm", question, [refined(1, question)]), ArcTask())
     faces = {to_hex(patch.get_facecolor()) for patch in figure.axes[0].patches}
     assert faces == {ARC[i] for i in range(4)}
 
@@ -370,5 +374,5 @@ def test_without_matplotlib_the_remedy_is_named(monkeypatch):
 
 def test_unsure_means_below_the_threshold():
     trace = sudoku_trace(DRAFTS[:1])
-    trace.steps[0].confidence[:] = UNSURE  # exactly at it counts as sure
+    trace.steps[0].view["grid"].confidence[:] = UNSURE  # exactly at it counts as sure
     assert not frames(trace, SudokuTask(4))[1].unsure.any()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from inward.common.trace import Step, Trace
+from inward.common.trace import Span, Step, Trace
 from inward.data.thoughts import prosqa
 from inward.evals.stats import Interval, Paired
 from inward.studies.thoughts_ablate import Ablation, Swap
@@ -34,11 +34,11 @@ def decode(token: int) -> str:
 
 
 def thought(position: int, tokens: list[int], chances: list[float]) -> Step:
-    return Step(position, "thought", np.array(tokens), np.array(chances), position=position)
+    return Step(position, "thought", view={"lens": Span.of(tokens, chances)}, position=position)
 
 
 def word(position: int, token: int) -> Step:
-    return Step(position, "word", np.array([token]), np.array([0.9]), position=position)
+    return Step(position, "word", Span.of([token], [0.9]), position=position)
 
 
 def trace() -> Trace:
@@ -117,9 +117,10 @@ def test_thoughts_and_words_are_told_apart_without_colour():
     assert lines[6] == "3 thoughts, 3 tokens spoken; ended: end"
     short = printed(viz.show_thoughts, trace(), decode, most=1)
     assert "0.25" not in short and "█" in short
-    bare = Trace("coconut", np.array([0]), [Step(0, "thought", position=1)])
+    bare = Trace("coconut", np.array([0]), [Step(1, "thought", position=1)])
+    assert "not looked at; ask with trace='lens'" in printed(viz.show_thoughts, bare, decode)
     with pytest.raises(ValueError, match="no lens"):
-        printed(viz.show_thoughts, bare, decode)
+        viz.lens(bare, decode)
 
 
 def test_the_tree_shows_each_node_at_its_own_depth():

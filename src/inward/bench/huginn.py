@@ -127,7 +127,7 @@ def _case(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         weights = str(write_weights(folder, order.config))
         order = replace(order, weights=weights, threads=torch.get_num_threads())
-        orders = [order, replace(order, side="ours shared", policy="shared")]
+        orders = [order, replace(order, side="ours shared", sharing="shared")]
         if plain:
             orders.append(replace(order, side="ours plain", packed=False))
         if order.reference:

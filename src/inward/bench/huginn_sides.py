@@ -37,7 +37,7 @@ class HuginnOrder:
     depth: int
     dtype: str
     num_new: int
-    policy: str = "deepest"
+    sharing: str = "deepest"
     packed: bool | None = None
     weights: str = ""
     reference: str = ""
@@ -116,7 +116,7 @@ class Ours(_Model):
         from inward.methods.huginn.cache import RecurrentCache
         from inward.methods.huginn.generate import inference
 
-        out, cache = [], RecurrentCache(self.order.policy, num_recurrences=self.order.depth)
+        out, cache = [], RecurrentCache(self.order.sharing, num_recurrences=self.order.depth)
         with inference(self.model, packed=self.order.packed):
             for new in (tokens, *(torch.tensor([[token]]) for token in more)):
                 said = self.model(
@@ -136,7 +136,7 @@ class Ours(_Model):
             tokens,
             max_new_tokens=self.order.num_new,
             max_steps=self.order.depth,
-            policy=self.order.policy,
+            sharing=self.order.sharing,
             start="zero",
             eos_token_id=(),
             batch_size=1,

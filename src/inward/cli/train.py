@@ -58,11 +58,13 @@ def _overrides(recipe: Any) -> type:
 
 
 def _train_recipe(recipe: Any, out: Path, *, resume: bool) -> int:
+    from inward.common.files import check_free
     from inward.recipes.trm import TRMRecipe
     from inward.train import train as train_run
 
     if resume and not (out / "states").is_dir():
         raise ValueError(f"there is no run to resume in {out}; name its folder with --out")
+    check_free(out)  # before data is made, which may take long
     quiet()
     run = recipe.build()
     if isinstance(recipe, TRMRecipe) and os.environ.get("RANK", "0") == "0":

@@ -86,6 +86,12 @@ class Seen:
         self.top[rows] = -1
         self.stable_for[rows] = 0
 
+    def grow(self, num_rows: int) -> None:
+        """So many more rows, of which nothing has been seen."""
+        more = Seen(num_rows, self.logits.shape[1], self.logits.device)
+        for name in ("looks", "logits", "top", "stable_for"):
+            setattr(self, name, torch.cat([getattr(self, name), getattr(more, name)]))
+
     def update(self, view: DepthView) -> None:
         """Keep what a rule looked at, if it did."""
         if not view.was_read:
@@ -379,11 +385,11 @@ def depth_rule(choice: str | Rule, *, max_steps: int, min_steps: int = 1, every:
     if isinstance(choice, str):
         if choice not in NAMED_DEPTH:
             raise ValueError(
-                f"there is no exit rule {choice!r}; named rules are {', '.join(NAMED_DEPTH)}"
+                f"there is no halting rule {choice!r}; named rules are {', '.join(NAMED_DEPTH)}"
             )
         choice = NAMED_DEPTH[choice]
     if not callable(choice):
-        raise ValueError(f"exit is {choice!r}, expected a name, a rule, or a function of a view")
+        raise ValueError(f"halt is {choice!r}, expected a name, a rule, or a function of a view")
     for name, value in (("max_steps", max_steps), ("min_steps", min_steps), ("every", every)):
         if value < 1:
             raise ValueError(f"{name} is {value}, must be at least 1 recurrence")
@@ -437,7 +443,7 @@ def verdict(choice: Rule, view: DepthView) -> Tensor:
     done = choice(view)
     if not isinstance(done, Tensor) or done.dtype != torch.bool or done.shape != view.step.shape:
         raise ValueError(
-            f"the exit rule returned {type(done).__name__} {tuple(getattr(done, 'shape', ()))}, "
+            f"the halting rule returned {type(done).__name__} {tuple(getattr(done, 'shape', ()))}, "
             f"expected a boolean tensor of {tuple(view.step.shape)}"
         )
     return done

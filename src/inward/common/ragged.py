@@ -23,6 +23,8 @@ class Book:
     num_new: int = 0
     writes: int = 0
     """layers that the running forward has written"""
+    texts: Tensor | None = None
+    """(B, 1) numbers of the texts, beside their slots"""
     slots: Tensor | None = None
     """(B, q) slot of each new row; None: all texts are equally long"""
 
@@ -69,8 +71,7 @@ class RaggedLayer(CacheLayerMixin):
             begin = self.book.lengths[0]
             store[:, :, begin : begin + new.shape[2]] = new
         else:
-            rows = torch.arange(len(slots), device=store.device)[:, None]
-            store[rows, :, slots] = new.transpose(1, 2)
+            store[self.book.texts, :, slots] = new.transpose(1, 2)
 
     def extend(self, num: int) -> None:
         """Room for so many more texts."""
@@ -148,6 +149,7 @@ class RaggedCache(Cache):
         if min(book.lengths) < max(book.lengths):
             first = torch.tensor(book.lengths, device=device)[:, None]
             book.slots = first + torch.arange(num_new, device=device)
+            book.texts = torch.arange(len(book.lengths), device=device)[:, None]
 
     def reserve(self, capacity: int) -> None:
         """Room for so many tokens a text."""

@@ -217,12 +217,13 @@ class Lanes:
         self._lanes: dict[Hashable, Work] = {}
         self._places: dict[int, tuple[Hashable, int]] = {}
         self._numbers: dict[tuple[Hashable, int], int] = {}
+        self._found: list[Event] = []  # events of lanes before one that raised
         self._next = 0
 
     @property
     def busy(self) -> bool:
         """See `Work`."""
-        return any(lane.busy for lane in self._lanes.values())
+        return bool(self._found) or any(lane.busy for lane in self._lanes.values())
 
     def add(self, request: Request) -> int:
         """See `Work`."""
@@ -236,11 +237,12 @@ class Lanes:
 
     def step(self) -> list[Event]:
         """See `Work`."""
-        found = []
         for key, lane in list(self._lanes.items()):
             if lane.busy:
-                found += [(key, event) for event in lane.step()]
-        return [renumbered(event, self._numbers[key, event.request]) for key, event in found]
+                for event in lane.step():
+                    self._found.append(renumbered(event, self._numbers[key, event.request]))
+        found, self._found = self._found, []
+        return found
 
     def cancel(self, number: int) -> None:
         """See `Work`."""

@@ -7,7 +7,7 @@ question's difficulty.
 
 Everything here is the slow obvious way: all rows run to the last depth, every depth is read out, a
 rule's exit is found in what was computed. `engine_exits` asks the engine that lets rows leave early
-(`HuginnForCausalLM.generate`'s loop of huginn/generate.py) the same, and must agree.
+(`Engine` of methods/huginn/generate.py) the same, and must agree.
 
 An answer is right if every token of it is the likeliest one given the right tokens before it, which
 is what greedy decoding at that depth would produce.
@@ -151,7 +151,7 @@ def engine_exits(
 ) -> Exits:
     """As `exits`, by generating the answers with the engine; answers of any length.
 
-    options: see `inward.methods.huginn.generate.generate` (policy, warm, check_every, ...).
+    options: see `inward.methods.huginn.generate.generate` (sharing, warm, check_every, ...).
     """
     from inward.methods.huginn.generate import generate
 
@@ -163,7 +163,7 @@ def engine_exits(
         max_new_tokens=max(map(len, answers)),
         max_steps=max_steps,
         min_steps=min_steps,
-        exit=rule,
+        halt=rule,
         eos_token_id=(),
         state_seed=seeds,
         batch_size=batch_size,

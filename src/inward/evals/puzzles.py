@@ -21,6 +21,7 @@ import numpy as np
 from inward.data.puzzles.puzzles import PAD, Puzzles
 from inward.evals.rows import machine
 from inward.evals.stats import wilson
+from inward.methods.trm.asked import default_steps
 from inward.tasks.arc import ArcTask
 
 if TYPE_CHECKING:
@@ -168,16 +169,6 @@ def evaluate(
         machine=machine(),
         command=command or "python: inward.evals.puzzles.evaluate",
     )
-
-
-def default_steps(model: Any, num_cells: int) -> int:
-    """N_sup for the length the model was trained on; a larger grid gets more in proportion.
-
-    Paths in a maze k times as wide are about k^2 times as long, and a step carries news only so
-    far.
-    """
-    settings = model.settings
-    return max(settings.n_sup, round(settings.n_sup * num_cells / settings.seq_len))
 
 
 def _num_parameters(model: Any) -> tuple[int, int]:

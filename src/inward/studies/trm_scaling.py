@@ -231,8 +231,7 @@ def outcome(
 ) -> Outcome:
     """What `solve` with these options answers: the first `chains` chains, `max_steps` at most.
 
-    With first_to_halt it is `solve` with all chains in one batch, where they advance together. A
-    rule of your own sees `answer` in place of the tokens.
+    A rule of your own sees `answer` in place of the tokens.
 
     Raises:
         ValueError: more chains or steps than were recorded, an unknown selector, "verify" for a

@@ -11,13 +11,16 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from inward.common.files import replacing
 from inward.train.state import flatten
 
 if TYPE_CHECKING:
@@ -68,40 +71,121 @@ class Window:
         return asdict(self)
 
 
-def cut_log(path: Path, step: int, *, eval_step: int) -> None:
-    """Keep training rows up to `step` and evaluations up to `eval_step`; drop a half-written line.
+@dataclass
+class LogRows:
+    """What of a log stands: its lines, and the steps of its rows by kind."""
+
+    lines: list[str] = field(default_factory=list)
+    steps: dict[str, list[int]] = field(default_factory=lambda: {"train": [], "eval": []})
+
+    def add(self, kind: str, step: int) -> None:
+        """One more row."""
+        self.steps.setdefault(kind, []).append(step)
+
+    def counts(self, step: int) -> dict[str, int]:
+        """Rows that the state of `step` must find again: its own evaluation is repeated."""
+        trained = sum(at <= step for at in self.steps["train"])
+        return {"train": trained, "eval": sum(at < step for at in self.steps["eval"])}
+
+
+def read_log(path: Path, step: int, *, eval_step: int) -> LogRows:
+    """Training rows up to `step` and evaluations up to `eval_step`, without a half-written line.
 
     Raises ValueError if a line before the last is damaged.
     """
-    if not path.exists():
-        return
-    kept = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = LogRows()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+            kind, at = str(row["kind"]), int(row["step"])
+        except (ValueError, TypeError, KeyError) as error:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number} is no JSON; repair or move it") from error
+                raise ValueError(f"{path}, line {number} is no JSON row; {_REMEDY}") from error
             continue
-        last = eval_step if row["kind"] == "eval" else step
-        if row["step"] <= last and line.endswith("\n"):
-            kept.append(line)
-    hidden = path.with_name(f".new-{path.name}")
-    hidden.write_text("".join(kept), encoding="utf-8")
-    os.replace(hidden, path)
+        if at <= (eval_step if kind == "eval" else step) and line.endswith("\n"):
+            kept.lines.append(line)
+            kept.add(kind, at)
+    return kept
+
+
+_REMEDY = "repair it, or move it away to go on with a new one"
+
+
+def check_log(path: Path, kept: LogRows, step: int, expected: Mapping[str, int] | None) -> None:
+    """Raise ValueError if rows that were there when the state was saved are missing, or rows of two
+    runs are mixed."""
+    trained = kept.steps["train"]
+    mixed = next((b for a, b in pairwise(trained) if b <= a), None)
+    if mixed is not None:
+        raise ValueError(f"{path}: the row of step {mixed} stands after a later one; {_REMEDY}")
+    if not expected:
+        return
+    found = kept.counts(step)
+    for kind, name in (("train", "training"), ("eval", "evaluation")):
+        if found[kind] < expected[kind]:
+            raise ValueError(
+                f"{path} has a gap: {found[kind]} of the {expected[kind]} {name} rows up to step "
+                f"{step}{_gap(kept.steps[kind])}; {_REMEDY}"
+            )
+
+
+def _gap(steps: list[int]) -> str:
+    """Where rows are further apart than most."""
+    distances = [b - a for a, b in pairwise([0, *steps])]
+    usual = max(set(distances), key=distances.count, default=0)
+    places = [a for a, b in pairwise([0, *steps]) if b - a > usual]
+    return f" (the first one after step {places[0]})" if places else ""
 
 
 class Log:
     """Writes rows on the main process; on the others every method does nothing."""
 
-    def __init__(self, path: Path, accelerator: Accelerator, *, step: int, eval_step: int) -> None:
-        """Continue the log at `path`, with training rows up to `step`, others to `eval_step`."""
+    def __init__(
+        self,
+        path: Path,
+        accelerator: Accelerator,
+        *,
+        step: int,
+        eval_step: int,
+        expected: Mapping[str, int] | None = None,
+        agree: Callable[[str], str] = lambda fault: fault,
+    ) -> None:
+        """Continue the log at `path`, with training rows up to `step`, others to `eval_step`.
+
+        expected: `counts` of when the state was saved. agree: see `StateFolder`.
+        """
         self._accelerator = accelerator
-        self._file = None
+        self._file, self._kept, fault = None, LogRows(), ""
         if accelerator.is_main_process:
-            cut_log(path, step, eval_step=eval_step)
-            self._file = path.open("a", encoding="utf-8")
+            try:
+                self._continue(path, step, eval_step, expected)
+            except ValueError as error:
+                fault = str(error)
+        if fault := agree(fault):
+            raise ValueError(fault)
+
+    def _continue(
+        self, path: Path, step: int, eval_step: int, expected: Mapping[str, int] | None
+    ) -> None:
+        if path.exists():
+            self._kept = read_log(path, step, eval_step=eval_step)
+            check_log(path, self._kept, step, expected)
+            with replacing(path) as hidden:
+                hidden.write_text("".join(self._kept.lines), encoding="utf-8")
+            self._kept.lines.clear()
+        elif expected and expected["train"]:
+            say(f"{path} is gone, with the rows of steps 1 to {step}; a new one begins")
+        self._file = path.open("a", encoding="utf-8")
+
+    def counts(self, step: int) -> dict[str, int]:
+        """What `expected` must be when the state of `step` is loaded."""
+        return self._kept.counts(step)
+
+    def sync(self) -> None:
+        """Ask the disk to keep the rows: a state must never outlive those that it counts."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def row(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one row. Values that are not finite numbers become null: JSON has no NaN."""
@@ -109,13 +193,15 @@ class Log:
             clean = _without_nan({"kind": kind, "step": step, **values})
             self._file.write(json.dumps(clean, allow_nan=False) + "\n")
             self._file.flush()
+            self._kept.add(kind, step)
         numbers = {k: v for k, v in flatten(values).items() if isinstance(v, int | float)}
         self._accelerator.log({f"{kind}/{name}": v for name, v in numbers.items()}, step=step)
 
     def close(self) -> None:
         """Close the file; safe to call twice."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # a row that did not fit on the disk was told of already
+                self._file.close()
 
 
 def _without_nan(value: Any) -> Any:

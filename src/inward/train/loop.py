@@ -12,13 +12,15 @@ What is unusual:
 - Calling `train` again with the same folder goes on, with the same bits: see state.py. A state is
   saved before the evaluation of its step, and the evaluation is done again on resuming; therefore
   Ctrl-C need not wait for it and the log is the same as without the break.
+- The folder belongs to one run at a time (a lock), and what cannot be written stops the run with
+  one line that says what is safe: a full disk, a folder that somebody deleted.
 
 Steps done are counted from 0 (the number of the next batch), rows of the log from 1. Devices,
 autocast, DistributedDataParallel and trackers are accelerate's; the loop itself only sums one short
 vector of statistics over the processes. Resume state is our own, because accelerate's is pickled.
 
 Output folder: config.json, log.jsonl, states/, best/ (on request), model/ (averaged weights, as
-`save_pretrained` writes them), summary.json.
+`save_pretrained` writes them) with model.manifest.json, summary.json; run.lock while it runs.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
@@ -40,12 +42,23 @@ from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 
 from inward.common.draws import Batch, Draws, Loss
-from inward.common.files import new_folder, write_json, write_tensors
+from inward.common.files import (
+    manifest_fault,
+    new_folder,
+    read_json,
+    write_json,
+    write_manifest,
+    write_tensors,
+)
 from inward.train.ema import EMA
+from inward.train.identity import extend, identity_of
 from inward.train.log import Log, Window, progress_bar, say, start_trackers
 from inward.train.optim import build_optimizers, dense_parameters, sparse_parameters
+from inward.train.place import RunFolder, locked
 from inward.train.process import (
     Signals,
+    Stopwatch,
+    agreement,
     evaluation_mode,
     peak_memory,
     prepare_model,
@@ -59,16 +72,8 @@ from inward.train.state import Generators, StateFolder, TrainState, kept_generat
 if TYPE_CHECKING:
     from inward.data.puzzles.source import Source
 
-HARMLESS = (
-    "best_metric",
-    "eval_every",
-    "keep",
-    "log_every",
-    "progress",
-    "save_every",
-    "trackers",
-)
-"""Settings that may change between a run and its continuation: they do not touch the weights."""
+_NOT_TOLD = ("log", "planned_steps", "window")
+"""Entries of the record that the summary leaves out"""
 
 
 @runtime_checkable
@@ -114,17 +119,23 @@ def train(run: Run, settings: TrainSettings, out: str | Path) -> dict[str, Any]:
         cpu_seconds, peak_memory_bytes (of the main process, over all parts of the run), ...
 
     Raises:
-        ValueError: settings that cannot be met, or a state in `out` that belongs to another run.
+        ValueError: settings that cannot be met; a state in `out` that belongs to another run, or is
+            damaged; a log with a gap.
+        BlockingIOError: another process trains into `out`.
+        OSError: something cannot be written (the disk is full), or the folder was deleted.
         NonFiniteError: loss or gradient of a step is not finite; the state before it is saved.
         KeyboardInterrupt: SIGINT or SIGTERM came; the step was finished and the state saved.
             (A command should exit with 130.)
     """
-    with started_accelerator(settings, Path(out)) as accelerator, Signals() as signals:
-        loop = _Loop(run, settings, Path(out), accelerator, signals)
-        try:
-            return loop.run_to_end()
-        finally:
-            loop.close()
+    out = Path(out)
+    with started_accelerator(settings, out) as accelerator, Signals() as signals:
+        _check(run, settings, accelerator)
+        with locked(accelerator, out) as place:
+            loop = _Loop(run, settings, out, accelerator, signals, place)
+            try:
+                return loop.run_to_end()
+            finally:
+                loop.close()
 
 
 class _Loop:
@@ -137,16 +148,17 @@ class _Loop:
         out: Path,
         accelerator: Accelerator,
         signals: Signals,
+        place: RunFolder,
     ) -> None:
-        _check(run, settings, accelerator)
         self.run = run
         self.settings = settings
         self.out = out
         self.accelerator = accelerator
         self.signals = signals
+        self.place = place
         self.device = accelerator.device
-        self.began = time.perf_counter()
-        self.cpu_began = time.process_time()
+        self.watch = Stopwatch()
+        self.cpu_watch = Stopwatch(time.process_time)
         self.module = prepare_model(accelerator, run.model)
         self.dense = dense_parameters(run.model)
         self.sparse = sparse_parameters(run.model)
@@ -161,21 +173,30 @@ class _Loop:
         )
         self.store = StateFolder(
             out / "states",
-            _identity(settings, run.config),
+            identity_of(settings, run.config),
             keep=settings.keep,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             barrier=accelerator.wait_for_everyone,
+            agree=agreement(accelerator),
         )
+        self.extension = ""
+        self.saved_step: int | None = None
         self.resumed = self._start_or_resume()
         self.finished = self._finished_summary()
-        self.saved_step = self.state.step if self.resumed else None
         self.earlier = dict(self.state.record)
         self.window = Window(**self.state.record.get("window", {}))
         step = self.state.step
         redo = self._evaluation_due() and self.finished is None
         eval_step = step - 1 if redo else step
-        self.log = Log(out / "log.jsonl", accelerator, step=step, eval_step=eval_step)
+        self.log = Log(
+            out / "log.jsonl",
+            accelerator,
+            step=step,
+            eval_step=eval_step,
+            expected=self.state.record.get("log"),
+            agree=self.store.agree,
+        )
         start_trackers(accelerator, run.config or asdict(settings))
         self.bar = progress_bar(
             settings.steps, step, mode=settings.progress, main=accelerator.is_main_process
@@ -193,20 +214,27 @@ class _Loop:
                 "ask for more steps or train into another folder"
             )
         if steps:
-            self.store.load(self.state, steps[-1], self.device).restore(self.device)
+            content = self.store.content(steps[-1])
+            self.extension = extend(content, self.settings)
+            self.store.load(self.state, steps[-1], self.device, content).restore(self.device)
+            self.saved_step = steps[-1]
         else:
             words = np.random.SeedSequence([self.settings.seed, self.store.rank])
             set_seed(int(words.generate_state(1)[0]))
         if self.accelerator.is_main_process:
-            write_json(self.out / "config.json", self.run.config)
+            with self._writing():
+                write_json(self.out / "config.json", self.run.config)
         return bool(steps)
 
     def run_to_end(self) -> dict[str, Any]:
         if self.finished is not None:
             self._say(f"{self.out} is finished at step {self.state.step}; nothing to do")
+            self._repair_model()
             return self.finished
         if self.resumed:
             self._say(f"resuming {self.out} after step {self.state.step}")
+            if self.extension:
+                self._say(f"{self.out} is {self.extension}")
             if self._evaluation_due():
                 self.evaluate()
         while self.state.step < self.settings.steps:
@@ -224,8 +252,21 @@ class _Loop:
         path = self.out / "summary.json"
         if not self.resumed or self.state.step < self.settings.steps or not path.exists():
             return None
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        return summary if summary["steps"] == self.state.step else None
+        try:
+            summary = read_json(path)
+            return summary if summary["steps"] == self.state.step else None
+        except (ValueError, TypeError, KeyError):
+            return None  # it is made again from the state
+
+    def _repair_model(self) -> None:
+        """Write the model of a finished run again if files of it are gone."""
+        folder, manifest = self.out / "model", self.out / "model.manifest.json"
+        fault = manifest_fault(folder, manifest) if manifest.exists() else ""
+        if not folder.is_dir() or not any(folder.iterdir()) or fault.endswith("is missing"):
+            self._say(f"{folder} is not whole; it is written again")
+            self._save_model(folder)
+        elif fault:
+            self._say(f"{fault}; delete {folder} and start again to have it written anew")
 
     def _stop(self) -> None:
         told = f"stopped after step {self.state.step}; the same command goes on from {self.out}"
@@ -242,10 +283,11 @@ class _Loop:
             "sparse_parameters": sum(p.numel() for p in self.sparse.values()),
             "processes": self.accelerator.num_processes,
             "device": self.device.type,
-            **{k: v for k, v in self.state.record.items() if k != "window"},
+            **{k: v for k, v in self.state.record.items() if k not in _NOT_TOLD},
         }
         if self.accelerator.is_main_process:
-            write_json(self.out / "summary.json", summary)
+            with self._writing():
+                write_json(self.out / "summary.json", summary)
         self.accelerator.wait_for_everyone()
         return summary
 
@@ -257,11 +299,14 @@ class _Loop:
         if self.accelerator.is_main_process:
             say(text)
 
+    def _writing(self) -> AbstractContextManager[None]:
+        return self.place.writing(self.state.step, self.saved_step)
+
     # --- one step -------------------------------------------------------------------------------
 
     def advance(self) -> bool:
         """Do one optimizer step; true if somebody asked to stop."""
-        began = time.perf_counter()
+        watch = Stopwatch()
         if self.state.step in self.run.resets:
             self.state.optimizers = build_optimizers(self.run.model, self.settings.optim)
         before = Generators.capture(self.device)
@@ -270,6 +315,8 @@ class _Loop:
         weight = self._global_weight(batches)
         losses = self._backward(slices, batches, weight)
         stats = self._reduce(losses, weight)
+        if stats.gone:
+            raise self.place.told_gone(self.state.step)
         if not stats.finite:
             self._stop_non_finite(batches, losses, before)
         lr = self._update(stats.grad_norm)
@@ -279,8 +326,8 @@ class _Loop:
             for loss in losses
         ]
         self.state.step += 1
-        seconds = time.perf_counter() - began
-        self.window.add(stats.loss, stats.metrics, self.settings.batch_rows, seconds)
+        rows = self.settings.batch_rows
+        self.window.add(stats.loss, stats.metrics, rows, watch.seconds())
         self._log_step(stats, lr)
         return stats.stop
 
@@ -342,14 +389,15 @@ class _Loop:
         sums += [total([x.metrics[name][i] for x in losses]) for name in names for i in (0, 1)]
         bad = [~g.isfinite().all() for g in self._sparse_grads().values()]
         sums += [total(bad)] if bad else [torch.zeros((), device=self.device, dtype=wide)]
-        sums += [torch.tensor(float(self.signals.asked), device=self.device, dtype=wide)]
+        flags = (self.signals.asked, self.place.gone())
+        sums += [torch.tensor(float(flag), device=self.device, dtype=wide) for flag in flags]
         summed = cast(Tensor, self.accelerator.reduce(torch.stack(sums), reduction="sum"))
         grads = [p.grad for p in self.dense.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads).to(self.device)
-        loss, *values, num_bad, stop, grad_norm = [*summed.tolist(), float(norm)]
+        loss, *values, num_bad, stop, gone, grad_norm = [*summed.tolist(), float(norm)]
         metrics = dict(zip(names, zip(values[0::2], values[1::2], strict=True), strict=True))
         finite = math.isfinite(loss) and math.isfinite(grad_norm) and num_bad == 0
-        return _Stats(loss / weight, grad_norm, metrics, finite, stop > 0)
+        return _Stats(loss / weight, grad_norm, metrics, finite, stop > 0, gone > 0)
 
     def _sparse_grads(self) -> dict[str, Tensor]:
         grads = {name: p.grad for name, p in self.sparse.items() if p.grad is not None}
@@ -379,7 +427,8 @@ class _Loop:
         if not (_due(step, self.settings.log_every) or step == self.settings.steps):
             return
         times = {"lr": lr, "grad_norm": stats.grad_norm, "seconds": self._seconds()}
-        self.log.row("train", step, {**self.window.means(), **times})
+        with self._writing():
+            self.log.row("train", step, {**self.window.means(), **times})
         self.state.record["loss"] = self.window.loss / self.window.steps
         self.window = Window()
 
@@ -422,7 +471,7 @@ class _Loop:
     def evaluate(self) -> None:
         """Evaluate the averaged weights; training goes on as if it had not happened."""
         assert self.run.evaluate is not None, "nothing to evaluate with"
-        began = time.perf_counter()
+        watch = Stopwatch()
         with (
             self._averaged(),
             kept_generators(self.device),
@@ -433,8 +482,9 @@ class _Loop:
             found = self.run.evaluate(self.run.model)
         metrics = {name: float(value) for name, value in found.items()}
         self.state.record["evaluation"] = metrics
-        seconds = time.perf_counter() - began
-        self.log.row("eval", self.state.step, {"metrics": metrics, "seconds": seconds})
+        row = {"metrics": metrics, "seconds": watch.seconds()}
+        with self._writing():
+            self.log.row("eval", self.state.step, row)
         self._keep_best(metrics)
 
     def _keep_best(self, metrics: dict[str, float]) -> None:
@@ -458,14 +508,18 @@ class _Loop:
         if self.saved_step == self.state.step:
             return self.store.path(self.state.step)
         self._update_record()
-        path = self.store.save(self.state, generators or Generators.capture(self.device))
+        with self._writing():
+            self.log.sync()
+            path = self.store.save(self.state, generators or Generators.capture(self.device))
         self.saved_step = self.state.step
         return path
 
     def _update_record(self) -> None:
-        cpu = time.process_time() - self.cpu_began
+        cpu = self.cpu_watch.seconds()
         self.state.record |= {
             "window": self.window.to_json(),
+            "log": self.log.counts(self.state.step),
+            "planned_steps": self.settings.steps,
             "seconds": self._seconds(),
             "cpu_seconds": self.earlier.get("cpu_seconds", 0.0) + cpu,
             "peak_memory_bytes": max(self.earlier.get("peak_memory_bytes", 0), peak_memory()),
@@ -475,15 +529,17 @@ class _Loop:
             self.state.record["peak_device_memory_bytes"] = peak
 
     def _seconds(self) -> float:
-        return self.earlier.get("seconds", 0.0) + time.perf_counter() - self.began
+        return self.earlier.get("seconds", 0.0) + self.watch.seconds()
 
     def _save_model(self, folder: Path) -> None:
         if self.accelerator.is_main_process:
-            with self._averaged(), new_folder(folder) as hidden:
-                if isinstance(self.run.model, SavesItself):
-                    self.run.model.save_pretrained(hidden)
-                else:
-                    write_tensors(hidden / "model.safetensors", self.run.model.state_dict())
+            with self._writing(), self._averaged():
+                with new_folder(folder) as hidden:
+                    if isinstance(self.run.model, SavesItself):
+                        self.run.model.save_pretrained(hidden)
+                    else:
+                        write_tensors(hidden / "model.safetensors", self.run.model.state_dict())
+                write_manifest(folder, folder.with_name(f"{folder.name}.manifest.json"))
         self.accelerator.wait_for_everyone()
 
 
@@ -496,6 +552,8 @@ class _Stats:
     metrics: dict[str, tuple[float, float]]
     finite: bool
     stop: bool
+    gone: bool
+    """The folder of the run is not there any more."""
 
 
 def _check(run: Run, settings: TrainSettings, accelerator: Accelerator) -> None:
@@ -515,32 +573,11 @@ def _check(run: Run, settings: TrainSettings, accelerator: Accelerator) -> None:
     if settings.best_metric and run.evaluate is None:
         raise ValueError(f"best_metric is {settings.best_metric!r}, but the run has no evaluate")
     if settings.eval_every and run.evaluate is None:
-        warnings.warn("eval_every is ignored: the run has no evaluate", stacklevel=4)
+        warnings.warn("eval_every is ignored: the run has no evaluate", stacklevel=3)
     try:
         json.dumps(run.config)
     except TypeError as error:
         raise ValueError(f"run.config must hold JSON values only: {error}") from error
-
-
-def _identity(settings: TrainSettings, config: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal for a state to fit: recipe and settings, without what is harmless."""
-    plain = json.loads(json.dumps(asdict(settings)))
-    decisive = {name: value for name, value in plain.items() if name not in HARMLESS}
-    if settings.schedule == "constant":
-        del decisive["steps"]  # then a run may be made longer
-    return {
-        "settings": decisive,
-        # The recipe usually contains the settings; there they are judged once, above.
-        "config": _without(json.loads(json.dumps(config)), plain),
-    }
-
-
-def _without(config: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without(value, part) if isinstance(value, dict) else value
-        for name, value in config.items()
-        if value != part
-    }
 
 
 def _due(step: int, every: int) -> bool:

@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -116,6 +117,40 @@ class Signals:
             # Not print: a handler may run in the middle of another print.
             os.write(2, b"\nfinishing this step, then saving (Ctrl-C again: stop at once)\n")
         self.asked = True
+
+
+def agreement(accelerator: Accelerator) -> Callable[[str], str]:
+    """A function that all processes call with a fault or "", and that gives all of them the same
+    one: an error on one process alone would leave the others waiting."""
+
+    def agree(fault: str) -> str:
+        if accelerator.num_processes == 1:
+            return fault
+        own = torch.zeros(1, 4096, dtype=torch.uint8)
+        words = fault.encode()[: own.shape[1]]
+        own[0, : len(words)] = torch.tensor(list(words), dtype=torch.uint8)
+        rows = cast(Tensor, accelerator.gather(own.to(accelerator.device))).cpu()
+        told = [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in rows]
+        return next((text for text in told if text), "")
+
+    return agree
+
+
+class Stopwatch:
+    """Seconds so far by a clock that nobody sets; if it jumps back all the same (a suspended
+    virtual machine), that interval counts nothing, and no time is ever negative."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._last = clock()
+        self._total = 0.0
+
+    def seconds(self) -> float:
+        """Since it was made."""
+        now = self._clock()
+        self._total += max(0.0, now - self._last)
+        self._last = now
+        return self._total
 
 
 @contextmanager

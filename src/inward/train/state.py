@@ -5,16 +5,17 @@
         state.json              step, identity of the run, optimizer scalars, the loop's record
         rank-00000.safetensors  what differs between processes: method state, torch generators
         rank-00000.json         generators of numpy and Python
+        manifest.json           length and SHA-256 of each of these, whatever they are
 
 A killed run goes on with the same bits, so nothing may be left out: the data position is the step
 (sources are pure functions of it), and `dropout` draws from global generators, which are here too.
 A state is written to a hidden folder, flushed, and renamed; what a kill leaves half-written or
-half-deleted is a hidden folder, which the next start removes.
+half-deleted is a hidden folder, which the next start removes. What a disk or a hand changed later
+does not fit the manifest; the message then names the state before it.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import warnings
@@ -30,7 +31,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from inward.common.files import publish, remove_folder, write_json, write_tensors
+from inward.common.files import (
+    MANIFEST,
+    manifest_fault,
+    publish,
+    read_object,
+    remove_folder,
+    write_json,
+    write_manifest,
+    write_tensors,
+)
 from inward.common.weights import complain
 from inward.train.ema import EMA
 
@@ -163,6 +173,8 @@ class StateFolder:
     rank: int = 0
     world_size: int = 1
     barrier: Callable[[], None] = lambda: None
+    agree: Callable[[str], str] = lambda fault: fault
+    """The first fault that any process names, on all of them; "" if there is none."""
 
     def clean(self) -> None:
         """Remove what a killed process left half-written or half-deleted."""
@@ -186,6 +198,14 @@ class StateFolder:
         """Write the state of all processes; every process calls this at the same step."""
         target = self.path(state.step)
         hidden = target.with_name(f".new-{target.name}")
+        try:
+            self._write(hidden, target, state, generators)
+        except OSError:
+            shutil.rmtree(hidden, ignore_errors=True)  # on a full disk its bytes are needed
+            raise
+        return target
+
+    def _write(self, hidden: Path, target: Path, state: TrainState, generators: Generators) -> None:
         if self.rank == 0:
             shutil.rmtree(hidden, ignore_errors=True)
             hidden.mkdir(parents=True)
@@ -195,11 +215,11 @@ class StateFolder:
             self._write_shared(hidden, state)
         self.barrier()
         if self.rank == 0:
+            write_manifest(hidden)
             publish(hidden, target)
             for step in self.steps()[: -self.keep]:
                 remove_folder(self.path(step))
         self.barrier()
-        return target
 
     def _write_shared(self, folder: Path, state: TrainState) -> None:
         write_tensors(folder / "state.safetensors", state.tensors())
@@ -212,6 +232,8 @@ class StateFolder:
             "identity": self.identity,
             "record": state.record,
             "optimizer_scalars": state.scalars(),
+            "optimizer_tensors": sorted(state.tensors().keys() - state.weights().keys()),
+            "manifest": MANIFEST,
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
         }
@@ -226,8 +248,16 @@ class StateFolder:
         write_tensors(folder / f"{stem}.safetensors", tensors)
         write_json(folder / f"{stem}.json", {"rng": generators.scalars, "carried": carried})
 
-    def load(self, state: TrainState, step: int, device: torch.device) -> Generators:
+    def load(
+        self,
+        state: TrainState,
+        step: int,
+        device: torch.device,
+        content: dict[str, Any] | None = None,
+    ) -> Generators:
         """Read the state of `step` into the live objects; returns the generators of that moment.
+
+        content: what `content` gave, if it was asked before (it reads every byte).
 
         Everything is checked before anything is changed.
 
@@ -236,21 +266,57 @@ class StateFolder:
                 another number of processes or micro-batches, or its files are damaged.
         """
         folder = self.path(step)
-        content = _read_json(folder / "state.json")
+        content = self.content(step) if content is None else content
         self._check(content, state, folder)
-        own = _read_json(folder / f"rank-{self.rank:05d}.json")
-        with _open(folder / "state.safetensors") as shared:
-            self._check_names(shared, state, folder)
-        with _open(folder / f"rank-{self.rank:05d}.safetensors") as rank:
+        own = _read_json(folder / f"rank-{self.rank:05d}.json", self._remedy(step))
+        with self._open_state(step, "state") as shared:
+            self._check_names(shared, state, folder, content)
+        with self._open_state(step, f"rank-{self.rank:05d}") as rank:
             _place(folder / "state.safetensors", state, content)
             state.carries = _carries(rank, own["carried"], device)
             names = [n for n in rank.keys() if n.startswith("rng.")]  # noqa: SIM118 (no mapping)
             generators = {n.removeprefix("rng."): rank.get_tensor(n).clone() for n in names}
         return Generators(generators, own["rng"])
 
-    def _check(self, content: dict[str, Any], state: TrainState, folder: Path) -> None:
+    def content(self, step: int) -> dict[str, Any]:
+        """What state.json of this step says, after all files were held against the manifest.
+
+        Raises:
+            ValueError: a file is damaged or missing, or belongs to another step.
+        """
+        folder, remedy = self.path(step), self._remedy(step)
+        if fault := self.agree(self._fault(folder) if self.rank == 0 else ""):
+            raise ValueError(f"{fault}; {remedy}")
+        content = _read_json(folder / "state.json", remedy)
         if content.get("format") != FORMAT:
             raise ValueError(f"{folder} has format {content.get('format')}, this version: {FORMAT}")
+        if content.get("step") != step:
+            raise ValueError(
+                f"{folder / 'state.json'} is the state of step {content.get('step')}, its folder's "
+                f"name says {step}; give the folder its right name, or {remedy}"
+            )
+        return content
+
+    def _fault(self, folder: Path) -> str:
+        if not (folder / MANIFEST).exists():
+            try:  # a state from before there were manifests does not name one
+                named = read_object(folder / "state.json").get("manifest")
+            except (OSError, ValueError) as error:
+                return f"cannot read {folder / 'state.json'} ({error})"
+            return f"{folder / MANIFEST} is missing" if named else ""
+        return manifest_fault(folder)
+
+    def _remedy(self, step: int) -> str:
+        """How to go on without the state of `step`."""
+        older = [other for other in self.steps() if other < step]
+        after = f"to go on from {self.path(older[-1])}" if older else "to begin at step 0 again"
+        only = "" if older else " (there is no older state)"
+        return f"delete {self.path(step)} {after}{only}"
+
+    def _open_state(self, step: int, stem: str) -> Any:
+        return _open(self.path(step) / f"{stem}.safetensors", self._remedy(step))
+
+    def _check(self, content: dict[str, Any], state: TrainState, folder: Path) -> None:
         told = differences(content["identity"], self.identity)
         if told:
             raise ValueError(
@@ -270,7 +336,9 @@ class StateFolder:
                 stacklevel=2,
             )
 
-    def _check_names(self, file: Any, state: TrainState, folder: Path) -> None:
+    def _check_names(
+        self, file: Any, state: TrainState, folder: Path, content: dict[str, Any]
+    ) -> None:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         expected = {name: tuple(value.shape) for name, value in state.weights().items()}
         optimized = {name: tuple(p.shape) for name, (_, p) in state.optimized().items()}
@@ -285,7 +353,8 @@ class StateFolder:
                 unexpected.append(name)
             elif want != shape:
                 wrong.append(f"{name} (saved {shape}, needed {want})")
-        complain(folder, sorted(expected.keys() - found.keys()), unexpected, wrong)
+        needed = expected.keys() | content.get("optimizer_tensors", [])
+        complain(folder, sorted(needed - found.keys()), unexpected, wrong)
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -311,24 +380,20 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (OSError, ValueError) as error:
-        raise ValueError(_damaged(path, error)) from error
+        raise ValueError(f"cannot read {path} ({error}); {remedy}") from error
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def _open(path: Path, remedy: str = "delete its folder") -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise ValueError(_damaged(path, error)) from error
-
-
-def _damaged(path: Path, error: Exception) -> str:
-    return f"cannot read {path} ({error}); delete {path.parent} to go on from the state before it"
+        raise ValueError(f"cannot read {path} ({error}); {remedy}") from error
 
 
 @torch.no_grad()

@@ -112,6 +112,8 @@ def _decoder(trace: Trace, decode: Decode | None) -> Decode:
 def _thought_line(step: Step, number: int, decode: Decode, look: Look, most: int) -> Text:
     line = Text(f"  thought {number:<3}", look.style("dim"))
     full, empty = ("█", "░") if look.utf8 else ("#", ".")
+    if "lens" not in step.view:
+        return line.append(" (not looked at; ask with trace='lens')", look.style("dim"))
     for token, chance in _top(step, most):
         filled = round(BAR * chance)
         line.append(f" {piece(decode(token))} ", look.style("magenta"))

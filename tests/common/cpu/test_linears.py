@@ -99,9 +99,16 @@ def test_gpt2s_layers_are_packed_too(dtype, shape):
     net, x = turned(dtype), torch.randn(shape).to(dtype)
     with torch.no_grad():
         before = net(x)
+        own = net[0].forward
+        net[0].forward = own
+        assert len(Linears(net).products) == 1, "others' forwards stay theirs"
+        del net[0].forward
         with Linears(net).packed():
-            assert len(Linears(net).products) == 0, "others' forwards stay theirs"
+            with Linears(net).packed():
+                assert len(Linears(net).products) == 2
+            assert all("forward" in net[i].__dict__ for i in (0, 2)), "the outer one is within"
             inside = net(x)
+        assert not any("forward" in net[i].__dict__ for i in (0, 2))
     assert inside.shape == before.shape and len(Linears(net).products) == 2
     assert torch.allclose(inside, before, atol=1e-5 if dtype == torch.float32 else 0.1)
 

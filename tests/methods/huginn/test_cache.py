@@ -16,41 +16,41 @@ from inward.methods.huginn.cache import (
     DeepestAvailable,
     FirstThenShared,
     PerDepth,
-    Policy,
     RecurrentCache,
     Ring,
     Shared,
+    Sharing,
     SlotLayout,
-    policy,
-    reference_policy,
+    reference_sharing,
+    sharing_of,
     token_bytes,
 )
 from tests.methods.huginn.test_model import CLOSE, build, ids
 
 CPU = torch.device("cpu")
 LAYOUT = SlotLayout(1, 2, 1, 2, 4, torch.float32, CPU)
-POLICIES = [DeepestAvailable(), Ring(1), Ring(3), FirstThenShared(1), FirstThenShared(3), Shared()]
+SHARINGS = [DeepestAvailable(), Ring(1), Ring(3), FirstThenShared(1), FirstThenShared(3), Shared()]
 
 
 # --------------------------------------------------------------------------------------------------
-# Policies
+# Sharing
 
 
 def test_which_slot_a_recurrence_has():
-    def slots(p: Policy) -> list[int | Tensor]:
+    def slots(p: Sharing) -> list[int | Tensor]:
         return [p.slot(i) for i in range(6)]
 
     assert slots(PerDepth()) == slots(DeepestAvailable()) == [0, 1, 2, 3, 4, 5]
     assert slots(Ring(4)) == [0, 1, 2, 3, 0, 1]
     assert slots(FirstThenShared(3)) == [0, 1, 2, 3, 3, 3]
     assert slots(Shared()) == [0] * 6
-    for p in (PerDepth(), *POLICIES):
+    for p in (PerDepth(), *SHARINGS):
         for r in range(1, 8):
             assert p.slots(r) == len({p.slot(i) for i in range(r)})
         assert torch.equal(torch.as_tensor(p.slot(torch.arange(6))), torch.tensor(slots(p)))
 
 
-def test_names_of_policies():
+def test_names_of_sharings():
     named = {
         "per-depth": PerDepth(),
         "deepest": DeepestAvailable(),
@@ -59,28 +59,28 @@ def test_names_of_policies():
         "shared": Shared(),
     }
     for name, p in named.items():
-        assert policy(name) == p == policy(p)
+        assert sharing_of(name) == p == sharing_of(p)
     assert PerDepth() != DeepestAvailable()
     for bad in ("ring", "ring:", "ring:x", "deep", "shared:2", ""):
-        with pytest.raises(ValueError, match="there is no cache policy"):
-            policy(bad)
+        with pytest.raises(ValueError, match="there is no sharing"):
+            sharing_of(bad)
     for bad in ("ring:0", "ring:-1", "first-then-shared:0"):
         with pytest.raises(ValueError, match="must be at least 1"):
-            policy(bad)
+            sharing_of(bad)
 
 
 def test_names_of_the_reference():
-    assert reference_policy("full", 4) == PerDepth()
-    assert reference_policy("latest-m4", 4) == DeepestAvailable()
-    assert reference_policy("compress-s4", 4) == Ring(1)
-    assert reference_policy("latest-m4-compress-s8", 4) == Ring(2)
-    assert reference_policy("compress-anchor", 4) == FirstThenShared(8)
+    assert reference_sharing("full", 4) == PerDepth()
+    assert reference_sharing("latest-m4", 4) == DeepestAvailable()
+    assert reference_sharing("compress-s4", 4) == Ring(1)
+    assert reference_sharing("latest-m4-compress-s8", 4) == Ring(2)
+    assert reference_sharing("compress-anchor", 4) == FirstThenShared(8)
     # budgets that let one layer read another's keys
     for bad in ("compress-s5", "compress-s2", "compress-r2", "compress-s0"):
         with pytest.raises(ValueError, match="would mix layers"):
-            reference_policy(bad, 4)
-    with pytest.raises(ValueError, match="no cache policy of the reference"):
-        reference_policy("always-last", 4)
+            reference_sharing(bad, 4)
+    with pytest.raises(ValueError, match="no sharing of the reference"):
+        reference_sharing("always-last", 4)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -90,14 +90,14 @@ def test_names_of_the_reference():
 class Obvious:
     """tokens[row] is a list of {(layer, recurrence): key} with the depth under "depth"."""
 
-    def __init__(self, policy_: Policy, num_rows: int):
-        self.policy = policy_
+    def __init__(self, sharing: Sharing, num_rows: int):
+        self.sharing = sharing
         self.tokens: list[list[dict[Any, Any]]] = [[] for _ in range(num_rows)]
 
     def key(self, token: dict[Any, Any], layer: int, recurrence: int) -> Tensor:
         """What a finished token answers: the last it wrote to the slot, else its deepest."""
-        slot = self.policy.slot(recurrence)
-        wrote = [j for j in range(token["depth"]) if self.policy.slot(j) == slot]
+        slot = self.sharing.slot(recurrence)
+        wrote = [j for j in range(token["depth"]) if self.sharing.slot(j) == slot]
         return token[layer, max(wrote, default=token["depth"] - 1)]
 
 
@@ -177,7 +177,7 @@ def move_rows(cache: RecurrentCache, obvious: Obvious, dice: random.Random) -> N
         cache.select(torch.tensor(order))
         obvious.tokens = [list(obvious.tokens[b]) for b in order]
     elif kind == "insert":
-        other, twin = RecurrentCache(obvious.policy), Obvious(obvious.policy, 1)
+        other, twin = RecurrentCache(obvious.sharing), Obvious(obvious.sharing, 1)
         one_forward(other, twin, dice)
         b = dice.randrange(num)
         cache.insert(torch.tensor([b]), other)
@@ -185,13 +185,13 @@ def move_rows(cache: RecurrentCache, obvious: Obvious, dice: random.Random) -> N
     assert cache.lengths.tolist() == [len(row) for row in obvious.tokens]
 
 
-@pytest.mark.parametrize("policy_", POLICIES, ids=str)
+@pytest.mark.parametrize("sharing", SHARINGS, ids=str)
 @given(seed=st.integers(0, 2**32))
 @hypothesis_settings(max_examples=15)
-def test_the_cache_is_the_obvious_one(policy_, seed):
+def test_the_cache_is_the_obvious_one(sharing, seed):
     torch.manual_seed(seed)
     dice = random.Random(seed)
-    cache, obvious = RecurrentCache(policy_, num_rows=3), Obvious(policy_, 3)
+    cache, obvious = RecurrentCache(sharing, num_rows=3), Obvious(sharing, 3)
     with patch("inward.methods.huginn.cache.CHUNK", 2):  # room must be added again and again
         one_forward(cache, obvious, dice)
         for _ in range(5):
@@ -218,12 +218,12 @@ def think(model, x: Tensor, cache: RecurrentCache, depths: list[int]) -> tuple[T
     return s, logits
 
 
-@pytest.mark.parametrize("policy_", POLICIES, ids=str)
+@pytest.mark.parametrize("sharing", SHARINGS, ids=str)
 @torch.no_grad()
-def test_rows_that_leave_early_are_rows_alone(policy_):
+def test_rows_that_leave_early_are_rows_alone(sharing):
     model, x = build(), ids(3, 9)
     plan = ((4, [2, 5, 3]), (1, [6, 1, 2]), (2, [1, 4, 6]), (1, [7, 7, 7]), (1, [2, 2, 1]))
-    together, single = RecurrentCache(policy_), [RecurrentCache(policy_) for _ in range(3)]
+    together, single = RecurrentCache(sharing), [RecurrentCache(sharing) for _ in range(3)]
     first = 0
     for num, depths in plan:
         part = x[:, first : first + num]
@@ -276,10 +276,10 @@ def test_no_context_is_dropped_after_an_early_exit():
 
 
 @torch.no_grad()
-def test_a_prompt_is_exact_under_every_policy():
+def test_a_prompt_is_exact_under_every_sharing():
     model, x = build(), ids(2, 7)
     want = model(x, num_steps=5).logits
-    for p in POLICIES:
+    for p in SHARINGS:
         got = model(x, num_steps=5, past_key_values=RecurrentCache(p)).logits
         torch.testing.assert_close(got, want, **CLOSE)
 
@@ -308,8 +308,8 @@ def test_bytes_per_token_of_the_published_model():
 def test_bytes_that_are_held():
     model, x = build(), ids(2, 7)
 
-    def held(policy_: str, r: int) -> int:
-        cache = RecurrentCache(policy_, capacity=16)
+    def held(sharing: str, r: int) -> int:
+        cache = RecurrentCache(sharing, capacity=16)
         model(x, num_steps=r, past_key_values=cache)
         assert cache.bytes() == 2 * 16 * cache.bytes_per_token(r)
         return cache.bytes()
@@ -352,10 +352,10 @@ def test_what_a_cache_refuses():
     cache.crop(0)
     cache.crop(2)
     assert cache.lengths.tolist() == [2, 2]
-    with pytest.raises(ValueError, match="another policy"):
+    with pytest.raises(ValueError, match="another sharing"):
         cache.insert(torch.tensor([0]), RecurrentCache("shared"))
     k = torch.zeros(2, 2, 1, 4, requires_grad=True)
     with pytest.raises(ValueError, match="keeps no gradients"):
         cache.update(k, k, 0, cache.begin(2, 1, LAYOUT))
-    with pytest.raises(ValueError, match="there is no cache policy"):
+    with pytest.raises(ValueError, match="there is no sharing"):
         RecurrentCache("deeper")

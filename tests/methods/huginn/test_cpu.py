@@ -45,12 +45,12 @@ def both(model, work):
     return plain, fast
 
 
-@pytest.mark.parametrize("policy", ["deepest", "ring:2", "shared"])
-def test_prompt_and_tokens_with_a_cache(model, policy):
+@pytest.mark.parametrize("sharing", ["deepest", "ring:2", "shared"])
+def test_prompt_and_tokens_with_a_cache(model, sharing):
     ids = torch.randint(40, (2, 9), generator=torch.Generator().manual_seed(0))
 
     def work():
-        cache, out = RecurrentCache(policy), []
+        cache, out = RecurrentCache(sharing), []
         for part in (ids[:, :5], *ids[:, 5:].split(1, dim=1)):
             said = model(part, past_key_values=cache, num_steps=4)
             out += [said.logits[:, -1], said.latents[:, -1]]
@@ -107,9 +107,9 @@ def test_rows_of_different_length_and_depth(model, width, num):
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "never": {},
-    "kl": {"exit": halting.KL(0.1)},
-    "latent, shared": {"exit": halting.LatentChange(0.3), "policy": "shared"},
-    "warm": {"exit": halting.KL(0.1), "warm": "raw"},
+    "kl": {"halt": halting.KL(0.1)},
+    "latent, shared": {"halt": halting.LatentChange(0.3), "sharing": "shared"},
+    "warm": {"halt": halting.KL(0.1), "warm": "raw"},
 }
 
 
@@ -123,7 +123,7 @@ def test_texts_of_the_packed_engine_are_those_of_the_plain_loop(name):
     options: dict[str, Any] = {"max_new_tokens": 8, "max_steps": 8, "eos_token_id": ()}
     model.config.block_size = 128
     options |= OPTIONS[name]
-    chosen = plan(model, len(prompts), **options)
+    chosen = plan(model, **options)
     alone = [generate_one(model, prompt, chosen, i) for i, prompt in enumerate(prompts)]
     for sizes in ((1, 1), (4, 6)):
         out = generate(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import GenerationConfig
 from inward.common import halting
 from inward.common.sampling import Sampling
 from inward.common.trace import read_traces, write_traces
-from inward.methods.huginn.cache import reference_policy
+from inward.methods.huginn.cache import reference_sharing
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.generate import generate, generate_one
 from inward.methods.huginn.model import HuginnForCausalLM
@@ -82,7 +83,7 @@ def said(model: HuginnForCausalLM, prompt: list[int], tokens: list[int], **optio
     versions, which must agree."""
     num = len(tokens) - len(prompt)
     out = generate(model, [prompt], max_new_tokens=num, start="zero", eos_token_id=(), **options)
-    chosen = plan(model, 1, max_new_tokens=num, start="zero", eos_token_id=(), **options)
+    chosen = plan(model, max_new_tokens=num, start="zero", eos_token_id=(), **options)
     one = generate_one(model, prompt, chosen)
     assert one.tokens == out.answers[0] and one.steps == out.steps[0].tolist()
     return prompt + out.answers[0], out.steps[0].tolist()
@@ -105,8 +106,8 @@ def test_exit_rules(golden, name):
         prompt,
         row["tokens"],
         max_steps=row["max_steps"],
-        exit=RULES[name](row["threshold"]),
-        policy=reference_policy(row["cache_lookup"], 4),
+        halt=RULES[name](row["threshold"]),
+        sharing=reference_sharing(row["cache_lookup"], 4),
     )
     assert got == row["tokens"]
     assert steps == row["steps"]
@@ -141,8 +142,8 @@ def test_warm_start_deep(golden):
 def test_shared_caches(golden, name):
     model, prompt, text, _ = golden
     want = text[f"greedy.r16.{name}"]
-    policy = reference_policy(name, model.config.n_layers_in_recurrent_block)
-    got, _ = said(model, prompt, want, max_steps=16, policy=policy)
+    sharing = reference_sharing(name, model.config.n_layers_in_recurrent_block)
+    got, _ = said(model, prompt, want, max_steps=16, sharing=sharing)
     assert got == want
 
 
@@ -263,47 +264,81 @@ def test_the_generation_config_decides_how_tokens_are_chosen(model):
 
 def test_tokens_are_told_as_they_stand(model):
     told = []
-    out = short(model, exit="latent", on_token=lambda *what: told.append(what))
+    out = short(model, halt="latent", on_token=lambda *what: told.append(what))
     for row in range(3):
         mine = [(token, steps) for number, token, steps in told if number == row]
         assert mine == list(zip(out.answers[row], out.steps[row].tolist(), strict=True))
 
 
 def test_a_user_function_scripts_the_depth(model):
-    out = short(model, exit=lambda view: view.step >= 1 + (view.index + view.text) % 4)
+    out = short(model, halt=lambda view: view.step >= 1 + (view.index + view.text) % 4)
     for row in range(3):
         assert out.steps[row].tolist() == [1 + (i + row) % 4 for i in range(6)]
 
 
 def test_min_steps_every_and_prompts_without_exit(model):
-    always: dict[str, Any] = {"exit": lambda view: view.step > 0, "max_steps": 7}
+    always: dict[str, Any] = {"halt": lambda view: view.step > 0, "max_steps": 7}
     assert set(torch.cat(short(model, **always).steps).tolist()) == {1}
     assert set(torch.cat(short(model, min_steps=3, **always).steps).tolist()) == {3}
-    steps = short(model, exit_in_prompt=False, **always).steps
+    steps = short(model, halt_in_prompt=False, **always).steps
     assert [row.tolist() for row in steps] == [[7, 1, 1, 1, 1, 1]] * 3
-    late: dict[str, Any] = {"exit": lambda view: view.step >= 3, "max_steps": 7}
+    late: dict[str, Any] = {"halt": lambda view: view.step >= 3, "max_steps": 7}
     assert set(torch.cat(short(model, check_every=3, **late).steps).tolist()) == {4}
 
 
-@pytest.mark.parametrize("detail", ["tokens", "recurrences"])
-def test_traces_hold_tokens_depths_and_the_whole_cost(model, detail, tmp_path):
-    out = short(model, exit=halting.KL(0.1), max_steps=9, trace=detail)
+@pytest.mark.parametrize("names", [True, ("state",), ("lens", "state")], ids=str)
+def test_traces_hold_tokens_depths_and_the_whole_cost(model, names, tmp_path):
+    plain = short(model, halt=halting.KL(0.1), max_steps=9)
+    out = short(model, halt=halting.KL(0.1), max_steps=9, trace=names)
+    assert out.answers == plain.answers
+    assert all(torch.equal(a, b) for a, b in zip(out.steps, plain.steps, strict=True))
     write_traces(out.traces or [], tmp_path / "traces.jsonl")
     for row, trace in enumerate(read_traces(tmp_path / "traces.jsonl")):
-        words = [step for step in trace.steps if step.tokens is not None]
-        assert [int(step.tokens[0]) for step in words] == out.answers[row]
+        words = [step for step in trace.steps if step.says is not None]
+        assert [step.index for step in trace.steps] == list(range(1, len(trace.steps) + 1))
+        assert trace.answer.tolist() == out.answers[row]
+        assert {step.kind for step in words} == {"word"}
         assert [step.scores["steps"] for step in words] == out.steps[row].tolist()
         assert [step.position for step in words] == [len(PROMPTS[row]) + i for i in range(6)]
-        assert all(0 < float(step.confidence[0]) <= 1 for step in words)
+        assert all(0 < float(step.says.confidence[0]) <= 1 for step in words)
         assert trace.cost.evaluations == out.costs[row].evaluations == int(out.steps[row].sum())
         assert trace.cost.flops == pytest.approx(out.costs[row].flops)
-        assert trace.meta["exit"] == "KL(threshold=0.1)" and trace.stopped == "budget"
-        if detail == "recurrences":
-            assert len(trace.steps) == len(words) + int(out.steps[row].sum())
-            between = [s.scores["recurrence"] for s in trace.steps if s.tokens is None]
-            want = [i + 1 for num in out.steps[row].tolist() for i in range(num)]
-            assert between == want
-            assert all(s.scores["change"] > 0 for s in trace.steps if s.tokens is None)
+        assert trace.cost.bytes == pytest.approx(out.costs[row].bytes) and trace.cost.forwards == 6
+        assert trace.cost.seconds == pytest.approx(out.costs[row].seconds, rel=0.01)
+        assert trace.meta["halt"] == "KL(threshold=0.1)" and trace.stopped == "length"
+        between = [step for step in trace.steps if step.says is None]
+        if names is True:
+            assert not between
+            continue
+        assert {step.kind for step in between} == {"recur"}
+        assert [step.scores["recurrence"] for step in between] == [
+            i + 1 for num in out.steps[row].tolist() for i in range(num)
+        ]
+        assert all(step.scores["change"] > 0 for step in between)
+        assert all(step.arrays["state"].shape == (32,) for step in between)
+        assert all(("lens" in step.view) == ("lens" in names) for step in between)
+
+
+@pytest.mark.parametrize("rule", [halting.LatentChange(0.3), halting.EntropyChange(0.05)], ids=str)
+def test_the_lens_shows_what_each_recurrence_would_say(model, rule):
+    """The state in the record, read out by hand, says what the lens says; the last lens of a token
+    holds the token."""
+    out = short(model, PROMPTS[:1], halt=rule, max_steps=5, trace=("lens", "state"))
+    (trace,) = out.traces or []
+    ids = torch.tensor([PROMPTS[0]])
+    with torch.no_grad():
+        e, context = model.embed(ids)
+        s = model.initial_state(e, positions=context.positions)
+        for i, step in enumerate(trace.steps[: int(out.steps[0][0])]):
+            s = model.iterate(s, e, context, recurrence=i)
+            logits = model.read_out(s, context)[1][0, -1].softmax(-1)
+            top = logits.topk(5)
+            assert step.view["lens"].ids.tolist() == top.indices.tolist()
+            assert step.view["lens"].confidence == pytest.approx(top.values.numpy(), abs=1e-5)
+            assert np.allclose(step.arrays["state"], s[0, -1], atol=1e-4)
+    for before, step in pairwise(trace.steps):
+        if step.says is not None:
+            assert before.view["lens"].ids[0] == step.says.ids[0]
 
 
 def test_flops_by_hand():
@@ -332,13 +367,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_steps": 0}, "max_steps is 0"),
     ({"max_steps": -1}, "max_steps is -1"),
     ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-    ({"exit": "sometimes"}, "no exit rule 'sometimes'"),
-    ({"exit": "stable"}, "can never fire"),
-    ({"exit": "kl", "policy": "per-depth"}, "use the policy 'deepest'"),
-    ({"policy": "ring"}, "no cache policy 'ring'"),
+    ({"halt": "sometimes"}, "no halting rule 'sometimes'"),
+    ({"halt": "stable"}, "can never fire"),
+    ({"halt": "kl", "sharing": "per-depth"}, "use sharing='deepest'"),
+    ({"sharing": "ring"}, "no sharing 'ring'"),
     ({"start": "cold"}, "start is 'cold'"),
     ({"warm": "hot"}, "warm is 'hot'"),
-    ({"trace": "all"}, "trace is 'all'"),
+    ({"trace": "all"}, "trace names all; huginn can record lens, state"),
     ({"eos_token_id": 40}, "the vocabulary has 40"),
     ({"state_seed": [1, 2]}, "2 state seeds for 3 rows"),
     ({"batch_size": 0}, "batch_size is 0"),
@@ -371,4 +406,4 @@ def test_bad_input_is_refused_before_the_first_forward(options, message):
 
 def test_a_rule_that_does_not_answer_row_by_row_is_told(model):
     with pytest.raises(ValueError, match="expected a boolean tensor"):
-        short(model, exit=lambda view: np.bool_(True))
+        short(model, halt=lambda view: np.bool_(True))

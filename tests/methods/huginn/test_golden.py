@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from inward.hub import load
-from inward.methods.huginn.cache import RecurrentCache, reference_policy
+from inward.methods.huginn.cache import RecurrentCache, reference_sharing
 from inward.methods.huginn.model import HuginnForCausalLM
 from tests.golden_folders import golden_folders, golden_ids
 
@@ -134,8 +134,8 @@ def test_greedy_continuations_with_shared_slots(golden):
     assert names
     told = []
     for name, r in names:
-        policy = reference_policy(name.split(".")[-1], model.config.n_layers_in_recurrent_block)
-        told.append(greedy(model, prompt, runs[name], r, RecurrentCache(policy)))
+        sharing = reference_sharing(name.split(".")[-1], model.config.n_layers_in_recurrent_block)
+        told.append(greedy(model, prompt, runs[name], r, RecurrentCache(sharing)))
         assert told[-1] == runs[name]
     exact = [greedy(model, prompt, runs[name], r, RecurrentCache("per-depth")) for name, r in names]
     assert all(shared != own for shared, own in zip(told, exact, strict=True)), "nothing was shared"

@@ -102,7 +102,7 @@ def test_each_row_alone():
     for row, prompt in enumerate(PROMPTS):
         alone = speculate(model, [prompt])
         assert alone.answers[0] == together.answers[row]
-        assert alone.costs[0].evaluations <= together.costs[row].evaluations
+        assert alone.costs[0].evaluations == together.costs[row].evaluations
 
 
 def test_passes_and_cost_by_hand():
@@ -110,14 +110,14 @@ def test_passes_and_cost_by_hand():
     model = small_model(8)
     with torch.no_grad():
         model.lm_head.weight.zero_()  # token 0 whatever the state
-    out = speculate(model, [PROMPTS[0]], max_new_tokens=1 + 4 * 3, trace="tokens")
+    out = speculate(model, [PROMPTS[0]], max_new_tokens=1 + 4 * 3, trace=True)
     assert out.answers[0] == [0] * 13 and out.meta == {"accepted": 1.0, "rounds": 3.0}
     rounds = 3 * (4 * 2 + DEPTH - 2)
     assert out.passes == out.costs[0].evaluations == DEPTH + rounds
     trace = out.traces[0]
     assert trace.cost.evaluations == out.passes
     assert trace.cost.flops == pytest.approx(out.costs[0].flops)
-    assert [int(step.tokens[0]) for step in trace.steps] == out.answers[0]
+    assert [int(step.says.ids[0]) for step in trace.steps] == out.answers[0]
     plain = generate(model, [PROMPTS[0]], max_new_tokens=13, max_steps=DEPTH, eos_token_id=())
     core = plain.costs[0].evaluations - out.costs[0].evaluations
     assert core == 12 * DEPTH - rounds > 0
@@ -129,8 +129,8 @@ def test_passes_and_cost_by_hand():
         ({"draft_steps": 0}, "draft_steps is 0"),
         ({"draft_steps": DEPTH}, "fewer than the full depth of 6"),
         ({"draft_tokens": 0}, "draft_tokens is 0"),
-        ({"policy": "shared"}, "needs a slot for each recurrence"),
-        ({"policy": "first-then-shared:8"}, "use policy='deepest'"),
+        ({"sharing": "shared"}, "needs a slot for each recurrence"),
+        ({"sharing": "first-then-shared:8"}, "use sharing='deepest'"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"start": "warm"}, "start is 'warm'"),
     ],

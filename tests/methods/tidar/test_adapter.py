@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from inward.common.bases import cache_of
 from inward.common.draws import Draws
@@ -19,12 +21,14 @@ from inward.methods.tidar import masks
 from inward.methods.tidar.acceptance import acceptance
 from inward.methods.tidar.adapter import DraftAdapter, linear_layers
 from inward.methods.tidar.adapter_loss import needed_rows
+from inward.methods.tidar.base import add_mask_token, num_embedded
 from inward.methods.tidar.model import TiDAR
 from inward.methods.tidar.own_text import own_text
 from inward.methods.tidar.samples import Part
 from inward.methods.tidar.settings import AdapterSettings, TiDARSettings
 from inward.train.loop import Run, train
 from inward.train.settings import OptimSettings, TrainSettings
+from tests.methods.tidar import toys
 from tests.methods.tidar.test_model import CONFIGS, MASK, V, batch_of, tiny, tokens
 
 SMALL = AdapterSettings(rank=3, alpha=6.0)
@@ -452,3 +456,21 @@ def test_a_real_model_learns_to_draft_its_own_text_and_keeps_its_words(tmp_path)
 
 def test_kinds_are_covered():
     assert set(KINDS) <= set(CONFIGS)
+
+
+def test_transformers_opens_a_whole_model_and_refuses_an_adapter_by_name(tmp_path):
+    """Loaded as PEFT's, a draft adapter would act on every row and change the words."""
+    base = toys.llama()
+    base.save_pretrained(tmp_path / "base")
+    whole = toys.llama()
+    TiDAR(whole, add_mask_token(whole), 4).save_pretrained(tmp_path / "whole")
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    ids = toys.prompts(1, 5)
+    assert torch.equal(opened(ids).logits, whole(ids).logits)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    adapter = DraftAdapter(base)
+    TiDAR(base, num_embedded(base), 4, adapter=adapter).save_pretrained(tmp_path / "adapter")
+    shutil.copytree(tmp_path / "base", tmp_path / "adapter" / "base")
+    assert type(TiDAR.from_pretrained(tmp_path / "adapter").model) is type(base)
+    with pytest.raises((OSError, ValueError), match=r"draft-only adapter of base.*inward\.load"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
+from inward.common.cpu.linears import can_pack
 from inward.common.sampling import Sampling
 from inward.common.speaking import StopWords
 from inward.common.thinking import Answer, Event, Request, answers, run
@@ -563,34 +564,38 @@ def test_an_exception_leaves_the_model_clean_and_the_work_whole():
         same(work.result(number), answer)
 
 
-def test_threads_share_a_model_with_an_adapter():
-    """What the adapter acts on belongs to a thread: two of them meet inside the forward."""
+@pytest.mark.parametrize("packed", (None, True))
+def test_threads_share_a_model_with_an_adapter(packed):
+    """One is held in the middle of a drafting forward while another decodes from begin to end."""
     model = adapted()
-    requests = [Request([5, i], max_new_tokens=20, ends=NONE) for i in range(8)]
+    if packed and not can_pack(list(model.model.parameters())):
+        pytest.skip("oneDNN does not pack weights on this machine")
+    own = [{"scheme": s, "packed": packed} for s in ("one_pass", "plain", "two_pass")]
+    # the others' prompts reach over the rows that the held one's adapter acts on
+    texts = [[5, 6, 7], prompts(1, 30)[0].tolist(), prompts(1, 30, seed=2)[0].tolist()]
+    requests = [
+        Request(text, max_new_tokens=8, ends=NONE, own=o)
+        for text, o in zip(texts, own, strict=True)
+    ]
     wanted = [alone(model, request) for request in requests]
-    found: dict[int, list[Answer]] = {}
-    meet = threading.Barrier(2, timeout=0.02)
+    assert wanted[0].details["accepted"] != wanted[1].details["accepted"]
+    inside, done, found = threading.Event(), threading.Event(), []
 
-    def together(*_: Any) -> None:
-        try:
-            meet.wait()
-        except threading.BrokenBarrierError:
-            meet.reset()
+    def hold(*_: Any) -> None:
+        if threading.current_thread().name == "held" and not done.is_set():
+            inside.set()
+            assert done.wait(30)
 
-    def think(part: int) -> None:
-        work = METHOD.begin(model)
-        found[part] = [answers(work, [request])[0] for request in requests[part::2]]
-
-    handle = model.model.model.layers[0].self_attn.q_proj.register_forward_pre_hook(together)
-    threads = [threading.Thread(target=think, args=(part,)) for part in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    held = threading.Thread(name="held", target=lambda: found.append(alone(model, requests[0])))
+    handle = model.model.model.layers[0].self_attn.q_proj.register_forward_pre_hook(hold)
+    held.start()
+    assert inside.wait(30)
+    found += [alone(model, request) for request in requests[1:]]
+    done.set()
+    held.join()
     handle.remove()
-    for part in range(2):
-        for answer, other in zip(found[part], wanted[part::2], strict=True):
-            same(answer, other)
+    for answer, other in zip([found[2], *found[:2]], wanted, strict=True):
+        same(answer, other)
     assert is_clean(model)
 
 

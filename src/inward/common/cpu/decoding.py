@@ -21,7 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -97,21 +99,34 @@ def suits(model: nn.Module) -> bool:
         model.device.type == "cpu"
         and model.dtype in (torch.float32, torch.bfloat16)
         and getattr(model, "_supports_attention_backend", False)
-        and config._attn_implementation == "sdpa"
+        and _INSIDE.get(model, (0, config._attn_implementation))[1] == "sdpa"
         and not config.sub_configs  # parts may have implementations of their own
     )
+
+
+_INSIDE: WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = WeakKeyDictionary()
+"""How many are within `few_rows` of a model at once, in whatever thread, and what it named before
+the first of them: the last one out puts that back."""
+_LOCK = Lock()
 
 
 @contextmanager
 def few_rows(model: PreTrainedModel) -> Iterator[None]:
     """Within, a model that `suits` attends so."""
     config: Any = model.config
-    before = config._attn_implementation
-    config._attn_implementation = NAME
+    with _LOCK:
+        count, before = _INSIDE.get(model, (0, config._attn_implementation))
+        _INSIDE[model] = (count + 1, before)
+        config._attn_implementation = NAME
     try:
         yield
     finally:
-        config._attn_implementation = before
+        with _LOCK:
+            count, before = _INSIDE.pop(model)
+            if count > 1:
+                _INSIDE[model] = (count - 1, before)
+            else:
+                config._attn_implementation = before
 
 
 class Decoding:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Generic, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -113,6 +114,11 @@ class Kept(Generic[Made]):
 Layer = nn.Linear | Conv1D
 
 
+_INSIDE: WeakKeyDictionary[nn.Module, tuple[int, set[Layer]]] = WeakKeyDictionary()
+"""How many are within `Linears.packed` of a model at once, and the layers that they changed"""
+_LOCK = Lock()
+
+
 class Linears:
     """The linear layers of a model, packed where that is possible.
 
@@ -124,12 +130,14 @@ class Linears:
     """
 
     def __init__(self, model: nn.Module, *, wanted: bool | None = None) -> None:
+        self.model = model
         self.products: list[tuple[Layer, Callable[[Tensor], Tensor]]] = []
         if wanted is False:
             return
         plain = [cast(Layer, m) for m in model.modules() if type(m) in (nn.Linear, Conv1D)]
-        # a module whose forward somebody replaced stays theirs
-        layers = [m for m in plain if "forward" not in m.__dict__]
+        # a module whose forward somebody replaced stays theirs; another thread did not replace it
+        ours = _INSIDE.get(model, (0, set()))[1]
+        layers = [m for m in plain if "forward" not in m.__dict__ or m in ours]
         if not wanted:
             layers = [m for m in layers if m.weight.numel() >= SMALLEST.get(m.weight.dtype, 0)]
         weights = [m.weight for m in layers]
@@ -144,14 +152,24 @@ class Linears:
 
     @contextmanager
     def packed(self) -> Iterator[None]:
-        """Within: forwards without gradient multiply from the packed weights."""
-        for layer, forward in self.products:
-            layer.__dict__["forward"] = forward
+        """Within: forwards without gradient multiply from the packed weights. Others, in other
+        threads, may be within as well: the last one out takes them away."""
+        with _LOCK:
+            count, layers = _INSIDE.get(self.model, (0, set()))
+            _INSIDE[self.model] = (count + 1, layers)
+            for layer, forward in self.products:
+                layer.__dict__["forward"] = forward
+                layers.add(layer)
         try:
             yield
         finally:
-            for layer, _ in self.products:
-                layer.__dict__.pop("forward", None)
+            with _LOCK:
+                count, layers = _INSIDE.pop(self.model)
+                if count > 1:
+                    _INSIDE[self.model] = (count - 1, layers)
+                else:
+                    for layer in layers:
+                        layer.__dict__.pop("forward", None)
 
 
 _KEPT: Kept[list[Callable[[Tensor], Tensor]]] = Kept()

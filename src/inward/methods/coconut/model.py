@@ -44,14 +44,15 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Cache, PreTrainedModel
 
 from inward.common import IGNORE
 from inward.common.bases import with_cache
 from inward.common.draws import Draws, Loss
-from inward.common.weights import check_fit
+from inward.common.files import read_object
+from inward.common.weights import check_fit, read_tensors
 from inward.data.thoughts.columns import LatentBatch, before_thoughts, collate, widened
 from inward.data.thoughts.segments import Sample, Specials
 from inward.methods.coconut.alarms import alarm_metrics
@@ -153,7 +154,7 @@ class Coconut(nn.Module):
     def run(
         self,
         inputs: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         position_ids: Tensor,
         *,
         cache: Cache | None = None,
@@ -165,7 +166,8 @@ class Coconut(nn.Module):
 
         Args:
             inputs: (B, c, d) embeddings of the new columns.
-            attention_mask: (B, columns up to and with the new ones).
+            attention_mask: (B, columns up to and with the new ones); or one that the base takes
+                with a cache of its own form.
             position_ids: (B, c); left out if the base does not take them.
             cache: what came before; it grows. None: nothing came before and nothing is kept.
             wanted: (B, c) bool, the columns whose logits are computed: (N, V). None: (B, c, V).
@@ -520,7 +522,7 @@ class Coconut(nn.Module):
         path = folder / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{folder} holds no Coconut model: there is no config.json")
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_object(path)
         if config.get("model_type") != MODEL_TYPE:
             raise ValueError(
                 f"{folder}: model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}; "
@@ -538,7 +540,7 @@ class Coconut(nn.Module):
             tokenizer=tokenizer,
         )
         extra = folder / "feedback.safetensors"
-        tensors = load_file(extra) if extra.is_file() else {}
+        tensors = read_tensors(extra) if extra.is_file() else {}
         check_fit(tensors, model.feedback.state_dict(), extra)
         model.feedback.load_state_dict(tensors)
         return model

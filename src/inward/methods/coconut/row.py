@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,9 +171,53 @@ class Row:
         the prompt's, so that together they are what the answer took."""
         found, before = [], 0
         for position, seconds in self.marks:
-            cost = forward_cost(
-                base, rows=position - before, past=before, reads=1, sizes=sizes, **options
-            )
+            cost = _forward(base, before, position, sizes, options)
             found.append(Cost(cost.evaluations, cost.flops, cost.forwards, cost.bytes, seconds))
             before = position
         return found
+
+    def cost(self, base: Any, sizes: Sizes | None, options: dict[str, Any]) -> Cost:
+        """Of all steps together. What a single position takes grows evenly with the past, so the
+        first and the last of a run of them are enough; a base that counts by itself is asked of
+        each."""
+        if sizes is None:
+            return total(self.costs(base, sizes, options))
+        parts, before = [], 0
+        for first, last in _runs([position for position, _ in self.marks]):
+            parts.append(_forward(base, before, first, sizes, options))
+            if last > first:
+                ends = (first, first + 1), (last - 1, last)
+                both = total([_forward(base, a, b, sizes, options) for a, b in ends])
+                share = (last - first) / 2
+                parts.append(
+                    Cost(
+                        both.evaluations * share,
+                        both.flops * share,
+                        both.forwards * share,
+                        both.bytes * share,
+                    )
+                )
+            before = last
+        seconds = sum(seconds for _, seconds in self.marks)
+        return total([*parts, Cost(seconds=seconds)])
+
+
+def _forward(base: Any, start: int, stop: int, sizes: Sizes | None, options: Any) -> Cost:
+    return forward_cost(base, rows=stop - start, past=start, reads=1, sizes=sizes, **options)
+
+
+def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
+    """[5, 6, 7, 20, 21] -> [(5, 7), (20, 21)]"""
+    found: list[tuple[int, int]] = []
+    for position in positions:
+        if found and position == found[-1][1] + 1:
+            found[-1] = (found[-1][0], position)
+        else:
+            found.append((position, position))
+    return found
+
+
+def total(costs: Sequence[Cost]) -> Cost:
+    """Their sum, without making a Cost for each of many."""
+    names = ("evaluations", "flops", "forwards", "bytes", "seconds")
+    return Cost(*(sum(getattr(cost, name) for cost in costs) for name in names))

@@ -34,6 +34,7 @@ from inward.data.thoughts.columns import before_thoughts, widened
 from inward.methods.coconut.base import unwrapped
 from inward.methods.coconut.cache import new_cache
 from inward.methods.coconut.row import Row
+from inward.methods.coconut.switch import Speaking
 
 if TYPE_CHECKING:
     from inward.methods.coconut.model import Coconut
@@ -213,7 +214,8 @@ class Seats:
             for r, seat in enumerate(seats):
                 past.take(seat, read, r)
         if not self.rows:
-            self.rows, self.hidden, self.logits = list(rows), read.hidden, read.logits
+            self.rows = [*rows]
+            self.hidden, self.logits = read.hidden, read.logits
             return
         self.rows += [None] * more
         self.hidden = _placed(self.hidden, read.hidden, seats, more)
@@ -278,9 +280,13 @@ class Seats:
 
 def _room(rows: Sequence[Row]) -> int:
     """Positions to make room for; more than that fit too, at a copy."""
-    return max(
-        row.length + min(row.plan.max_new_tokens + row.plan.max_new_thoughts, 256) for row in rows
-    )
+    most = 0
+    for row in rows:
+        plan = row.plan
+        silent = isinstance(plan.switch, Speaking)
+        thoughts = 0 if silent else min(plan.max_new_thoughts, plan.max_new_tokens)
+        most = max(most, row.length + min(plan.max_new_tokens + thoughts, 256))
+    return most
 
 
 def _placed(old: Tensor, new: Tensor, seats: Sequence[int], more: int) -> Tensor:

@@ -42,7 +42,7 @@ from inward.common.trace import Cost, Span, Trace
 from inward.data.thoughts.segments import Sample, flat
 from inward.methods.coconut.base import unwrapped
 from inward.methods.coconut.plan import BatchEdit, CoconutPlan, plan_of
-from inward.methods.coconut.row import Row
+from inward.methods.coconut.row import Row, total
 from inward.methods.coconut.seats import (
     OwnPast,
     Seats,
@@ -502,8 +502,12 @@ class CoconutWork:
         )
 
     def _answer(self, row: Row, logprobs: bool) -> Answer:
-        trace, costs = None, self._costs(row)
-        if row.plan.trace is not None:
+        trace = None
+        if row.plan.trace is None:
+            cost = self._cost([row])
+        else:
+            costs = row.costs(self.base, self.sizes, dict(self.options(0, 1)))
+            cost = total(costs)
             question = np.asarray(flat(row.prompt, latent=self.model.specials.latent)[0])
             steps = [_with_cost(s, cost) for s, cost in zip(row.steps, costs, strict=True)]
             meta = {"switch": str(row.plan.switch)}
@@ -512,30 +516,21 @@ class CoconutWork:
             tokens=tuple(row.new),
             steps=row.thoughts,
             stopped=row.stopped,
-            cost=_sum(costs),
+            cost=cost,
             logprobs=tuple(row.logprobs) if logprobs else None,
             trace=trace,
             details={"thoughts": row.new_thoughts, "sample": row.sample()},
         )
 
-    def _costs(self, row: Row) -> list[Cost]:
-        """Of a row's steps; the options of the base's forward at its own places."""
-        return row.costs(self.base, self.sizes, dict(self.options(0, 1)))
-
     def _cost(self, rows: Sequence[Row]) -> Cost:
-        return _sum([cost for row in rows for cost in self._costs(row)])
+        options = dict(self.options(0, 1))
+        return total([row.cost(self.base, self.sizes, options) for row in rows])
 
 
 def _with_cost(step: Any, cost: Cost) -> Any:
     return type(step)(
         step.index, step.kind, step.says, step.view, step.scores, cost, step.position, step.arrays
     )
-
-
-def _sum(costs: Sequence[Cost]) -> Cost:
-    """Without making a Cost for each of many."""
-    names = ("evaluations", "flops", "forwards", "bytes", "seconds")
-    return Cost(*(sum(getattr(cost, name) for cost in costs) for name in names))
 
 
 def _of_seats(group: Seats, rows: Sequence[tuple[int, Row]]) -> Tensor:

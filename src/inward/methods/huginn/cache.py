@@ -11,7 +11,7 @@ A plain `transformers.DynamicCache()` works with these indices too; it is the sl
 `RecurrentCache` is preallocated, rolls back by moving a length, holds rows of different length and
 depth, and may share slots between recurrences:
 
-    policy             slots   recurrence i reads and writes slot        reference's name
+    sharing            slots   recurrence i reads and writes slot        reference's name
     PerDepth           r       i                                         full
     DeepestAvailable   r       i                                         latest-m4
     Ring(n)            n       i mod n                                   compress-s{n * R}
@@ -22,7 +22,7 @@ A token that left the loop early has not written its deeper slots; when it is co
 filled with its deepest one, so a later token that thinks longer reads "the deepest slot not deeper
 than its own recurrence" and no context is dropped. `PerDepth` alone refuses such a read. While a
 prompt of many tokens runs, all of them overwrite a shared slot together, so a prompt is exact under
-every policy, and only later tokens see what sharing kept.
+every sharing, and only later tokens see what it kept.
 
 The reference counts its budgets in layer-steps, where a number that is no multiple of R lets one
 layer read another's keys; here the unit is the recurrence, so that cannot be said.
@@ -39,6 +39,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache
 
@@ -47,10 +48,10 @@ CHUNK = 64
 
 
 # --------------------------------------------------------------------------------------------------
-# Policies
+# Sharing
 
 
-class Policy(Protocol):
+class Sharing(Protocol):
     """Which slot a recurrence reads and writes."""
 
     def slots(self, num_recurrences: int) -> int:
@@ -125,15 +126,15 @@ def _positive(name: str, n: int) -> None:
         raise ValueError(f"{name}: n is {n}; it counts recurrences and must be at least 1")
 
 
-def policy(choice: str | Policy) -> Policy:
-    """The policy of that name: "per-depth", "deepest", "ring:4", "first-then-shared:8", "shared".
+def sharing_of(choice: str | Sharing) -> Sharing:
+    """The sharing of that name: "per-depth", "deepest", "ring:4", "first-then-shared:8", "shared".
 
     Raises:
-        ValueError: there is no such policy, or its number is missing or not positive.
+        ValueError: there is no such sharing, or its number is missing or not positive.
     """
-    if not isinstance(choice, str):
-        return choice
-    name, _, number = choice.partition(":")
+    if hasattr(choice, "slots"):
+        return choice  # type: ignore[return-value]
+    name, _, number = str(choice).partition(":")
     plain = {"per-depth": PerDepth, "deepest": DeepestAvailable, "shared": Shared}
     counted = {"ring": Ring, "first-then-shared": FirstThenShared}
     if name in plain and not number:
@@ -141,13 +142,13 @@ def policy(choice: str | Policy) -> Policy:
     if name in counted and re.fullmatch(r"-?\d+", number):
         return counted[name](int(number))
     raise ValueError(
-        f"there is no cache policy {choice!r}; there are {', '.join(plain)}, ring:N and "
+        f"there is no sharing {choice!r}; there are {', '.join(plain)}, ring:N and "
         "first-then-shared:N, N a number of recurrences"
     )
 
 
-def reference_policy(name: str, num_core_layers: int) -> Policy:
-    """The policy that the paper's code calls `name`, where R = `num_core_layers`.
+def reference_sharing(name: str, num_core_layers: int) -> Sharing:
+    """The sharing that the paper's code calls `name`, where R = `num_core_layers`.
 
     Raises:
         ValueError: the name is unknown, or its budget would let layers read each other's keys.
@@ -159,7 +160,7 @@ def reference_policy(name: str, num_core_layers: int) -> Policy:
         lookups = {"full": PerDepth(), "latest-m4": DeepestAvailable()}
         lookups["available-m4"] = lookups["latest-m4"]
         if name not in lookups:
-            raise ValueError(f"there is no cache policy of the reference that is called {name!r}")
+            raise ValueError(f"there is no sharing of the reference that is called {name!r}")
         return lookups[name]
     kind, budget = found[1], int(found[2])
     if kind == "r" or budget < 1 or budget % num_core_layers:
@@ -231,14 +232,14 @@ class Place:
 
 
 class RecurrentCache(Cache):
-    """Keys and values under a policy (see the top of this file).
+    """Keys and values, shared as `sharing` says (see the top of this file).
 
     One forward is `begin` (where do the new tokens lie), `update` by each layer (any number of
     times: a second visit overwrites), `commit` (the tokens are kept, with the depth they reached).
     Without `commit` nothing has happened.
 
     Args:
-        policy: a policy or its name.
+        sharing: which recurrences share a slot, or the name of that.
         capacity: columns to allocate at once; more are added when needed.
         num_recurrences: slots to allocate at once; more are added when needed.
         num_rows: rows, if more than the first batch will come and go.
@@ -246,15 +247,15 @@ class RecurrentCache(Cache):
 
     def __init__(
         self,
-        policy_: str | Policy = "deepest",
+        sharing: str | Sharing = "deepest",
         *,
         capacity: int = 0,
         num_recurrences: int = 1,
         num_rows: int | None = None,
     ):
         super().__init__(layers=[])
-        self.policy = policy(policy_)
-        self.strict = self.policy == PerDepth()
+        self.sharing = sharing_of(sharing)
+        self.strict = self.sharing == PerDepth()
         self.capacity, self.num_recurrences = capacity, num_recurrences
         self.num_rows = num_rows or 0  # 0: as many as the first batch
         self.layout: SlotLayout | None = None
@@ -363,9 +364,9 @@ class RecurrentCache(Cache):
         deepest = int(recurrence.max())
         if self.strict:
             self._check_depth(deepest, place)
-        if self.policy.slots(deepest + 1) > self.num_slots:
-            self._grow_slots(self.policy.slots(max(deepest + 1, 2 * self.num_slots)))
-        slot = self.policy.slot(recurrence)
+        if self.sharing.slots(deepest + 1) > self.num_slots:
+            self._grow_slots(self.sharing.slots(max(deepest + 1, 2 * self.num_slots)))
+        slot = self.sharing.slot(recurrence)
         assert isinstance(slot, Tensor)
         return slot
 
@@ -375,8 +376,8 @@ class RecurrentCache(Cache):
         depths = torch.as_tensor(depth).cpu().expand(len(rows))
         start = torch.as_tensor(place.start).cpu().expand(len(rows))
         for row, first, num in zip(rows.tolist(), start.tolist(), depths.tolist(), strict=True):
-            if self.policy.slots(num) < self.num_slots:
-                self._fill(row, slice(first, first + place.num_new), self.policy.slots(num))
+            if self.sharing.slots(num) < self.num_slots:
+                self._fill(row, slice(first, first + place.num_new), self.sharing.slots(num))
         fresh = self.lengths[rows] == 0
         self.depth[rows] = torch.where(fresh, depths, torch.minimum(self.depth[rows], depths))
         self.lengths[rows] = start + place.num_new
@@ -421,10 +422,10 @@ class RecurrentCache(Cache):
         """Put the rows of `other`, in order, in the place of `rows` here.
 
         Raises:
-            ValueError: the caches were made for different models or policies.
+            ValueError: the caches were made for different models or sharings.
         """
-        if other.layout is None or other.policy != self.policy:
-            raise ValueError("insert: the other cache is empty or has another policy")
+        if other.layout is None or other.sharing != self.sharing:
+            raise ValueError("insert: the other cache is empty or has another sharing")
         self._bind(self.num_rows or len(other.lengths), other.layout, rows)
         self._grow_columns(other.columns)
         self._grow_slots(other.num_slots)
@@ -468,7 +469,7 @@ class RecurrentCache(Cache):
         """Bytes that one token takes when it thinks `num_recurrences` deep."""
         if self.layout is None:
             raise ValueError("the cache is empty: its model is not known yet; use token_bytes()")
-        return token_bytes(self.policy, num_recurrences, self.layout)
+        return token_bytes(self.sharing, num_recurrences, self.layout)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens of the longest row."""
@@ -489,15 +490,25 @@ class RecurrentCache(Cache):
         return len(self.lengths) if self.layout is not None else -1
 
     def __repr__(self) -> str:
-        return f"RecurrentCache({self.policy}, lengths={self.lengths.tolist()})"
+        return f"RecurrentCache({self.sharing}, lengths={self.lengths.tolist()})"
 
     # -- memory
 
-    def reserve(self, num_recurrences: int) -> None:
-        """Allocate the slots of so many recurrences at once."""
+    def reserve(self, num_recurrences: int, *, rows: int = 0, columns: int = 0) -> None:
+        """Allocate at once the slots of so many recurrences, and room for so many rows and columns
+        if that is more than there is."""
         self.num_recurrences = max(self.num_recurrences, num_recurrences)
+        more, self.num_rows = rows - self.num_rows, max(rows, self.num_rows)
+        if more > 0:
+            self.lengths, self.depth = (F.pad(t, (0, more)) for t in (self.lengths, self.depth))
+            for i, old in enumerate(self.store):
+                self.store[i] = self._empty(old.shape[1], old.shape[4])
+                self.store[i][:, :, :-more] = old
         if self.store:
-            self._grow_slots(self.policy.slots(num_recurrences))
+            self._grow_slots(self.sharing.slots(num_recurrences))
+            self._grow_columns(columns)
+        else:
+            self.capacity = max(self.capacity, columns)
 
     def _bind(self, num_rows: int, layout: SlotLayout, rows: Tensor | None) -> None:
         if self.layout is None:
@@ -506,7 +517,7 @@ class RecurrentCache(Cache):
                 self.num_rows = num_rows if rows is None else int(rows.max()) + 1
                 self.lengths = torch.zeros(self.num_rows, dtype=torch.long)
                 self.depth = self.lengths.clone()
-            slots = self.policy.slots(self.num_recurrences)
+            slots = self.sharing.slots(self.num_recurrences)
             for layer in range(layout.prelude + layout.coda + layout.core):
                 num = slots if layer >= layout.prelude + layout.coda else 1
                 self.store.append(self._empty(num, self.capacity))
@@ -556,9 +567,9 @@ class RecurrentCache(Cache):
         recurrence, layer = divmod(layer_idx - outer, core)
         if self.strict:
             self._check_depth(recurrence, place)
-        if self.policy.slots(recurrence + 1) > self.num_slots:
-            self._grow_slots(self.policy.slots(max(recurrence + 1, 2 * self.num_slots)))
-        slot = self.policy.slot(recurrence)
+        if self.sharing.slots(recurrence + 1) > self.num_slots:
+            self._grow_slots(self.sharing.slots(max(recurrence + 1, 2 * self.num_slots)))
+        slot = self.sharing.slot(recurrence)
         assert isinstance(slot, int)
         return outer + layer, slot
 
@@ -568,7 +579,7 @@ class RecurrentCache(Cache):
         if len(depth) and int(depth.min()) <= recurrence:
             raise ValueError(
                 f"PerDepth: recurrence {recurrence + 1} reads tokens that stopped after "
-                f"{int(depth.min())}; use the policy 'deepest', or the same num_steps throughout"
+                f"{int(depth.min())}; use sharing='deepest', or the same num_steps throughout"
             )
 
     def _rows(self, place: Place) -> Tensor:
@@ -578,7 +589,7 @@ class RecurrentCache(Cache):
         return torch.arange(len(self.lengths), device=self.layout.device)
 
 
-def token_bytes(choice: str | Policy, num_recurrences: int, layout: SlotLayout) -> int:
-    """Bytes of cache per token under a policy at a depth."""
-    slots = policy(choice).slots(num_recurrences)
+def token_bytes(choice: str | Sharing, num_recurrences: int, layout: SlotLayout) -> int:
+    """Bytes of cache per token under a sharing at a depth."""
+    slots = sharing_of(choice).slots(num_recurrences)
     return (layout.prelude + layout.coda + layout.core * slots) * layout.token_slot_bytes

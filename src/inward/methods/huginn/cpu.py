@@ -24,13 +24,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inward.common.cpu.linears import LIMIT_BYTES, Kept, can_pack, matrix
+from inward.common.cpu.linears import LIMIT_BYTES, Kept, can_pack, matrix, version
 from inward.methods.huginn.cache import RecurrentCache
 
 if TYPE_CHECKING:
@@ -64,26 +65,81 @@ def _bare(part: nn.Module) -> bool:
 
 @contextmanager
 def packed(model: HuginnForCausalLM, *, wanted: bool | None = None) -> Iterator[None]:
-    """Forwards of this model without gradient run here for the while.
+    """Forwards of this model without gradient run here for the while, in this thread.
 
     wanted: False: they do not; True: also if the model is larger than LIMIT_BYTES; None: if it
         suits and is small enough.
     Raises:
         ValueError: it is wanted and cannot be.
     """
-    before, use = model.__dict__.get("active_parts"), False
-    if wanted is not False:
-        use = suits(model) and (wanted or _bytes(model) <= LIMIT_BYTES)
-        if wanted and not use:
-            raise ValueError(
-                "this model cannot be packed: it must lie on a CPU in float32 or bfloat16, with no "
-                "hooks, adapters or replaced parts; pass packed=None to run it as it is"
-            )
-    model.__dict__["active_parts"] = _packed(model) if use else None
+    with active(model, chosen(model, wanted)):
+        yield
+
+
+def chosen(model: HuginnForCausalLM, wanted: bool | None) -> Packed | None:
+    """What `packed` runs; None: the plain blocks."""
+    if wanted is False:
+        return None
+    use = suits(model) and (wanted or _bytes(model) <= LIMIT_BYTES)
+    if wanted and not use:
+        raise ValueError(
+            "this model cannot be packed: it must lie on a CPU in float32 or bfloat16, with no "
+            "hooks, adapters or replaced parts; pass packed=None to run it as it is"
+        )
+    return _packed(model) if use else None
+
+
+@contextmanager
+def active(model: HuginnForCausalLM, parts: Packed | None) -> Iterator[None]:
+    """Forwards of this model without gradient run with these parts for the while, in this
+    thread."""
+    me, before = get_ident(), model.active_parts.get(get_ident())
+    model.active_parts[me] = parts
     try:
         yield
     finally:
-        model.__dict__["active_parts"] = before
+        if before is None:
+            model.active_parts.pop(me, None)
+        else:
+            model.active_parts[me] = before
+
+
+class Steps:
+    """`inference` for many short whiles: what is dear is looked up at `renew`, and a while costs
+    microseconds. Weights that change in place are seen by the next while, replaced ones and new
+    hooks by the next `renew`.
+
+    packed: as in `packed`; ValueError from `renew` if it is wanted and cannot be.
+    """
+
+    def __init__(self, model: HuginnForCausalLM, packed: bool | None = None):
+        self.model, self.wanted = model, packed
+        self.parts: Packed | None = None
+        self.modules: list[nn.Module] = []
+        self.weights: list[Tensor] = []
+        self.state: list[tuple[int, int]] = []
+
+    def renew(self) -> None:
+        """Look at the whole model."""
+        self.parts = chosen(self.model, self.wanted)
+        self.modules = list(self.model.modules())
+        self.weights = [] if self.parts is None else list(self.model.parameters())
+        self.state = [version(p) for p in self.weights]
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Evaluation mode, no gradients, packed weights; afterwards all is as it was."""
+        if any(version(p) != was for p, was in zip(self.weights, self.state, strict=True)):
+            self.renew()
+        training = [module for module in self.modules if module.training]
+        for module in training:
+            module.training = False
+        try:
+            with active(self.model, self.parts), torch.inference_mode():
+                yield
+        finally:
+            for module in training:
+                module.training = True
 
 
 def unpack(model: HuginnForCausalLM) -> None:

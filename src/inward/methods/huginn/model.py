@@ -15,7 +15,7 @@ r is a number chosen at each call, and the state starts as noise.
 These four lines are the four methods `embed`, `initial_state`, `iterate` and `read_out` (`decode`,
 then `head`); `forward` calls them in this order. `context.py` turns masks, positions and
 caches of every kind into what attention needs; a cache slot belongs to a (recurrence, layer), see
-`cache.py`. Training is in `train.py`, exit rules and decoding in `generate.py`.
+`cache.py`. Training is in `train.py`; `door.py` says how to ask, `generate.py` how it is decoded.
 
 Where the released code (seal-rg/recurrent-pretraining, 59e0b69) differs from the paper or from
 here:
@@ -42,6 +42,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, cast
 
 import torch
@@ -55,6 +56,7 @@ from transformers.utils.generic import can_return_tuple
 from inward.common.bases import both_cache_names, cache_field, given_cache
 from inward.common.draws import Draws, Loss
 from inward.common.nn import rms_norm
+from inward.common.trace import Cost
 from inward.common.weights import strict
 from inward.methods.huginn.cache import RecurrentCache, SlotLayout
 from inward.methods.huginn.config import HuginnConfig
@@ -70,6 +72,7 @@ from inward.methods.huginn.context import (
     split_depth,
     visible,
 )
+from inward.methods.huginn.costs import HuginnCosts
 from inward.methods.huginn.noise import truncated_normal, uniform_at
 
 # --------------------------------------------------------------------------------------------------
@@ -173,10 +176,6 @@ class Transformer(nn.Module):
 
 
 # --------------------------------------------------------------------------------------------------
-# The state that thinking starts from (section 3.1)
-
-
-# --------------------------------------------------------------------------------------------------
 # The model
 
 PASSED_ON = {"num_items_in_batch", "shift_labels", "ignore_index"}
@@ -215,14 +214,16 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
         self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.gradient_checkpointing = False
+        self.active_parts: dict[int, Any] = {}  # of a thread, see `parts`
         self.post_init()
 
     @property
     def parts(self) -> Any:
         """The blocks to run: `transformer` and the head, or what `cpu.packed` made of
-        them, which knows no gradients."""
-        packed = self.__dict__.get("active_parts")
-        return self.transformer if packed is None or torch.is_grad_enabled() else packed
+        them for this thread, which knows no gradients."""
+        if not self.active_parts or torch.is_grad_enabled():
+            return self.transformer
+        return self.active_parts.get(get_ident()) or self.transformer
 
     # -- P: the prelude
 
@@ -549,6 +550,19 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
         # (transformers types self as a protocol that no model class satisfies)
         prepare = super()._prepare_cache_for_generation  # pyright: ignore
         return prepare(generation_config, model_kwargs, *args, **kwargs)
+
+    def forward_cost(
+        self,
+        *,
+        rows: int,
+        past: int,
+        reads: int,
+        num_steps: int | Sequence[int] | Tensor | None = None,
+    ) -> Cost:
+        """What a forward of `rows` new tokens behind `past` cached ones takes, if the logits of
+        `reads` of them are made; see `inward.common.costs`."""
+        depth = sum(split_depth(num_steps, self.config, self.training))
+        return HuginnCosts(self.config, self.dtype).forward(past, rows, reads, depth)
 
     def flops(self, context: int = 0) -> tuple[float, float]:
         """FLOPs of one token that sees `context` tokens: (one recurrence, everything else)."""

@@ -11,16 +11,16 @@ work. One turn of a text:
    that they predict are said;
 5. behind the last place a new one begins, with the guess of the one before it and a cold state.
 
-Two modes differ in what becomes of the places behind a guess that has changed:
+Two ways differ in what becomes of the places behind a guess that has changed:
 
-    "free"    they keep their states and go on with the new input (the paper). All recurrences share
-              a cache slot, since places of any depth look at each other. A place is done when the
-              exit rule says so, by default that its state moved by less than 3 %, or at max_steps.
-              The text is not that of sequential decoding; it comes close where states forget where
-              they started, and is equal where they have converged (tested).
-    "exact"   they are dropped, and begin again from the first place. Each recurrence has its own
-              slot, a place is done at max_steps: then a place's states are those of sequential
-              decoding at that depth, and so is the text, token for token, sampled ones included.
+    free     they keep their states and go on with the new input (the paper). All recurrences share
+             a cache slot, since places of any depth look at each other. A place is done when the
+             halting rule says so, by default that its state moved by less than 3 %, or at
+             max_steps. The text is not that of sequential decoding; it comes close where states
+             forget where they started, and is equal where they have converged (tested).
+    exact    they are dropped, and begin again from the first place. Each recurrence has its own
+             slot, a place is done at max_steps: then a place's states are those of sequential
+             decoding at that depth, and so is the text, token for token, sampled ones included.
 
 Where the released code differs: it freezes everything up to the right-most converged place, even
 with gaps; it handles one text; it mixes embeddings of successive turns (eta = 0.1), adds noise to
@@ -35,9 +35,9 @@ Shape letters: n places in work, of all texts together; d width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -46,28 +46,28 @@ from inward.common import halting
 from inward.common.halting import DepthView, Seen
 from inward.common.requests import Prompts
 from inward.common.sampling import Sampling
-from inward.methods.huginn.cache import DeepestAvailable, PerDepth, Policy, RecurrentCache
+from inward.methods.huginn.asked import check_wave
+from inward.methods.huginn.cache import Sharing
 from inward.methods.huginn.context import Context
-from inward.methods.huginn.generate import context_at, inference, think
+from inward.methods.huginn.costs import Took
+from inward.methods.huginn.generate import OnToken, finish
+from inward.methods.huginn.loop import HuginnLoop
 from inward.methods.huginn.texts import (
-    Detail,
     HuginnGenerated,
-    HuginnPlan,
     HuginnText,
-    OnToken,
     Start,
-    Work,
-    choose,
+    first_states,
     generated,
     model_prompts,
-    plan,
+    plans,
     texts_of,
 )
+from inward.methods.huginn.think import Thought, by_rule, context_at
 
 if TYPE_CHECKING:
     from inward.methods.huginn.model import HuginnForCausalLM
 
-Mode = Literal["free", "exact"]
+NOTHING = Took(0, 0)
 
 
 def generate_in_parallel(
@@ -75,30 +75,29 @@ def generate_in_parallel(
     input_ids: Prompts,
     attention_mask: Tensor | None = None,
     *,
-    mode: Mode = "free",
+    exact: bool = False,
     inner_steps: int = 1,
     max_wave: int = 128,
     max_new_tokens: int = 64,
     max_steps: int | None = None,
-    exit: str | halting.Rule | None = None,
-    policy: str | Policy | None = None,
+    halt: str | halting.Rule | None = None,
+    sharing: str | Sharing | None = None,
     start: Start = "noise",
     sampling: Sampling | None = None,
     eos_token_id: int | Sequence[int] | None = None,
     state_seed: int | Sequence[int] = 0,
-    trace: Detail | None = None,
+    trace: bool | Collection[str] = False,
     on_token: OnToken | None = None,
 ) -> HuginnGenerated:
     """Continue prompts with a wave of places; other arguments as in `generate`.
 
     Args:
-        mode: "free" or "exact", see the top of this file.
+        exact: see the top of this file.
         inner_steps: recurrences a turn.
         max_wave: places of a text in work at once.
         max_steps: recurrences of a prompt, and the most that a place gets with one input.
-        exit: when a place is done, asked once a turn. Default: "latent" in free mode; exact mode
-            takes none.
-        policy: default "shared" in free mode, "deepest" in exact mode, which takes no other.
+        halt: when a place is done, asked once a turn. Default: "latent"; the exact way takes none.
+        sharing: default "shared"; exact "deepest", and no other.
     Returns:
         steps: recurrences of the place that predicted each token. meta: "changed", guesses that
         were replaced, and "wave", places per turn and text.
@@ -106,51 +105,32 @@ def generate_in_parallel(
         ValueError: bad prompts or options, before any work.
     """
     prompts = model_prompts(model, input_ids, attention_mask)
-    _check(mode, inner_steps, max_wave, exit)
-    free = mode == "free"
-    chosen = plan(
+    chosen = plans(
         model,
         len(prompts),
         max_new_tokens=max_new_tokens,
         max_steps=max_steps,
-        exit=exit if exit is not None else "latent" if free else "never",
-        exit_in_prompt=False,
-        policy=policy if policy is not None else "shared" if free else "deepest",
+        halt=halt if halt is not None else "never" if exact else "latent",
+        halt_in_prompt=False,
+        sharing=sharing if sharing is not None else "deepest" if exact else "shared",
         start=start,
         sampling=sampling,
         eos_token_id=eos_token_id,
         state_seed=state_seed,
         trace=trace,
-        on_token=on_token,
     )
-    if (chosen.policy in (PerDepth(), DeepestAvailable())) == free:
-        raise ValueError(
-            f"the {mode} mode cannot work with {chosen.policy}: in free mode places of any depth "
-            "share slots ('shared'), in exact mode none do ('deepest')"
-        )
-    if chosen.max_steps % inner_steps:
-        raise ValueError(
-            f"max_steps {chosen.max_steps} is no multiple of inner_steps {inner_steps}, the "
-            "recurrences that a turn adds"
-        )
-    texts = texts_of(chosen, prompts)
-    waves = _Waves(model, chosen, texts, free, inner_steps, max_wave)
-    with inference(model):
-        waves.run()
-    return generated(chosen, texts, waves.passes, waves.meta())
-
-
-def _check(mode: str, inner_steps: int, max_wave: int, exit: object) -> None:
-    if mode not in ("free", "exact"):
-        raise ValueError(f"mode is {mode!r}; there are free, exact")
-    for name, value in (("inner_steps", inner_steps), ("max_wave", max_wave)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}, must be at least 1")
-    if mode == "exact" and exit not in (None, "never"):
-        raise ValueError(
-            f"exit is {exit!r}: the exact mode equals sequential decoding at max_steps and takes "
-            "none; use mode='free'"
-        )
+    check_wave(chosen[0], exact, inner_steps, max_wave)
+    texts, num = texts_of(chosen, prompts), len(prompts)
+    for text in texts:
+        text.own = {"max_wave": max_wave}
+    sizes: dict[str, Any] = {"batch_size": num, "in_flight": num}
+    waves = Waves(model, chosen[0].sharing, exact=exact, inner_steps=inner_steps, **sizes)
+    finish(waves, texts, on_token)
+    changed, places, turns = (
+        sum(text.facts.get(name, 0) for text in texts) for name in ("changed", "places", "turns")
+    )
+    meta = {"changed": float(changed), "wave": places / max(1, turns)}
+    return generated(texts, waves.passes, meta)
 
 
 @dataclass
@@ -176,9 +156,12 @@ class _Place:
 
 @dataclass
 class _Wave:
-    """The places of one text in work, in order; the first holds the last token said."""
+    """The places of one text in work, in order; the first holds the last token said.
+
+    row: of the cache."""
 
     text: HuginnText
+    row: int
     places: list[_Place] = field(default_factory=list)
 
     def prefix(self, i: int) -> list[int]:
@@ -186,79 +169,75 @@ class _Wave:
         return self.text.ids[:-1] + [place.token for place in self.places[: i + 1]]
 
 
-class _Waves:
-    """Turns of all texts together; row i of the cache belongs to text i."""
+class Waves(HuginnLoop):
+    """Turns of all texts together; row i of the cache belongs to seat i."""
 
     def __init__(
         self,
         model: HuginnForCausalLM,
-        chosen: HuginnPlan,
-        texts: Sequence[HuginnText],
-        free: bool,
+        sharing: Sharing,
+        *,
+        exact: bool,
         inner_steps: int,
-        max_wave: int,
+        **sizes: Any,
     ):
-        self.model, self.chosen, self.texts, self.free = model, chosen, texts, free
-        self.inner_steps, self.max_wave = inner_steps, max_wave
-        self.work = Work(model.config)
-        longest = max(len(text.prompt) for text in texts) + chosen.max_new_tokens
-        self.cache = RecurrentCache(
-            chosen.policy,
-            capacity=min(longest, chosen.limit),
-            num_recurrences=chosen.max_steps,
-            num_rows=len(texts),
-        )
-        self.passes = self.changed = self.turns = self.places = 0
+        self.free, self.inner_steps = not exact, inner_steps
+        super().__init__(model, sharing, **sizes)
 
-    def meta(self) -> dict[str, float]:
-        return {"changed": float(self.changed), "wave": self.places / max(1, self.turns)}
+    def _furnish(self) -> None:
+        super()._furnish()
+        self.waves: dict[int, _Wave] = {}  # by seat
 
-    def run(self) -> None:
-        """Work until every text has ended."""
-        waves = [_Wave(text) for text in self.texts]
-        for wave in waves:
-            self._prefill(wave)
-        while waves := [wave for wave in waves if not wave.text.stopped]:
-            self._turn(waves)
+    def _columns(self, text: HuginnText) -> int:
+        return min(len(text.prompt) + text.plan.max_new_tokens, text.plan.limit)
 
-    def _prefill(self, wave: _Wave) -> None:
-        """The prompt thinks to full depth and says the first token; that begins the wave."""
-        model, text = self.model, wave.text
-        tokens = torch.tensor([text.prompt], device=model.device)
-        e, context = model.embed(tokens, cache=self.cache, rows=torch.tensor([text.number]))
-        seen = Seen(1, model.config.vocab_size, model.device)
-        thought = think(model, self.chosen, text, e, context, None, seen, self.work)
-        self.passes += thought.steps
-        (token,) = choose([text], thought.logits[None])
-        text.say(self.chosen, token, thought.steps, thought.logits)
-        assert context.place is not None
-        self.cache.commit(context.place, thought.steps)
-        wave.places = [_Place(token, len(text.prompt))]
+    def _seat(self, seat: int, text: HuginnText, thought: Thought) -> None:
+        """The prompt has said the first token; that begins the wave."""
+        self.waves[seat] = _Wave(text, seat, [_Place(text.tokens[-1], len(text.prompt))])
 
-    def _turn(self, waves: list[_Wave]) -> None:
+    def _leave(self, seat: int) -> None:
+        del self.waves[seat]
+
+    def _turn(self) -> None:
+        waves = list(self.waves.values())
+        for first in range(0, len(waves), self.batch_size):
+            self._advance(waves[first : first + self.batch_size])
+
+    def _advance(self, waves: list[_Wave]) -> None:
         """Steps 1 to 5."""
         pairs = [(wave, place) for wave in waves for place in wave.places]
-        rows = torch.tensor([wave.text.number for wave, _ in pairs], device=self.model.device)
+        rows = self.rows([wave.row for wave, _ in pairs])
         columns = torch.tensor([place.position for _, place in pairs])
         context = context_at(self.model, self.cache, rows, columns)
         e = self._prelude(pairs, context)  # 1
-        view = self._refine(pairs, rows, e, context)  # 2, 3
-        done = halting.verdict(self.chosen.rule, view) if self.free else None
-        for i, (_, place) in enumerate(pairs):
-            ruled = done is not None and bool(done[i])
-            place.done = ruled or place.since >= self.chosen.max_steps
+        view = self._refine(pairs, e, context)  # 2, 3
+        done = self._verdict(pairs, view)
+        for i, (wave, place) in enumerate(pairs):
+            place.done = done[i] or place.since >= wave.text.plan.max_steps
             place.logits, place.looks = view.logits[i], place.looks + 1
             place.held = int(view.stable_for[i])
         first = 0
         for wave in waves:
             num = len(wave.places)
             logits = view.logits[first : first + num]
+            wave.text.count(turns=1, places=num)
             self._guess(wave, logits)
             self._freeze(wave, logits)  # 4
             self._extend(wave)  # 5
             first += num
-        self.turns += len(waves)
-        self.places += len(pairs)
+            if self.end_if_stopped(wave.row):
+                del self.waves[wave.row]
+
+    def _verdict(self, pairs: list[tuple[_Wave, _Place]], view: DepthView) -> list[bool]:
+        """Which places are done by the rules of their texts."""
+        done, texts = [False] * len(pairs), [wave.text for wave, _ in pairs]
+        if self.free:
+            for group in by_rule(texts, range(len(pairs))):
+                part = view if len(group) == len(pairs) else _part(view, group)
+                found = halting.verdict(texts[group[0]].plan.rule, part).tolist()
+                for i, ruled in zip(group, found, strict=True):
+                    done[i] = ruled
+        return done
 
     def _prelude(self, pairs: list[tuple[_Wave, _Place]], context: Context) -> Tensor:
         """e (n, 1, d). In each wave the places from the first new input on are embedded (again):
@@ -274,18 +253,15 @@ class _Waves:
             x = self.model.transformer.wte(tokens)
             for p, block in enumerate(self.model.transformer.prelude):
                 x = block(x, part, p)
-            seeds = torch.tensor([pairs[i][0].text.state_seed for i in index], device=x.device)
-            cold = self.chosen.first_state(self.model, x, part.positions, seeds)
+            cold = first_states(self.model, [pairs[i][0].text for i in index], x, part.positions)
             for i, e_i, s_i in zip(index, x, cold, strict=True):
                 wave, place = pairs[i]
                 place.e = e_i
                 place.s = s_i if place.s is None else place.s
-                wave.text.spend(0, self.work.prelude(place.position))
+                wave.text.spend(0, self.costs.prelude(place.position))
         return torch.stack([place.e for _, place in pairs if place.e is not None])
 
-    def _refine(
-        self, pairs: list[tuple[_Wave, _Place]], rows: Tensor, e: Tensor, context: Context
-    ) -> DepthView:
+    def _refine(self, pairs: list[tuple[_Wave, _Place]], e: Tensor, context: Context) -> DepthView:
         """`inner_steps` recurrences of all places, and the view of the last."""
         device = self.model.device
         s = before = torch.stack([place.s for _, place in pairs if place.s is not None])
@@ -294,18 +270,18 @@ class _Waves:
             before, s = s, self.model.iterate(s, e, context, recurrence=steps + i)
         self.passes += self.inner_steps
         for text in {id(wave): wave.text for wave, _ in pairs}.values():
-            text.spend(self.inner_steps, 0)
+            text.spend(self.inner_steps, NOTHING)
         for (wave, place), s_i in zip(pairs, s, strict=True):
             place.s, place.steps = s_i, place.steps + self.inner_steps
             place.since += self.inner_steps
-            core = self.inner_steps * self.work.core(place.position)
-            wave.text.spend(0, core + self.work.read_out(place.position))
+            wave.text.spend(0, self.costs.core(place.position), self.inner_steps)
+            wave.text.spend(0, self.costs.read_out(place.position))
         first = [len(wave.text.prompt) for wave, _ in pairs]
         index = [place.position - n + 1 for n, (_, place) in zip(first, pairs, strict=True)]
         return DepthView(
             step=steps + self.inner_steps,
             index=torch.tensor(index, device=device),
-            text=rows,
+            text=torch.tensor([wave.text.number for wave, _ in pairs], device=device),
             state=s,
             before=before,
             read_out=lambda: self.model.read_out(s, context, logits_to_keep=1)[1][:, -1],
@@ -324,7 +300,7 @@ class _Waves:
         return seen
 
     def _guess(self, wave: _Wave, logits: Tensor) -> None:
-        """The guess of each place becomes the input of the next; see the modes."""
+        """The guess of each place becomes the input of the next, see the top of the file."""
         sampler = wave.text.sampler
         argmax = logits.argmax(-1).tolist() if sampler.is_argmax else None
         for i, place in enumerate(wave.places):
@@ -336,7 +312,7 @@ class _Waves:
             place.guess = guess
             if i + 1 == len(wave.places) or wave.places[i + 1].token == guess:
                 continue
-            self.changed += 1
+            wave.text.count(changed=1)
             if not self.free:
                 del wave.places[i + 1 :]
                 return
@@ -351,12 +327,12 @@ class _Waves:
             if not place.done or text.stopped:
                 break
             assert place.guess is not None
-            text.say(self.chosen, place.guess, place.steps, logits[i])
+            text.say(place.guess, place.steps, logits[i])
             num += 1
         frozen, wave.places = wave.places[:num], wave.places[num:]
         if not frozen or text.stopped:
             return
-        row = torch.tensor([text.number], device=self.model.device)
+        row = self.rows([wave.row])
         for place in frozen:
             at = context_at(self.model, self.cache, row, torch.tensor([place.position])).place
             assert at is not None
@@ -367,10 +343,18 @@ class _Waves:
     def _extend(self, wave: _Wave) -> None:
         """A new place behind the last, unless the text would end there."""
         text, last = wave.text, wave.places[-1] if wave.places else None
-        if text.stopped or last is None or last.guess is None or last.guess in self.chosen.ends:
+        if text.stopped or last is None or last.guess is None or last.guess in text.plan.ends:
             return
         position = last.position + 1
         said = position - len(text.prompt) + 1  # tokens of the text if its guess stands
-        full = len(wave.places) >= self.max_wave or position + 1 >= self.chosen.limit
-        if not full and said < self.chosen.max_new_tokens:
+        full = len(wave.places) >= text.own.get("max_wave", 128) or position + 1 >= text.plan.limit
+        if not full and said < text.plan.max_new_tokens:
             wave.places.append(_Place(last.guess, position))
+
+
+def _part(view: DepthView, chosen: Sequence[int]) -> DepthView:
+    """The view of some of the rows."""
+    index = torch.tensor(chosen, device=view.step.device)
+    names = ("step", "index", "text", "state", "before", "rows")
+    rows: dict[str, Any] = {name: getattr(view, name)[index] for name in names}
+    return replace(view, **rows, read_out=lambda: view.logits[index])

@@ -27,31 +27,29 @@ Shape letters: B rows, G guesses, d width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from inward.common.halting import Seen
 from inward.common.requests import Prompts
 from inward.common.sampling import Law, Sampling, Verdict, matched
-from inward.methods.huginn.cache import DeepestAvailable, PerDepth, Policy, RecurrentCache
-from inward.methods.huginn.generate import context_at, inference, think
+from inward.methods.huginn.asked import check_drafts
+from inward.methods.huginn.cache import Sharing
+from inward.methods.huginn.generate import OnToken, finish
+from inward.methods.huginn.loop import HuginnLoop
 from inward.methods.huginn.texts import (
-    Detail,
     HuginnGenerated,
-    HuginnPlan,
     HuginnText,
-    OnToken,
     Start,
-    Work,
-    choose,
+    first_states,
     generated,
     model_prompts,
-    plan,
+    plans,
     texts_of,
 )
+from inward.methods.huginn.think import Thought, context_at
 
 if TYPE_CHECKING:
     from inward.methods.huginn.model import HuginnForCausalLM
@@ -66,12 +64,12 @@ def generate_speculatively(
     draft_tokens: int = 4,
     max_new_tokens: int = 64,
     max_steps: int | None = None,
-    policy: str | Policy = "deepest",
+    sharing: str | Sharing = "deepest",
     start: Start = "noise",
     sampling: Sampling | None = None,
     eos_token_id: int | Sequence[int] | None = None,
     state_seed: int | Sequence[int] = 0,
-    trace: Detail | None = None,
+    trace: bool | Collection[str] = False,
     on_token: OnToken | None = None,
 ) -> HuginnGenerated:
     """Continue prompts at full depth, with guesses; other arguments as in `generate`.
@@ -87,182 +85,155 @@ def generate_speculatively(
         ValueError: bad prompts or options, before any work.
     """
     prompts = model_prompts(model, input_ids, attention_mask)
-    chosen = plan(
+    chosen = plans(
         model,
         len(prompts),
         max_new_tokens=max_new_tokens,
         max_steps=max_steps,
-        policy=policy,
+        sharing=sharing,
         start=start,
         sampling=sampling,
         eos_token_id=eos_token_id,
         state_seed=state_seed,
         trace=trace,
-        on_token=on_token,
     )
-    if not 1 <= draft_steps < chosen.max_steps:
-        raise ValueError(
-            f"draft_steps is {draft_steps}; a draft takes at least 1 recurrence and fewer than the "
-            f"full depth of {chosen.max_steps}"
-        )
-    if draft_tokens < 1:
-        raise ValueError(f"draft_tokens is {draft_tokens}, must be at least 1; or use generate")
-    if chosen.policy not in (PerDepth(), DeepestAvailable()):
-        raise ValueError(
-            f"self-speculation needs a slot for each recurrence, {chosen.policy} shares them; use "
-            "policy='deepest'"
-        )
+    check_drafts(chosen[0], draft_steps, draft_tokens)
     texts = texts_of(chosen, prompts)
-    drafts = _Drafts(model, chosen, len(texts), draft_steps, draft_tokens)
-    with inference(model):
-        drafts.run(texts)
-    shares = {"accepted": drafts.accepted / max(1, drafts.judged), "rounds": float(drafts.rounds)}
-    return generated(chosen, texts, drafts.passes, shares)
+    for text in texts:
+        text.own = {"draft_steps": draft_steps, "draft_tokens": draft_tokens}
+    drafts = Drafts(model, chosen[0].sharing, batch_size=len(texts), in_flight=len(texts))
+    finish(drafts, texts, on_token)
+    accepted, judged = (sum(t.facts.get(n, 0) for t in texts) for n in ("accepted", "judged"))
+    shares = {"accepted": accepted / max(1, judged), "rounds": float(drafts.rounds)}
+    return generated(texts, drafts.passes, shares)
 
 
-class _Drafts:
-    """The rounds; row i of the cache belongs to text i."""
+class Drafts(HuginnLoop):
+    """The rounds; row i of the cache belongs to seat i. A turn is a round of every text.
 
-    def __init__(
-        self, model: HuginnForCausalLM, chosen: HuginnPlan, num_rows: int, m: int, num_guesses: int
-    ):
-        self.model, self.chosen, self.m, self.num_guesses = model, chosen, m, num_guesses
-        self.work = Work(model.config)
-        self.cache = RecurrentCache(
-            chosen.policy, num_recurrences=chosen.max_steps, num_rows=num_rows
-        )
-        self.passes = self.rounds = self.judged = self.accepted = 0
+    Texts whose rounds have the same shape (m, G and r) go through it together. How many guesses are
+    worth making is each text's own affair: under the rule "rejection" its words depend on it.
+    """
 
-    def run(self, texts: Sequence[HuginnText]) -> None:
-        """Work until every text has ended."""
-        for text in texts:
-            self._prefill(text)
-        active = [text for text in texts if not text.stopped]
-        while active:
-            self._round(active)
-            active = [text for text in active if not text.stopped]
+    rounds = 0
 
-    def _prefill(self, text: HuginnText) -> None:
-        model, row = self.model, torch.tensor([text.number])
-        tokens = torch.tensor([text.prompt], device=model.device)
-        e, context = model.embed(tokens, cache=self.cache, rows=row)
-        seen = Seen(1, model.config.vocab_size, model.device)
-        thought = think(model, self.chosen, text, e, context, None, seen, self.work)
-        self.passes += thought.steps
-        (token,) = choose([text], thought.logits[None])
-        text.say(self.chosen, token, thought.steps, thought.logits)
-        assert context.place is not None
-        self.cache.commit(context.place, thought.steps)
+    def _seat(self, seat: int, text: HuginnText, thought: Thought) -> None:
+        pass  # nothing is kept between rounds but the cache
 
-    def _round(self, texts: list[HuginnText]) -> None:
-        """Steps 1 to 4 for the texts that go on."""
-        starts = torch.tensor([text.length - 1 for text in texts])
-        rows = torch.tensor([text.number for text in texts], device=self.model.device)
-        G = self._guesses_worth_making(texts)
-        guesses: list[list[int]] = [[] for _ in texts]
-        laws: list[list[Law]] = [[] for _ in texts]
+    def _leave(self, seat: int) -> None:
+        pass
+
+    def _turn(self) -> None:
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for seat, text in enumerate(self.texts):
+            if text is not None:
+                shape = text.own["draft_steps"], _guesses(text), text.plan.max_steps
+                groups.setdefault(shape, []).append(seat)
+        for (m, num_guesses, depth), seats in groups.items():
+            for first in range(0, len(seats), self.batch_size):
+                _Round(self, seats[first : first + self.batch_size], m, num_guesses, depth).run()
+        self.rounds += 1
+
+
+def _guesses(text: HuginnText) -> int:
+    """G, or fewer if the text cannot use so many, or would leave the context."""
+    needed = text.plan.max_new_tokens - len(text.tokens) - 1
+    room = text.plan.limit - text.length
+    return max(0, min(text.own.get("draft_tokens", 4), needed, room))
+
+
+class _Round:
+    """Steps 1 to 4 for texts of one shape: m, G and r = `depth`."""
+
+    def __init__(self, loop: Drafts, seats: list[int], m: int, num_guesses: int, depth: int):
+        self.loop, self.model, self.cache, self.costs = loop, loop.model, loop.cache, loop.costs
+        self.seats, self.m, self.G, self.depth = seats, m, num_guesses, depth
+        self.texts = [loop.text(seat) for seat in seats]
+        self.rows = loop.rows(seats)
+        self.starts = torch.tensor([text.length - 1 for text in self.texts])
+        self.guesses: list[list[int]] = [[] for _ in seats]
+        self.laws: list[list[Law]] = [[] for _ in seats]
+
+    def run(self) -> None:
         e, s = [], []
-        for j in range(G + 1):  # 1
-            e_j, s_j, logits = self._draft(texts, rows, starts + j, guesses, last=j == G)
+        for j in range(self.G + 1):  # 1
+            e_j, s_j, logits = self._draft(j)
             e.append(e_j)
             s.append(s_j)
             if logits is not None:
-                self._guess(texts, logits, guesses, laws)
-        logits = self._think_on(texts, rows, starts, torch.cat(e, 1), torch.cat(s, 1))  # 2
+                self._guess(logits)
+        logits = self._think_on(torch.cat(e, 1), torch.cat(s, 1))  # 2
+        judged = [self._judge(i, logits[i]) for i in range(len(self.seats))]
         kept = self.cache.lengths.clone()
-        for i, text in enumerate(texts):
-            for j in range(G + 1):
-                self._charge_draft(text, int(starts[i]) + j, last=j == G)
-            said = self._say(text, logits[i], self._judge(text, logits[i], guesses[i], laws[i]))
-            kept[text.number] = int(starts[i]) + said
+        for i, (seat, text) in enumerate(zip(self.seats, self.texts, strict=True)):
+            text.draft(self.guesses[i])
+            kept[seat] = int(self.starts[i]) + self._say(text, logits[i], judged[i])
+            self.loop.end_if_stopped(seat)
         self.cache.crop(kept)  # 4
-        self.rounds += 1
 
-    def _guesses_worth_making(self, texts: list[HuginnText]) -> int:
-        """G, or fewer if no text can use so many, or one would leave the context."""
-        needed = max(self.chosen.max_new_tokens - len(text.tokens) for text in texts) - 1
-        room = min(self.chosen.limit - text.length for text in texts)
-        return max(0, min(self.num_guesses, needed, room))
-
-    def _draft(
-        self,
-        texts: list[HuginnText],
-        rows: Tensor,
-        starts: Tensor,
-        guesses: list[list[int]],
-        *,
-        last: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _draft(self, j: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Embed the newest token of each row, said or guessed, and run m recurrences: e and s
         (B, 1, d), and logits (B, V) unless it is the last of the round."""
-        newest = [[(text.tokens + more)[-1]] for text, more in zip(texts, guesses, strict=True)]
-        self.cache.lengths[rows.cpu()] = starts  # guesses lie behind what stands
+        pairs = list(zip(self.texts, self.guesses, strict=True))
+        newest = [[(text.tokens + more)[-1]] for text, more in pairs]
+        self.cache.lengths[self.rows.cpu()] = self.starts + j  # guesses lie behind what stands
         tokens = torch.tensor(newest, device=self.model.device)
-        e, context = self.model.embed(tokens, cache=self.cache, rows=rows)
-        seeds = torch.tensor([text.state_seed for text in texts], device=self.model.device)
-        s = self.chosen.first_state(self.model, e, context.positions, seeds)
+        e, context = self.model.embed(tokens, cache=self.cache, rows=self.rows)
+        s = first_states(self.model, self.texts, e, context.positions)
         for i in range(self.m):
             s = self.model.iterate(s, e, context, recurrence=i)
-        self.passes += self.m
-        if last:
+        self.loop.passes += self.m
+        for text, first in zip(self.texts, self.starts.tolist(), strict=True):
+            text.spend(0, self.costs.prelude(first + j))
+            text.spend(self.m, self.costs.core(first + j), self.m)
+            if j < self.G:
+                text.spend(0, self.costs.read_out(first + j))
+        if j == self.G:
             return e, s, None
         return e, s, self.model.read_out(s, context, logits_to_keep=1)[1][:, -1]
 
-    def _guess(
-        self,
-        texts: list[HuginnText],
-        logits: Tensor,
-        guesses: list[list[int]],
-        laws: list[list[Law]],
-    ) -> None:
-        if all(text.sampler.is_argmax for text in texts):
-            for row, token in zip(guesses, logits.argmax(-1).tolist(), strict=True):
-                row.append(token)
-            return
-        for i, text in enumerate(texts):
-            tokens, law = text.sampler.draft(text.ids + guesses[i], logits[i : i + 1])
-            guesses[i] += tokens
-            laws[i] += law
+    def _guess(self, logits: Tensor) -> None:
+        likeliest = logits.argmax(-1).tolist()
+        for i, text in enumerate(self.texts):
+            if text.sampler.is_argmax:
+                self.guesses[i].append(likeliest[i])
+            else:
+                tokens, law = text.sampler.draft(text.ids + self.guesses[i], logits[i : i + 1])
+                self.guesses[i] += tokens
+                self.laws[i] += law
 
-    def _think_on(
-        self, texts: list[HuginnText], rows: Tensor, starts: Tensor, e: Tensor, s: Tensor
-    ) -> Tensor:
+    def _think_on(self, e: Tensor, s: Tensor) -> Tensor:
         """Recurrences m to r of all tokens of the round, (B, G + 1, d): logits (B, G + 1, V)."""
-        num, depth = e.shape[1], self.chosen.max_steps
-        self.cache.lengths[rows.cpu()] = starts
-        context = context_at(self.model, self.cache, rows, starts, num)
-        for i in range(self.m, depth):
+        num, more = self.G + 1, self.depth - self.m
+        self.cache.lengths[self.rows.cpu()] = self.starts
+        context = context_at(self.model, self.cache, self.rows, self.starts, num)
+        for i in range(self.m, self.depth):
             s = self.model.iterate(s, e, context, recurrence=i)
-        self.passes += depth - self.m
+        self.loop.passes += more
         _, logits = self.model.read_out(s, context)
         assert context.place is not None
-        self.cache.commit(context.place, depth)
-        for text in texts:
+        self.cache.commit(context.place, self.depth)
+        for text in self.texts:
             first = text.length - 1
-            text.spend(depth - self.m, (depth - self.m) * self.work.core(first, num))
-            text.spend(0, self.work.read_out(first, num, num))
+            text.spend(more, self.costs.core(first, num), more)
+            text.spend(0, self.costs.read_out(first, num, num))
         return logits
 
-    def _judge(
-        self, text: HuginnText, logits: Tensor, guesses: list[int], laws: list[Law]
-    ) -> list[int]:
-        """3: the tokens that stand, guesses first, from logits (G + 1, V)."""
+    def _judge(self, i: int, logits: Tensor) -> list[int]:
+        """3: the tokens of text i that stand, guesses first, from logits (G + 1, V)."""
+        text, guesses = self.texts[i], self.guesses[i]
         if text.sampler.is_argmax:
             verdict: Verdict = matched(logits.argmax(-1).tolist(), guesses)
         else:
-            verdict = text.sampler.verify(text.ids, logits, guesses, laws)
-        self.accepted += verdict.accepted
-        self.judged += min(verdict.accepted + 1, len(guesses))
+            verdict = text.sampler.verify(text.ids, logits, guesses, self.laws[i])
+        judged = min(verdict.accepted + 1, len(guesses))
+        text.count(rounds=1, accepted=verdict.accepted, judged=judged)
         return [*guesses[: verdict.accepted], verdict.token]
 
     def _say(self, text: HuginnText, logits: Tensor, tokens: list[int]) -> int:
         """Say them until the text ends; how many were said."""
         for j, token in enumerate(tokens):
-            text.say(self.chosen, token, self.chosen.max_steps, logits[j])
+            text.say(token, self.depth, logits[j])
             if text.stopped:
                 return j + 1
         return len(tokens)
-
-    def _charge_draft(self, text: HuginnText, position: int, *, last: bool) -> None:
-        flops = self.work.prelude(position) + self.m * self.work.core(position)
-        text.spend(self.m, flops + (0 if last else self.work.read_out(position)))

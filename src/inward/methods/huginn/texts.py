@@ -1,9 +1,9 @@
-"""What all ways to generate with Huginn share: the plan, its checks, a text in work, the result.
+"""What all ways to generate with Huginn share: the plan of a text, its checks, the text in work.
 
-A *plan* is everything that the caller chose, checked before the first forward. A *text* is one row
-from its prompt to its end: its tokens, how deep each thought, what that cost, and its trace. The
-loops that run the model over texts are in `generate`, `speculate` and
-`parallel`.
+A *plan* is everything that was chosen for one text, checked before the first forward. A *text* is
+one row from its prompt to its end: its tokens, how deep each thought, what that cost, its record,
+and the events that tell of it. The loops that run the model over texts are in `generate`,
+`speculate` and `parallel`, on the form of `loop`.
 
 Two things are a function of the text alone, whatever shares its batch and however often a place is
 visited: the state that a token starts from, drawn for (state_seed, position), and the noise that
@@ -14,8 +14,9 @@ Shape letters: B rows, S tokens, d width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -25,53 +26,60 @@ from torch import Tensor
 from inward.common import halting
 from inward.common.requests import Prompts, end_tokens, prompts_of
 from inward.common.sampling import Sampler, Sampling, sampling_of
-from inward.common.trace import Cost, Step, Trace
-from inward.methods.huginn.cache import PerDepth, Policy
-from inward.methods.huginn.cache import policy as policy_of
+from inward.common.speaking import StopWords
+from inward.common.thinking import Answer, Event
+from inward.common.trace import Cost, Span, Step, Trace
+from inward.methods.huginn.cache import PerDepth, Sharing, sharing_of
+from inward.methods.huginn.costs import Took
+from inward.methods.huginn.door import METHOD
 
 if TYPE_CHECKING:
-    from inward.methods.huginn.config import HuginnConfig
     from inward.methods.huginn.model import HuginnForCausalLM
 
 Start = Literal["noise", "zero"]
 Warm = Literal["raw", "normed"]
-Detail = Literal["tokens", "recurrences"]
-OnToken = Callable[[int, int, int], Any]
-"""(row, token, recurrences that it took), called as soon as the token stands"""
+LENS = 5
+"""Tokens of a lens."""
+SEEDS = 1 << 63
+"""Seeds of states are below it."""
+
+
+# --------------------------------------------------------------------------------------------------
+# The plan
 
 
 @dataclass(frozen=True)
 class HuginnPlan:
-    """What the caller chose; `plan` makes and checks it. The arguments of
-    `generate.generate` have the same names and say what they mean."""
+    """What was chosen for a text; `plan` makes and checks it. The arguments of `generate.generate`
+    have the same names and say what they mean."""
 
     max_new_tokens: int
     max_steps: int
     rule: halting.Rule
     min_steps: int
     check_every: int
-    exit_in_prompt: bool
-    policy: Policy
+    halt_in_prompt: bool
+    sharing: Sharing
     start: Start
     warm: Warm | None
     ends: frozenset[int]
     sampling: Sampling
-    state_seeds: tuple[int, ...]
+    state_seed: int
     limit: int
-    trace: Detail | None
-    on_token: OnToken | None
+    trace: frozenset[str] | None
+    stop: StopWords | None
+    logprobs: bool
 
     def asks(self, step: int, index: int) -> bool:
         """Whether the rule is asked after this recurrence (from 1) of new token `index`."""
-        if self.rule == halting.Never() or (index == 0 and not self.exit_in_prompt):
+        if self.rule == halting.Never() or (index == 0 and not self.halt_in_prompt):
             return False
         return step >= self.min_steps and (step - self.min_steps) % self.check_every == 0
 
-    def first_state(self, model: HuginnForCausalLM, e: Tensor, positions: Tensor, seeds: Any):
-        """s_0 (B, S, d) of cold tokens at `positions` (B or 1, S); `seeds`: a number, or (B,)."""
-        if self.start == "zero":
-            return torch.zeros_like(e)
-        return model.initial_state(e, seed=seeds, positions=positions)
+    @property
+    def watched(self) -> bool:
+        """Whether the record holds every recurrence."""
+        return bool(self.trace)
 
     def next_state(self, model: HuginnForCausalLM, s: Tensor) -> Tensor | None:
         """s_0 (B, 1, d) of the tokens that follow those with the final states s (B, S, d); None:
@@ -84,22 +92,22 @@ class HuginnPlan:
 
 def plan(
     model: HuginnForCausalLM,
-    num_rows: int,
     *,
-    max_new_tokens: int,
-    max_steps: int | None,
-    exit: str | halting.Rule = "never",
+    max_new_tokens: int = 64,
+    max_steps: int | None = None,
+    halt: str | halting.Rule = "never",
     min_steps: int = 1,
     check_every: int = 1,
-    exit_in_prompt: bool = True,
-    policy: str | Policy = "deepest",
+    halt_in_prompt: bool = True,
+    sharing: str | Sharing = "deepest",
     start: Start = "noise",
     warm: Warm | None = None,
     eos_token_id: int | Sequence[int] | None = None,
     sampling: Sampling | None = None,
-    state_seed: int | Sequence[int] = 0,
-    trace: Detail | None = None,
-    on_token: OnToken | None = None,
+    state_seed: int = 0,
+    trace: bool | Collection[str] | None = None,
+    stop: StopWords | None = None,
+    logprobs: bool = False,
 ) -> HuginnPlan:
     """The checked plan.
 
@@ -107,24 +115,29 @@ def plan(
         ValueError: a value out of range, a rule that can never fire, choices that exclude each
             other.
     """
-    config = model.config
-    depth = config.mean_recurrence if max_steps is None else max_steps
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}, must be at least 1")
-    rule = halting.depth_rule(exit, max_steps=depth, min_steps=min_steps, every=check_every)
-    slots = policy_of(policy)
+    config, depth = model.config, model.config.mean_recurrence if max_steps is None else max_steps
+    for name, value, least in (
+        ("max_new_tokens", max_new_tokens, 1),
+        ("max_steps", depth, 1),
+        ("min_steps", min_steps, 1),
+        ("check_every", check_every, 1),
+        ("state_seed", state_seed, -SEEDS),
+    ):
+        whole(name, value, least)
+    if state_seed >= SEEDS:
+        raise ValueError(f"state_seed is {state_seed}, must be below {SEEDS}")
+    rule = halting.depth_rule(halt, max_steps=depth, min_steps=min_steps, every=check_every)
+    slots = sharing_of(sharing)
     if slots == PerDepth() and rule != halting.Never():
         raise ValueError(
-            "PerDepth cannot answer a token that thinks longer than an earlier one did; with exits "
-            "use the policy 'deepest', or one that shares"
+            "PerDepth cannot answer a token that thinks longer than an earlier one did; where a "
+            "rule halts use sharing='deepest', or one that shares"
         )
-    kinds = (("start", start, Start), ("warm", warm, Warm), ("trace", trace, Detail))
-    for name, value, kind in kinds:
+    for name, value, kind in (("start", start, Start), ("warm", warm, Warm)):
         if value not in get_args(kind) and not (value is None and name != "start"):
             raise ValueError(f"{name} is {value!r}; there are {', '.join(get_args(kind))}")
-    seeds = (state_seed,) * num_rows if isinstance(state_seed, int) else tuple(state_seed)
-    if len(seeds) != num_rows:
-        raise ValueError(f"{len(seeds)} state seeds for {num_rows} rows; give one a row, or one")
+    if not isinstance(halt_in_prompt, bool):
+        raise ValueError(f"halt_in_prompt is {halt_in_prompt!r}; it is True or False")
     generation = model.generation_config
     return HuginnPlan(
         max_new_tokens=max_new_tokens,
@@ -132,17 +145,49 @@ def plan(
         rule=rule,
         min_steps=min_steps,
         check_every=check_every,
-        exit_in_prompt=exit_in_prompt,
-        policy=slots,
+        halt_in_prompt=halt_in_prompt,
+        sharing=slots,
         start=start,
         warm=warm,
         ends=end_tokens(eos_token_id, generation, config.vocab_size),
         sampling=sampling or sampling_of(generation, refuse=("stop_strings",)),
-        state_seeds=seeds,
+        state_seed=state_seed,
         limit=config.block_size,
-        trace=trace,
-        on_token=on_token,
+        trace=_trace_names(trace),
+        stop=stop,
+        logprobs=logprobs,
     )
+
+
+def plans(
+    model: HuginnForCausalLM, num_rows: int, *, state_seed: int | Sequence[int] = 0, **options: Any
+) -> list[HuginnPlan]:
+    """One plan for each of the rows, which differ in their seeds of states alone."""
+    seeds = [state_seed] * num_rows if isinstance(state_seed, int) else list(state_seed)
+    if len(seeds) != num_rows:
+        raise ValueError(f"{len(seeds)} state seeds for {num_rows} rows; give one a row, or one")
+    first = plan(model, **options)
+    return [replace(first, state_seed=seed) for seed in seeds]
+
+
+def whole(name: str, value: Any, least: int) -> None:
+    """Raise a ValueError unless the value is a whole number, and not below `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{name} is {value!r}, must be a whole number")
+    if value < least:
+        raise ValueError(f"{name} is {value}, must be at least {least}")
+
+
+def _trace_names(trace: bool | Collection[str] | None) -> frozenset[str] | None:
+    """Which extras the record holds; None: there is no record."""
+    if trace is None or isinstance(trace, bool):
+        return frozenset() if trace else None
+    names = frozenset([trace] if isinstance(trace, str) else trace)
+    if wrong := sorted(names - set(METHOD.traces)):
+        raise ValueError(
+            f"trace names {', '.join(wrong)}; {METHOD.name} can record {', '.join(METHOD.traces)}"
+        )
+    return names
 
 
 def model_prompts(
@@ -157,48 +202,47 @@ def model_prompts(
 # A text in work
 
 
-class Work:
-    """FLOPs of the parts of a model, a multiply-add counted as two, norms left out."""
-
-    def __init__(self, config: HuginnConfig):
-        d = config.n_embd
-        self.block = 2 * d * (4 * d + 3 * config.intermediate_size)
-        self.seen = 4 * d  # per token looked at
-        self.adapter = 4 * d * d
-        self.head = 2 * d * config.vocab_size
-        self.prelude_blocks, self.core_blocks, self.coda_blocks = config.layers
-
-    def _blocks(self, first: int, num: int) -> int:
-        looked_at = num * first + num * (num + 1) // 2
-        return num * self.block + self.seen * looked_at
-
-    def prelude(self, first: int, num: int = 1) -> int:
-        """Of `num` tokens from position `first` on."""
-        return self.prelude_blocks * self._blocks(first, num)
-
-    def core(self, first: int, num: int = 1) -> int:
-        """One recurrence of these tokens."""
-        return self.core_blocks * self._blocks(first, num) + num * self.adapter
-
-    def read_out(self, first: int, num: int = 1, num_logits: int = 1) -> int:
-        """The coda of these tokens, and the head of `num_logits` of them."""
-        return self.coda_blocks * self._blocks(first, num) + num_logits * self.head
-
-
 @dataclass
+class Spent:
+    """What a text has taken since it was last asked."""
+
+    evaluations: int = 0
+    flops: int = 0
+    forwards: int = 0
+    bytes: int = 0
+    clock: float = field(default_factory=time.perf_counter)
+
+    def take(self) -> Cost:
+        """As a `Cost`; begins anew."""
+        now = time.perf_counter()
+        found = Cost(self.evaluations, self.flops, self.forwards, self.bytes, now - self.clock)
+        self.__init__(clock=now)
+        return found
+
+
+@dataclass(eq=False)
 class HuginnText:
-    """One row: the prompt, the tokens said so far, the recurrences each took, and the record."""
+    """One row: the prompt, the tokens said so far, the recurrences each took, and the record.
+
+    number: of the request in its lane, or the row of `generate`. told: where its events go.
+    own: settings, facts: numbers that belong to one way to generate.
+    """
 
     number: int
+    plan: HuginnPlan
     prompt: list[int]
     sampler: Sampler
-    state_seed: int
+    told: list[Event] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
     stopped: str = ""
     cost: Cost = field(default_factory=Cost)
+    num_steps: int = 0
     record: list[Step] = field(default_factory=list)
-    unrecorded: Cost = field(default_factory=Cost)
+    spent: Spent = field(default_factory=Spent)
+    facts: dict[str, int] = field(default_factory=dict)
+    own: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ids(self) -> list[int]:
@@ -210,64 +254,139 @@ class HuginnText:
         """How many these are."""
         return len(self.prompt) + len(self.tokens)
 
-    def spend(self, evaluations: float, flops: float) -> None:
+    def spend(self, evaluations: int, part: Took, times: int = 1) -> None:
         """Work that was done for this text."""
-        spent = Cost(evaluations, flops)
-        self.cost += spent
-        self.unrecorded += spent
+        spent = self.spent
+        spent.evaluations += evaluations
+        spent.flops += times * part.flops
+        spent.bytes += times * part.bytes
 
-    def note(self, position: int, scores: dict[str, float], **more: Any) -> None:
-        """A step of the trace; it carries what was spent since the last one."""
-        step = Step(
-            index=len(self.record) + 1,
-            kind="recur",
-            scores=scores,
-            cost=self.unrecorded,
-            position=position,
-            **more,
-        )
-        self.record.append(step)
-        self.unrecorded = Cost()
+    def restart(self) -> None:
+        """As before the first recurrence; the clock runs from here."""
+        self.num_steps, self.record, self.spent = 0, [], Spent()
+        self.cost = Cost()
 
-    def say(self, plan: HuginnPlan, token: int, steps: int, logits: Tensor) -> None:
+    def count(self, **facts: int) -> None:
+        """Add to the facts."""
+        for name, num in facts.items():
+            self.facts[name] = self.facts.get(name, 0) + num
+
+    def note(self, kind: str, scores: dict[str, float], **more: Any) -> None:
+        """A step; in the record it carries what was spent since the last one."""
+        self.num_steps += 1
+        if self.plan.trace is not None:
+            cost = self.spent.take()
+            self.cost += cost
+            step = Step(self.num_steps, kind, scores=scores, cost=cost, **more)
+            self.record.append(step)
+
+    def recur(self, step: int, change: float, state: Tensor, logits: Tensor | None) -> None:
+        """A recurrence that the trace shall hold: the last token's state (d,) and, for the lens,
+        the output (V,) after it."""
+        names = self.plan.trace or ()
+        view, arrays, tokens = {}, {}, ()
+        if logits is not None and "lens" in names:
+            top = logits.float().softmax(-1).topk(min(LENS, len(logits)))
+            tokens = tuple(top.indices.tolist())
+            view["lens"] = Span.of(tokens, top.values.tolist())
+        if "state" in names:
+            arrays["state"] = state.float().cpu().numpy().copy()
+        scores = {"recurrence": step, "change": change}
+        self.note("recur", scores, position=self.length, view=view, arrays=arrays)
+        self.told.append(Event("thought", self.number, tokens, "", self.num_steps, scores))
+
+    def draft(self, tokens: Sequence[int]) -> None:
+        """Guesses at what follows."""
+        if tokens:
+            self.told.append(Event("draft", self.number, tuple(tokens), "", self.num_steps + 1))
+
+    def say(self, token: int, steps: int, logits: Tensor) -> None:
         """The next token stands; `logits` (V,) chose it after `steps` recurrences."""
-        if plan.trace is not None:
-            sure = logits.float().softmax(-1)[token].item()
-            confidence = np.array([sure], dtype=np.float32)
-            tokens = np.array([token], dtype=np.int64)
-            self.note(self.length, {"steps": steps}, tokens=tokens, confidence=confidence)
+        plan, says = self.plan, None
+        self.spent.forwards += 1
+        if plan.trace is not None or plan.logprobs:
+            logp = float(logits.float().log_softmax(-1)[token])
+            self.logprobs.append(logp)
+            says = Span.of([token], [np.exp(logp)])
+        self.note("word", {"steps": steps}, position=self.length, says=says)
         self.tokens.append(token)
         self.steps.append(steps)
-        if plan.on_token is not None:
-            plan.on_token(self.number, token, steps)
+        scores = {"steps": float(steps)}
+        self.told.append(Event("word", self.number, (token,), "", self.num_steps, scores))
         if token in plan.ends:
-            self.stopped = "end"
+            self.end("end")
+        elif plan.stop is not None and plan.stop.found(self.tokens):
+            self.end("stop")
         elif len(self.tokens) >= plan.max_new_tokens:
-            self.stopped = "budget"
+            self.end("length")
         elif self.length >= plan.limit:
-            self.stopped = "context"
+            self.end("context")
+
+    def end(self, stopped: str) -> None:
+        """It says no more."""
+        self.stopped = stopped
+        self.cost += self.spent.take()
+
+    def trace(self) -> Trace | None:
+        """If it was asked for."""
+        if self.plan.trace is None:
+            return None
+        about = {
+            "halt": str(self.plan.rule),
+            "max_steps": self.plan.max_steps,
+            "sharing": str(self.plan.sharing),
+        }
+        question = np.array(self.prompt, dtype=np.int64)
+        return Trace(METHOD.name, question, self.record, self.stopped, about)
+
+    def answer(self) -> Answer:
+        """What came of it, when it has ended."""
+        return Answer(
+            tokens=tuple(self.tokens),
+            steps=sum(self.steps),
+            stopped=self.stopped,
+            cost=self.cost,
+            logprobs=tuple(self.logprobs) if self.plan.logprobs else None,
+            trace=self.trace(),
+            details={"steps": tuple(self.steps), **self.facts},
+        )
 
 
-def texts_of(plan: HuginnPlan, prompts: Iterable[list[int]]) -> list[HuginnText]:
-    """A text for each prompt."""
+def texts_of(plans: Sequence[HuginnPlan], prompts: Iterable[list[int]]) -> list[HuginnText]:
+    """A text for each prompt; row b draws from the seed of its sampling + b."""
     return [
-        HuginnText(number, prompt, Sampler(plan.sampling, number), plan.state_seeds[number])
+        HuginnText(number, plans[number], prompt, Sampler(plans[number].sampling, number))
         for number, prompt in enumerate(prompts)
     ]
 
 
+def first_states(
+    model: HuginnForCausalLM, texts: Sequence[HuginnText], e: Tensor, positions: Tensor
+) -> Tensor:
+    """s_0 (B, S, d) of cold tokens of these texts at `positions` (B or 1, S)."""
+    zero = [text.plan.start == "zero" for text in texts]
+    if all(zero):
+        return torch.zeros_like(e)
+    seeds = torch.tensor([text.plan.state_seed for text in texts], device=e.device)
+    s = model.initial_state(e, seed=seeds, positions=positions)
+    if any(zero):
+        s = s.masked_fill(torch.tensor(zero, device=e.device)[:, None, None], 0.0)
+    return s
+
+
 def choose(texts: Sequence[HuginnText], logits: Tensor) -> list[int]:
     """The next token of each text from logits (B, V)."""
-    if all(text.sampler.is_argmax for text in texts):
-        return logits.argmax(-1).tolist()
-    return [
-        text.sampler.draw(text.sampler.scores(text.ids, row), text.length)
-        for text, row in zip(texts, logits, strict=True)
-    ]
+    plain = [text.sampler.is_argmax for text in texts]
+    tokens = logits.argmax(-1).tolist() if any(plain) else [0] * len(texts)
+    for i, text in enumerate(texts):
+        if not plain[i]:
+            scores = text.sampler.scores(text.ids, logits[i])
+            tokens[i] = text.sampler.draw(scores, text.length)
+    return tokens
 
 
 # --------------------------------------------------------------------------------------------------
-# The result
+# The result of the functions
 
 
 @dataclass
@@ -276,11 +395,11 @@ class HuginnGenerated:
 
     tokens: per row (T,) int64 new tokens, the end token included.
     steps: per row (T,) int64 recurrences that each took (the first: those of the prompt).
-    stopped: per row "end", "budget" (max_new_tokens) or "context".
-    costs: per row the core forwards that it took part in, and its FLOPs, read-outs included.
+    stopped: per row one of `inward.common.thinking.STOPPED`.
+    costs: per row the core forwards that it took part in, its FLOPs (read-outs included), ...
     passes: core forwards that ran one after the other, whatever the number of rows in them.
-    traces: per row, if asked for. A step with `tokens` is the token said there, its scores hold
-        "steps"; with trace="recurrences" steps without tokens stand between, one a recurrence.
+    traces: per row, if asked for: a step "word" a token, its scores hold "steps"; with extras a
+        step "recur" for each recurrence stands before it.
     meta: numbers that belong to one way to generate.
     """
 
@@ -304,20 +423,17 @@ class HuginnGenerated:
 
 
 def generated(
-    plan: HuginnPlan, texts: Sequence[HuginnText], passes: int, meta: dict[str, float] | None = None
+    texts: Sequence[HuginnText], passes: int, meta: dict[str, float] | None = None
 ) -> HuginnGenerated:
     """The result of texts that have ended."""
     assert all(text.stopped for text in texts), "a text was left unfinished"
-    about = {"exit": str(plan.rule), "max_steps": plan.max_steps, "policy": str(plan.policy)}
-    traces = [
-        Trace("huginn", np.array(text.prompt), text.record, text.stopped, about) for text in texts
-    ]
+    traces = [trace for text in texts if (trace := text.trace()) is not None]
     return HuginnGenerated(
         tokens=[torch.tensor(text.tokens) for text in texts],
         steps=[torch.tensor(text.steps) for text in texts],
         stopped=[text.stopped for text in texts],
         costs=[text.cost for text in texts],
         passes=passes,
-        traces=None if plan.trace is None else traces,
+        traces=traces or None,
         meta=meta or {},
     )

@@ -16,7 +16,8 @@ arithmetic: few layers of high rank (`AdapterSettings.targets`) draft cheaper th
 
 Files are PEFT's: adapter_config.json and adapter_model.safetensors with its names, so PEFT loads
 and merges them; plus draft.safetensors, the embedding of the mask token, which lies beyond the
-model's vocabulary: the model is not resized.
+model's vocabulary: the model is not resized. The model's name stands in tidar.json alone, see
+`_no_base`.
 
 Training needs a backward pass through the mask rows alone, and of these through blocks that have
 anything to predict (a question has not): the clean half runs once without gradient and leaves its
@@ -26,7 +27,6 @@ what it will have to draft: see `own_text`.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -36,14 +36,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from inward.common import IGNORE
-from inward.common.files import write_json, write_tensors
-from inward.common.weights import check_finite, complain
+from inward.common.files import read_object, write_json, write_tensors
+from inward.common.weights import check_finite, complain, read_tensors
 from inward.methods.tidar.adapter_loss import _kept, draft_logits, needed_rows
 from inward.methods.tidar.settings import AdapterSettings
 
@@ -165,7 +164,7 @@ class DraftAdapter(nn.Module):
             {
                 "peft_type": "LORA",
                 "task_type": "CAUSAL_LM",
-                "base_model_name_or_path": base,
+                "base_model_name_or_path": _no_base(base),
                 "r": self.settings.rank,
                 "lora_alpha": self.settings.alpha,
                 "lora_dropout": 0.0,
@@ -190,9 +189,9 @@ class DraftAdapter(nn.Module):
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             if not (folder / name).exists():
                 raise FileNotFoundError(f"{folder} holds no adapter: {name} is missing")
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = read_object(folder / "adapter_config.json")
         _check_kind(config, folder)
-        saved = load_file(folder / "adapter_model.safetensors")
+        saved = read_tensors(folder / "adapter_model.safetensors")
         names = sorted(
             {n.removeprefix(_PREFIX).rpartition(".lora_")[0] for n in saved if ".lora_" in n}
         )
@@ -202,7 +201,7 @@ class DraftAdapter(nn.Module):
         adapter._keep(names, folder)
         tensors = {_short(name): tensor for name, tensor in saved.items()}
         if own.exists():
-            tensors |= load_file(own)
+            tensors |= read_tensors(own)
         adapter._fill(tensors, folder)
         return adapter.to(model.dtype)
 
@@ -283,6 +282,13 @@ def _linear(weight: Tensor) -> nn.Linear:
 
 def _key(name: str) -> str:
     return name.replace(".", "/")
+
+
+def _no_base(name: str) -> str:
+    """What the file names as the model that the adapter belongs to. Were it the model, a bare
+    `AutoModelForCausalLM.from_pretrained` would let the adapter act on every row, and the model
+    would say other words; so it is a name that cannot be opened, and says what to do."""
+    return f"a draft-only adapter of {name or 'another model'}: open it with inward.load"
 
 
 def _short(name: str) -> str:

@@ -7,7 +7,6 @@ mask, a model that combines the mask with a causal one, positions that are ignor
 
 from __future__ import annotations
 
-import json
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inward.common.bases import load_causal_lm
+from inward.common.files import read_object
 from inward.methods.tidar import masks
 
 if TYPE_CHECKING:
@@ -215,15 +215,21 @@ def _try_split(model: PreTrainedModel) -> bool:
 
 
 def find_base_model(
-    folder: Path, base: PreTrainedModel | str | Path | None, options: dict[str, Any]
+    folder: Path,
+    base: PreTrainedModel | str | Path | None,
+    name: str | None,
+    options: dict[str, Any],
 ) -> PreTrainedModel:
-    """The model an adapter in `folder` belongs to, see `TiDAR.from_pretrained`."""
+    """The model an adapter in `folder` belongs to, by `name` if nothing else tells; see
+    `TiDAR.from_pretrained`."""
     if isinstance(base, PreTrainedModel):
         return base
     if base is None and (folder / "base" / "config.json").exists():
         base = folder / "base"
     if base is None:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base = name
+    if base is None:
+        config = read_object(folder / "adapter_config.json")
         base = config.get("base_model_name_or_path") or ""
     path = Path(cast("str | Path", base))
     if not str(base) or not path.is_dir():

@@ -7,7 +7,7 @@ from typing import Any
 from inward.common.thinking import Lanes, Method, Option
 
 _ANY_MODEL = {
-    "K": Option(None, "tokens of a draft; None: the block size of the model, or 8"),
+    "K": Option(None, "tokens of a draft; None: the block size of the model, or 8", int),
     "drafter": Option(None, "(tokens, number) -> guesses, judged instead of the model's own"),
     "stopping_criteria": Option((), "transformers' criteria that end a text"),
     "packed": Option(None, "pack weights for the CPU; None: where it pays; False: never"),

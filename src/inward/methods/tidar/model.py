@@ -35,7 +35,6 @@ Shape letters: B samples, S clean tokens, K block size, V vocabulary.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -50,7 +49,7 @@ from transformers import PreTrainedModel
 from inward.common import IGNORE
 from inward.common.bases import load_causal_lm, with_cache
 from inward.common.draws import Batch, Draws, Loss
-from inward.common.files import write_json
+from inward.common.files import read_object, write_json
 from inward.methods.tidar import masks
 from inward.methods.tidar.base import (
     base_name,
@@ -374,8 +373,9 @@ class TiDAR(nn.Module):
         else:
             self.adapter.save_pretrained(folder, base=base_name(self.model))
         content = {"mask_id": self.mask_id, "settings": asdict(self.settings)}
+        content |= {"adapter": self.adapter is not None, "base": base_name(self.model)}
         # last, so that a folder with this file is complete
-        write_json(folder / SETTINGS_FILE, content | {"adapter": self.adapter is not None})
+        write_json(folder / SETTINGS_FILE, content)
 
     @classmethod
     def from_pretrained(
@@ -385,7 +385,8 @@ class TiDAR(nn.Module):
 
         Args:
             base: the model an adapter belongs to, or its folder; default: base/ in the adapter's
-                folder, if there is one, else the name in the adapter's file.
+                folder, if there is one, else the name in tidar.json (or, in adapters of earlier
+                versions and of others, in the adapter's file).
             options: for the model's own from_pretrained (dtype, attn_implementation, ...).
 
         Raises:
@@ -395,14 +396,14 @@ class TiDAR(nn.Module):
         folder = Path(folder)
         if not (folder / SETTINGS_FILE).exists():
             raise FileNotFoundError(f"{folder} holds no TiDAR model: there is no {SETTINGS_FILE}")
-        saved = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        saved = read_object(folder / SETTINGS_FILE)
         settings, adapter = TiDARSettings(**saved["settings"]), None
         if not saved["adapter"]:
             model = load_causal_lm(folder, **options)
             return cls(model, saved["mask_id"], settings).eval()
         from inward.methods.tidar.adapter import DraftAdapter
 
-        model = find_base_model(folder, base, options)
+        model = find_base_model(folder, base, saved.get("base"), options)
         adapter = DraftAdapter.from_pretrained(folder, model)
         return cls(model, saved["mask_id"], settings, adapter=adapter).eval()
 

@@ -131,18 +131,22 @@ class StepCosts:
     def of(model: TRM, num_cells: int) -> StepCosts:
         """From the model that runs."""
         T, n = model.settings.cycles()
-        num = T * model.settings.evaluations(n)
+        num = float(T * model.settings.evaluations(n))
         evaluation, read_out = model.flops(num_cells)
         network, *heads = (
             sum(p.numel() * p.element_size() for p in part.parameters())
             for part in (model.network, model.lm_head, model.q_head)
         )
-        return StepCosts(num, num * evaluation + read_out, num * network + sum(heads))
+        return StepCosts(num, num * evaluation + read_out, num * network + float(sum(heads)))
 
     def times(self, steps: int, seconds: float) -> Cost:
         """Of that many steps of rows; multiplied, not summed, so that no rounding piles up."""
         return Cost(
-            steps * self.evaluations, steps * self.flops, steps, steps * self.bytes, seconds
+            evaluations=steps * self.evaluations,
+            flops=steps * self.flops,
+            forwards=float(steps),
+            bytes=steps * self.bytes,
+            seconds=seconds,
         )
 
 
@@ -281,7 +285,7 @@ def _check_choices(own: dict[str, Any]) -> None:
         raise ValueError(
             f"trm: symmetries are {own['symmetries']!r}, expected objects with apply and invert"
         )
-    if own["views"]:
+    if own["views"] != 1:
         raise ValueError(
             f"trm: views={own['views']!r} are drawn from the puzzle's task, which is not known "
             "here; give symmetries=[...], or ask through a Thinker that has a task"
@@ -298,3 +302,13 @@ def _through(view: Symmetry, tokens: np.ndarray, grid: tuple[int, int]) -> np.nd
             f"{tokens.shape} in {tuple(grid)}; it must keep the shape"
         )
     return seen
+
+
+def default_steps(model: Any, num_cells: int) -> int:
+    """N_sup for the length the model was trained on; a larger grid gets more in proportion.
+
+    Paths in a maze k times as wide are about k^2 times as long, and a step carries news only so
+    far.
+    """
+    settings = model.settings
+    return max(settings.n_sup, round(settings.n_sup * num_cells / settings.seq_len))

@@ -82,8 +82,7 @@ def solve(
         grid: rows and columns, for lengths the model was not built for and that are no squares.
         max_steps: the budget per chain, free of what training used (default N_sup).
         halt: "q" (the paper's), "stable", "q+stable", "never", or a rule (inward.common.halting).
-        The
-            default waits until the believed answer has stood still for one step: the head alone
+            The default waits until the believed answer has stood still for one step: the head alone
             fires early.
         rollouts: chains per puzzle and symmetry. The first is free of noise, so that 1 is the
             plain model.
@@ -93,15 +92,16 @@ def solve(
         symmetries: chains also see the puzzle through each of these; the untouched puzzle is
             always one.
         select: "q": the chain that believes most in its answer; "majority": most votes, then
-            belief; or a verifier:
-            an answer it accepts wins, then belief.
-        first_to_halt: the first chain that halts decides, and ends the others.
+            belief; or a verifier: an answer it accepts wins, then belief.
+        first_to_halt: the chains of a puzzle start together; the first that halts decides, and
+            ends the others.
         abstain_below: withhold answers believed less than this (or, with a verifier, not accepted).
         seed: of the noise.
-        batch_size: rows in work at a time.
+        batch_size: rows of a forward at most.
         trace: keep every step of every chain and return the chosen ones.
     Raises:
-        ValueError: shapes, tokens or options out of range, before any work.
+        ValueError: shapes, tokens or options out of range, before any work. What a rule or a
+            verifier raises.
     """
     tokens = _cells(inputs)
     names = _identifiers(model, identifiers, len(tokens))

@@ -415,9 +415,9 @@ def _answer(puzzle: OpenPuzzle, accepted: set[int], costs: StepCosts) -> Answer:
     """Of a puzzle that is over; one that was cancelled or went wrong has said nothing."""
     plain = puzzle.chains[0]
     cost = costs.times(sum(c.steps for c in puzzle.chains), puzzle.seconds)
-    if puzzle.wrong is not None:
-        details = {"exception": puzzle.wrong}
-        return Answer(steps=plain.steps, cost=cost, error=str(puzzle.wrong), details=details)
+    if (wrong := puzzle.wrong) is not None:
+        told = str(wrong) if isinstance(wrong, ValueError) else f"{type(wrong).__name__}: {wrong}"
+        return Answer(steps=plain.steps, cost=cost, error=told, details={"exception": wrong})
     if puzzle.cancelled:
         trace = _trace(plain, "cancelled")
         return Answer(steps=plain.steps, stopped="cancelled", cost=cost, trace=trace)

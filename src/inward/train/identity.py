@@ -1,0 +1,70 @@
+"""What a saved state must share with the run that goes on from it, and what an extension changes.
+
+A state fits if recipe and settings are those that it was made with, but for what touches no weights
+(`HARMLESS`). `steps` may grow. With a constant rate nothing else changes by that; cosine and linear
+schedules end at the last step, so their rate jumps, and the run says from what to what.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+from inward.train.schedule import lr_factor
+from inward.train.settings import TrainSettings
+
+HARMLESS = (
+    "best_metric",
+    "eval_every",
+    "keep",
+    "log_every",
+    "progress",
+    "save_every",
+    "trackers",
+)
+"""Settings that may change between a run and its continuation: they do not touch the weights."""
+
+
+def identity_of(settings: TrainSettings, config: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal for a state to fit: recipe and settings, without what is harmless."""
+    plain = json.loads(json.dumps(asdict(settings)))
+    decisive = {name: value for name, value in plain.items() if name not in HARMLESS}
+    if settings.schedule == "constant":
+        del decisive["steps"]  # then a run may be made longer
+    return {
+        "settings": decisive,
+        # The recipe usually contains the settings; there they are judged once, above.
+        "config": _without(json.loads(json.dumps(config)), plain),
+    }
+
+
+def _without(config: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without(value, part) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if value != part
+    }
+
+
+def extend(content: dict[str, Any], settings: TrainSettings) -> str:
+    """Let a saved state (`StateFolder.content`) fit a run of more steps, if only they differ.
+
+    Returns: what that does to the schedule, in one sentence; "" if the run is as long as before.
+    """
+    kept = content["identity"]["settings"]
+    before = kept.get("steps", content["record"].get("planned_steps", settings.steps))
+    same = kept.get("schedule") == settings.schedule
+    if not same or not isinstance(before, int) or not before < settings.steps:
+        return ""
+    if "steps" in kept:
+        kept["steps"] = settings.steps
+    told = f"extended from {before} to {settings.steps} steps"
+    if settings.schedule == "constant":
+        return f"{told}; the rate stays constant"
+    old = lr_factor(replace(settings, steps=before), min(content["step"] + 1, before))
+    new = lr_factor(settings, content["step"] + 1)
+    return (
+        f"{told}: the {settings.schedule} schedule now ends at step {settings.steps}; the rate of "
+        f"step {content['step'] + 1} is {new:.3g} of its base, by the shorter plan it was {old:.3g}"
+    )
