@@ -97,7 +97,8 @@ def test_the_data_of_every_recipe_can_be_made(name, request, monkeypatch):
             assert len(recipe.data.puzzles(split)) >= 1
         assert recipe.data.source().batch(0, range(2), 2)["inputs"].shape[0] == 2
     elif isinstance(recipe, HuginnRecipe):
-        assert recipe.data.questions("valid")
+        data: Any = recipe.data
+        assert data.questions("valid")
     else:
         assert recipe.data.split("train") and recipe.data.split("test")
 
