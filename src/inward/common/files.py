@@ -83,17 +83,6 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(hidden)
 
 
-def read_text(path: str | os.PathLike) -> str:
-    """A file as UTF-8 text; FileNotFoundError or ValueError names the file."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:  # it says where, but not in which file
-        raise ValueError(f"{path} is not UTF-8 text: {error}. Write it again as UTF-8") from error
-
-
 def write_json(path: Path, content: object) -> None:
     """Write JSON to a temporary name, then rename."""
     hidden = path.with_name(f".new-{path.name}")
@@ -173,6 +162,17 @@ def check_target_file(path: str | os.PathLike) -> None:
 
 # --------------------------------------------------------------------------------------------------
 # Reading
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """A file as UTF-8 text; FileNotFoundError or ValueError names the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:  # it says where, but not in which file
+        raise ValueError(f"{path} is not UTF-8 text: {error}. Write it again as UTF-8") from error
 
 
 def read_json(path: str | os.PathLike, *, largest: int = MAX_JSON) -> Any:

@@ -3,6 +3,7 @@ named."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,6 +13,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+# What safetensors, and torch's reader of pickles without code, raise on other or damaged files.
+_DAMAGE = (
+    SafetensorError, UnpicklingError, AssertionError, AttributeError, EOFError, IndexError,
+    KeyError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError,
+    struct.error,
+)  # fmt: skip
 
 
 def complain(source: object, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
@@ -92,7 +100,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
     if not isinstance(found, Mapping) or not found:
         raise ValueError(f"{path} holds no names with tensors; give the state dict itself")

@@ -403,14 +403,19 @@ class _Store:
         remedy = "; name another folder, or remove this one"
         if not isinstance(found, dict) or found.get("identity") != self.identity:
             raise ValueError(f"{other} (tasks, variants, steps, halting or K differ){remedy}")
-        begun = found["models"]
+        try:
+            begun, votes, done = found["models"], found["votes"], _Done(**found["done"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.path / 'evaluation.json'} is damaged ({error!r}){remedy}"
+            ) from error
         if begun != self.models[: len(begun)]:
             raise ValueError(
                 f"{other}: its {len(begun)} checkpoints are not the first ones of the "
                 f"{len(self.models)} given{remedy}"
             )
-        voting.restore(self.path / found["votes"])
-        return _Done(**found["done"])
+        voting.restore(self.path / votes)
+        return done
 
     def save(self, voting: Voting, done: _Done) -> None:
         if self.path is None:

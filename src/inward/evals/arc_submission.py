@@ -123,8 +123,11 @@ def _right(path: Any, task: Task, content: Mapping[str, Any]) -> list[int | None
     for number, (answer, pair) in enumerate(zip(given, task.test, strict=True)):
         where = f"{path}, task {task.name}, test {number}"
         grids = _attempts(answer, where) if task.name in content else []
-        places = [k for k, g in enumerate(grids) if np.array_equal(g, pair.output)]
-        found.append(None if pair.output is None else min(places, default=len(ATTEMPTS)))
+        if pair.output is None:
+            found.append(None)
+            continue
+        places = [k for k, grid in enumerate(grids) if np.array_equal(grid, pair.output)]
+        found.append(min(places, default=len(ATTEMPTS)))
     return found
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from inward.common.files import replacing
+from inward.common.files import read_text, replacing
 from inward.data.thoughts.records import Record
 
 KINDS = (
@@ -46,7 +46,7 @@ def read_prontoqa(path: str | os.PathLike) -> list[Record]:
     if not path.is_file():
         raise FileNotFoundError(f"no data file at {path}; write one with ProntoQA's generator")
     try:
-        examples = json.loads(path.read_text(encoding="utf-8"))
+        examples = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}, line {error.lineno} is not JSON: {error.msg}; if the file was cut off, make "

@@ -8,7 +8,6 @@ logits) may be as it likes, because the hidden state is caught where the head re
 from __future__ import annotations
 
 import inspect
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 
 from inward.common.bases import CACHE_NAMES, load_causal_lm
+from inward.common.files import read_object
 from inward.data.thoughts import tokenizers
 from inward.data.thoughts.segments import Specials
 
@@ -121,7 +121,7 @@ def load_base(
     if adapter.is_file():
         from peft import PeftModel
 
-        named = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        named = read_object(adapter).get("base_model_name_or_path")
         if base is None and not named:
             raise ValueError(
                 f"{folder} is an adapter that does not say of which model; pass it as base="

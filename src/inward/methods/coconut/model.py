@@ -44,14 +44,15 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Cache, PreTrainedModel
 
 from inward.common import IGNORE
 from inward.common.bases import with_cache
 from inward.common.draws import Draws, Loss
-from inward.common.weights import check_fit
+from inward.common.files import read_object
+from inward.common.weights import check_fit, read_tensors
 from inward.data.thoughts.columns import LatentBatch, before_thoughts, collate, widened
 from inward.data.thoughts.segments import Sample, Specials
 from inward.methods.coconut.alarms import alarm_metrics
@@ -521,7 +522,7 @@ class Coconut(nn.Module):
         path = folder / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{folder} holds no Coconut model: there is no config.json")
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_object(path)
         if config.get("model_type") != MODEL_TYPE:
             raise ValueError(
                 f"{folder}: model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}; "
@@ -539,7 +540,7 @@ class Coconut(nn.Module):
             tokenizer=tokenizer,
         )
         extra = folder / "feedback.safetensors"
-        tensors = load_file(extra) if extra.is_file() else {}
+        tensors = read_tensors(extra) if extra.is_file() else {}
         check_fit(tensors, model.feedback.state_dict(), extra)
         model.feedback.load_state_dict(tensors)
         return model

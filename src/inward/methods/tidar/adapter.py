@@ -27,7 +27,6 @@ what it will have to draft: see `own_text`.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -37,14 +36,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from inward.common import IGNORE
-from inward.common.files import write_json, write_tensors
-from inward.common.weights import check_finite, complain
+from inward.common.files import read_object, write_json, write_tensors
+from inward.common.weights import check_finite, complain, read_tensors
 from inward.methods.tidar.adapter_loss import _kept, draft_logits, needed_rows
 from inward.methods.tidar.settings import AdapterSettings
 
@@ -191,9 +189,9 @@ class DraftAdapter(nn.Module):
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             if not (folder / name).exists():
                 raise FileNotFoundError(f"{folder} holds no adapter: {name} is missing")
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = read_object(folder / "adapter_config.json")
         _check_kind(config, folder)
-        saved = load_file(folder / "adapter_model.safetensors")
+        saved = read_tensors(folder / "adapter_model.safetensors")
         names = sorted(
             {n.removeprefix(_PREFIX).rpartition(".lora_")[0] for n in saved if ".lora_" in n}
         )
@@ -203,7 +201,7 @@ class DraftAdapter(nn.Module):
         adapter._keep(names, folder)
         tensors = {_short(name): tensor for name, tensor in saved.items()}
         if own.exists():
-            tensors |= load_file(own)
+            tensors |= read_tensors(own)
         adapter._fill(tensors, folder)
         return adapter.to(model.dtype)
 

@@ -7,7 +7,6 @@ mask, a model that combines the mask with a causal one, positions that are ignor
 
 from __future__ import annotations
 
-import json
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inward.common.bases import load_causal_lm
+from inward.common.files import read_object
 from inward.methods.tidar import masks
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def find_base_model(
     if base is None:
         base = name
     if base is None:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = read_object(folder / "adapter_config.json")
         base = config.get("base_model_name_or_path") or ""
     path = Path(cast("str | Path", base))
     if not str(base) or not path.is_dir():

@@ -35,7 +35,6 @@ Shape letters: B samples, S clean tokens, K block size, V vocabulary.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -50,7 +49,7 @@ from transformers import PreTrainedModel
 from inward.common import IGNORE
 from inward.common.bases import load_causal_lm, with_cache
 from inward.common.draws import Batch, Draws, Loss
-from inward.common.files import write_json
+from inward.common.files import read_object, write_json
 from inward.methods.tidar import masks
 from inward.methods.tidar.base import (
     base_name,
@@ -397,7 +396,7 @@ class TiDAR(nn.Module):
         folder = Path(folder)
         if not (folder / SETTINGS_FILE).exists():
             raise FileNotFoundError(f"{folder} holds no TiDAR model: there is no {SETTINGS_FILE}")
-        saved = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        saved = read_object(folder / SETTINGS_FILE)
         settings, adapter = TiDARSettings(**saved["settings"]), None
         if not saved["adapter"]:
             model = load_causal_lm(folder, **options)
