@@ -120,8 +120,82 @@ def test_a_pickle_with_code_is_refused(tmp_path):
         load_reference(tmp_path / "evil.pt", REFERENCE)
 
 
-@pytest.mark.parametrize("kind", [{"mixer": "conv"}, {"mixer": "attention", "positions": "rope2d"}])
-def test_what_the_reference_cannot_hold(kind, tmp_path):
-    with pytest.raises(ValueError, match="use save_pretrained"):
-        save_reference(build(replace(SMALL, **kind)), tmp_path / "x.safetensors")
+HELD = replace(SMALL, swiglu_multiple=256)
+"""A model that the reference's classes hold."""
+
+
+@pytest.mark.parametrize(
+    "kind, reason",
+    [
+        ({"mixer": "conv"}, "it has no mixer 'conv'"),
+        ({"mixer": "attention", "positions": "rope2d"}, "2-D rotary"),
+        ({"mixer": "attention", "mask_padding": True}, "attends to padding"),
+        ({"latents": 1, "answer_update": False}, "always updates the answer"),
+        ({"swiglu_multiple": 32}, r"hidden_size 16 is 256 wide, here 64 \(swiglu_multiple 32"),
+        ({"swiglu_multiple": 32}, r"seq_len \+ prefix_len 14 is 256 wide, here 64"),
+        ({"num_identifiers": 0}, r"num_identifiers=0\) it has no prefix, here of 2 rows"),
+        ({"prefix_len": 1, "num_identifiers": 0}, "no prefix, here of 1 rows"),
+    ],
+)
+def test_what_the_reference_cannot_hold(kind, reason, tmp_path):
+    with pytest.raises(ValueError, match=f"cannot load this model: .*{reason}.*save_pretrained"):
+        save_reference(build(replace(HELD, **kind)), tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"mixer": "attention", "positions": "rope"},
+        {"latents": 1},
+        {"num_identifiers": 0, "prefix_len": 0},
+        {"gradient": "all", "supervision": "loop", "label_smoothing": 0.1},  # of the training alone
+        # 2/3 * 4 * 96 = 256: another multiple, the same widths
+        {"mixer": "attention", "hidden_size": 96, "swiglu_multiple": 32},
+    ],
+)
+def test_what_the_reference_holds_is_written(kind, tmp_path):
+    model = build(replace(HELD, **kind))
+    save_reference(model, tmp_path / "x.safetensors")
+    config = REFERENCE | {"puzzle_emb_len": model.settings.prefix_len, "seq_len": 12}
+    if kind.get("positions"):
+        config["pos_encodings"] = "rope"
+    again = load_reference(tmp_path / "x.safetensors", config)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    "names, told",
+    [
+        (("H_init", "L_init", "embed_tokens.embedding_weight", "lm_head.weight", "q_head.weight",
+          "H_level.layers.0.self_attn.qkv_proj.weight",
+          "L_level.layers.0.self_attn.qkv_proj.weight"), r"of HRM \(two networks"),
+        (("L1_init", "L6_init", "embed_tokens.embedding_weight"), "six latents"),
+        (("embed_tokens.embedding_weight", "layers.0.mlp.up_proj.weight"), "transformer baseline"),
+        (("blocks.0.weight",), r"no TRM checkpoint: .* it has \['blocks\.0\.weight'\]"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("prefix", ["_orig_mod.model.inner.", "model.inner.", ""])
+def test_other_models_of_the_reference_are_named(names, told, prefix, tmp_path):
+    path = tmp_path / "step_100.pt"
+    torch.save({prefix + name: torch.zeros(4, 4) for name in names}, path)
+    with pytest.raises(ValueError, match=f"step_100.*{told}"):
+        load_reference(path, REFERENCE)
+
+
+def test_files_that_hold_no_tensors_are_named(tmp_path):
+    for content in ([torch.zeros(2)], torch.zeros(2), {"model": {"a": torch.zeros(1)}}, {}):
+        torch.save(content, tmp_path / "odd.pt")
+        with pytest.raises(ValueError, match=r"odd\.pt holds no names with tensors"):
+            load_reference(tmp_path / "odd.pt", REFERENCE)
+    save_reference(build(HELD), tmp_path / "x.safetensors")
+    (tmp_path / "all_config.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"all_config\.yaml is not UTF-8"):
+        load_reference(tmp_path / "x.safetensors", tmp_path / "all_config.yaml")
+    (tmp_path / "all_config.yaml").write_text("arch: [1, 2")
+    with pytest.raises(ValueError, match=r"all_config\.yaml is neither YAML nor JSON"):
+        load_reference(tmp_path / "x.safetensors", tmp_path / "all_config.yaml")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
+        load_reference(tmp_path / "x.safetensors", tmp_path / "nowhere.yaml")

@@ -23,6 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
+from inward.data.drawn import drawn
 from inward.data.thoughts.tokenizers import encode_text
 from inward.evals.rows import append_row, machine
 from inward.evals.stats import Interval
@@ -36,7 +37,8 @@ from inward.studies.thoughts_read import Readability, Target, before_end, readab
 from inward.studies.thoughts_search import by_height, parallelism, read_out, superposition
 from inward.tasks.prosqa import final_answer
 from inward.viz import plots
-from inward.viz import thoughts as viz
+from inward.viz import studies as viz
+from inward.viz.thoughts import lens
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 TASKS: dict[str, Callable[..., CoconutRecipe]] = {
@@ -102,7 +104,7 @@ def draw(model: Coconut, recipe: CoconutRecipe, first: Any, log: Path, figures: 
     """The first answer's thoughts under the lens; the loss of the run, if there is a log."""
     figures.mkdir(parents=True, exist_ok=True)
     (made,) = recipe.generated(model, [first], trace=("lens",), lens=5)
-    said = viz.lens(made.traces[0], lambda token: model.tokenizer.decode([token]))
+    said = lens(made.traces[0], lambda token: model.tokenizer.decode([token]))
     plots.save(said, figures / "lens.svg")
     if not log.exists():
         return
@@ -120,13 +122,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--task", choices=list(TASKS), default="prosqa")
     parser.add_argument("--row", default="coconut")
-    parser.add_argument("--num", type=int, default=200, help="test questions")
+    parser.add_argument("--num", type=int, default=200, help="test questions, drawn by --seed")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figures", type=Path, default=None, help="folder for the SVGs")
     parser.add_argument("--jsonl", type=Path, default=ROWS)
     args = parser.parse_args(arguments)
     recipe, model = TASKS[args.task](args.row), load(args.model)
     task = recipe.task()
-    asked = task.ask(recipe.data.split("test")[: args.num])
+    test = recipe.data.split("test")
+    some = drawn(len(test), min(args.num, len(test)), seed=args.seed, what="questions")
+    asked = task.ask([test[i] for i in some])
     target = before_end if args.task == "prosqa" else result_of(model)
     ablations, read, swaps, jacobi = thinking(model, recipe, asked, target)
     console = Console(width=None if sys.stdout.isatty() else 120)

@@ -29,7 +29,7 @@ from inward.studies.trm_scaling import (
     cheapest,
     compare_rules,
     record,
-    spread,
+    some_of,
     validation_puzzles,
 )
 from inward.tasks.named import read_puzzles
@@ -154,7 +154,8 @@ def main() -> None:
     parser.add_argument("--model", default="sudoku6", help="shipped model, run or model folder")
     parser.add_argument("--name", help="what to call the model in the rows; default: --model")
     parser.add_argument("--data", type=Path, help="test puzzles; default: the recipe's")
-    parser.add_argument("--num", type=int, default=1000, help="test puzzles")
+    parser.add_argument("--num", type=int, default=1000, help="test puzzles, drawn by --seed")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-valid", type=int, default=1000)
     parser.add_argument("--fixed", type=int, default=16, help="steps to compare with")
     parser.add_argument("--margin", type=float, default=0.01, help="what counts as equal")
@@ -163,7 +164,7 @@ def main() -> None:
     recipe, model = recipe_of(args.model), hub.load(args.model)
     task = recipe.task()
     puzzles = recipe.test_puzzles() if args.data is None else read_puzzles(args.data, task)
-    puzzles = spread(puzzles, args.num)
+    puzzles = some_of(puzzles, args.num, seed=args.seed)
     command = shlex.join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]])
     common = {
         "what": args.name or str(args.model),

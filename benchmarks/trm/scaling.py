@@ -36,7 +36,7 @@ from inward.studies.trm_scaling import (
     coverage,
     outcome,
     record,
-    spread,
+    some_of,
     validation_puzzles,
 )
 from inward.tasks.named import read_puzzles
@@ -190,10 +190,10 @@ def main() -> None:
     common = {"what": name, "dataset": dataset, "seed": args.seed, "machine": machine()}
     common["command"] = shlex.join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]])
     report = Report(args.rows, common)
-    few = spread(puzzles, args.num_chains)
+    few = some_of(puzzles, args.num_chains, seed=args.seed)
     by_steps(
         report,
-        record(model, spread(puzzles, args.num), task, max_steps=args.max_steps),
+        record(model, some_of(puzzles, args.num, seed=args.seed), task, max_steps=args.max_steps),
         args.steps,
     )
     valid = validation_puzzles(recipe, args.num_valid)

@@ -261,7 +261,7 @@ def test_a_run_from_training_to_evaluation(capsys):
 def test_eval_on_larger_mazes_and_on_files(capsys):
     assert main(["eval", "maze11", "--size", "9", "--num", "3", "--out", "a.jsonl"]) == 0
     row = json.loads(Path("a.jsonl").read_text())
-    assert row["dataset"] == "maze11 9x9 test"
+    assert row["dataset"] == "maze11 9x9 test, 3 of 9 drawn by seed 0"
     assert row["settings"]["max_steps"] == round(2 * 81 / 49)  # in proportion to the cells
     maze.generate(4, size=5, seed=3).save("five.npz")
     words = "eval maze11 --data five.npz --select verify --no-by-step --out a.jsonl".split()

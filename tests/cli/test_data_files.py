@@ -223,3 +223,20 @@ def test_a_part_is_drawn_and_says_so(model, capsys):
     assert row["num"] == 10 and row["dataset"] == "sorted.npz, 10 of 40 drawn by seed 3"
     assert main([*words, "--num", "41"]) == 1
     assert "asked for 41 puzzles, there are 40" in told(capsys)
+
+
+def test_parameters_are_counted_in_one_way(puzzles, capsys):
+    """The network's, as papers do; the table of identifiers apart. In the summary of a training, in
+    a measurement and by the model itself."""
+    puzzles.save("p.npz")
+    words = ["train", "trm-sudoku-extreme", "--data.path", "p.npz", "--data.num-valid", "4", *TINY]
+    words += ["--data.num-test", "4", "--model.compute-dtype", "float32", "--out", "run"]
+    assert main(words) == 0
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert main(["eval", "run", "--no-by-step", "--out", "rows.jsonl"]) == 0
+    shown = capsys.readouterr().out
+    row = json.loads(Path("rows.jsonl").read_text())
+    parts = TRM.from_pretrained("run/model").num_parameters_by_part()
+    assert parts == {"network": row["parameters"], "identifiers": row["identifier_parameters"]}
+    assert parts == {"network": summary["parameters"], "identifiers": summary["sparse_parameters"]}
+    assert row["identifier_parameters"] == 16 and "of identifiers, besides" in shown

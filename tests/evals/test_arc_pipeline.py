@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from inward.cli.main import main
+from inward.data.drawn import drawn
 from inward.data.puzzles import arc, folder, sudoku
 from inward.data.puzzles.arc import ArcSet, Pair, Split, Task, build, decode, find_offset
 from inward.evals.arc import ArcQuestions, arc_table, evaluate_arc
@@ -324,7 +325,7 @@ def test_a_killed_evaluation_goes_on(tmp_path):
     with pytest.raises(ValueError, match="votes of another evaluation"):
         evaluate_arc([first], questions, **options)
     with pytest.raises(ValueError, match="votes of another evaluation"):
-        evaluate_arc([first] * 3, questions.first(num_tasks=2), **options)
+        evaluate_arc([first] * 3, questions.part(num_tasks=2), **options)
     with pytest.raises(ValueError, match="votes of another evaluation"):
         evaluate_arc([first] * 3, questions, max_steps=3, **options)
 
@@ -332,15 +333,19 @@ def test_a_killed_evaluation_goes_on(tmp_path):
 def test_fewer_tasks_and_variants():
     made = build(some_tasks(), seed=0, num_variants=9)
     questions = ArcQuestions.of(made)
-    less = questions.first(num_tasks=2, num_variants=3)
-    assert [task.name for task in less.tasks] == ["two", "full"]
+    less = questions.part(num_tasks=2, num_variants=3)
+    assert [task.name for task in less.tasks] == ["two", "one"]  # drawn by seed 0
     assert (len(less.rows), less.num_tests) == (3 * 4, 3)
+    seen = {tuple(t.name for t in questions.part(num_tasks=2, seed=i).tasks) for i in range(20)}
+    assert seen == {("two", "full"), ("two", "one"), ("full", "one")}
+    with pytest.raises(ValueError, match="asked for 4 tasks, there are 3"):
+        questions.part(num_tasks=4)
     assert evaluate_arc(Oracle(less), less).reports == (ALL_RIGHT,)
-    original = questions.first(num_variants=0)
+    original = questions.part(num_variants=0)
     assert made.test is not None
     assert original.rows.tolist() == untransformed(made.test).tolist()
     with pytest.raises(ValueError, match="variants is -1"):
-        questions.first(num_variants=-1)
+        questions.part(num_variants=-1)
 
 
 def test_unfit_questions_and_options_are_refused(tmp_path):
@@ -502,7 +507,7 @@ def test_what_the_command_refuses(trained, tmp_path, capsys, monkeypatch):
         ([model, "other"], 1, "other was trained on other data"),
         (["sudoku"], 1, "was trained on sudoku4, which is not ARC"),
         ([model, "--tasks", "1", "--submission", "s.json"], 1, "a submission answers all tasks"),
-        ([model, "--tasks", "0"], 1, "tasks is 0"),
+        ([model, "--tasks", "0"], 1, "asked for 0 tasks"),
         ([model, "--data", "nowhere"], 1, "nowhere"),
         ([model, "--threads", "0"], 1, "threads is 0"),
     ):
@@ -537,11 +542,13 @@ def test_splits_of_the_data(tmp_path):
     asked = [arc.encode(pair.input) for task in data.arc_set().held_out for pair in task.test]
     # of task files the order is that of their names: full, one, two
     assert np.array_equal(test.inputs, np.stack(asked)) and len(test) == 4
-    assert np.array_equal(valid.inputs, test.inputs[:3])
+    assert np.array_equal(valid.inputs, test.inputs[drawn(4, 3, seed=data.seed)])
     assert len(data.puzzles("train")) == 3 * (3 * 3 + 3 * 2)
     trained_on = {row.tobytes() for row in data.puzzles("train").inputs}
     assert not trained_on & {row.tobytes() for row in test.inputs}
-    assert [t.name for t in replace(data, num_tasks=1).tasks()] == ["full", "train0"]
+    picked = {tuple(t.name for t in replace(data, num_tasks=1, seed=i).tasks()) for i in range(40)}
+    assert {one for one, _ in picked} == {"full", "one", "two"}
+    assert {other for _, other in picked} == {"train0", "train1", "train2"}
 
 
 def test_the_competitions_folder_is_read(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from inward.common import halting
+from inward.data.drawn import drawn
 from inward.data.puzzles import sudoku
 from inward.data.puzzles.puzzles import Puzzles
 from inward.data.puzzles.sudoku_canonical import symmetric_to_any
@@ -221,10 +222,11 @@ def test_validation_puzzles_are_neither_test_nor_training():
     for split in ("test", "train"):
         assert not symmetric_to_any(more, data.puzzles(split)).any()
     few = scaling.validation_puzzles(recipe, 5)
-    np.testing.assert_array_equal(few.inputs, more.inputs[:10:2])
+    np.testing.assert_array_equal(few.inputs, more.inputs[drawn(10, 5)])
 
 
-def test_spread_takes_all_of_a_sorted_set(puzzles):
-    found = scaling.spread(puzzles, 5)  # of 12
-    np.testing.assert_array_equal(found.inputs, puzzles.inputs[[0, 2, 4, 7, 9]])
-    assert scaling.spread(puzzles, 12) is puzzles and scaling.spread(puzzles, 99) is puzzles
+def test_a_part_is_drawn_by_a_seed(puzzles):
+    found = scaling.some_of(puzzles, 5, seed=4)  # of 12
+    np.testing.assert_array_equal(found.inputs, puzzles.inputs[drawn(12, 5, seed=4)])
+    for num in (12, 99):
+        np.testing.assert_array_equal(scaling.some_of(puzzles, num).inputs, puzzles.inputs)

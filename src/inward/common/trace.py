@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from inward.common.files import reading, replacing
+from inward.common.files import read_text, replacing
 
 FORMAT = 2
 """Version of the JSON form."""
@@ -237,9 +237,7 @@ def read_traces(path: str | Path) -> list[Trace]:
         ValueError: a line is not a trace; the line's number is named.
     """
     traces = []
-    with reading(path):
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
             traces.append(Trace.from_dict(json.loads(line)))
         except _DAMAGE as error:

@@ -4,6 +4,7 @@ named."""
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,6 +23,13 @@ _LARGEST_HEADER = 100_000_000
 _PER_BYTE, _ANYWAY, _SPARE_COUNTS = 8, 1 << 26, 256
 """Values of a model for each byte of its files, at most (weights of one bit), and those that may be
 no weights (tables of positions); layers or experts beyond the number of tensors (stacked ones)"""
+
+# What safetensors, and torch's reader of pickles without code, raise on other or damaged files.
+_DAMAGE = (
+    SafetensorError, UnpicklingError, AssertionError, AttributeError, EOFError, IndexError,
+    KeyError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError,
+    struct.error,
+)  # fmt: skip
 
 
 def complain(source: object, missing: list[str], unexpected: list[str], wrong: list[str]) -> None:
@@ -197,6 +205,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGE as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(found, Mapping) or not found:
+        raise ValueError(f"{path} holds no names with tensors; give the state dict itself")
+    if not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise ValueError(f"{path} holds no names with tensors; give the state dict itself")
+    return dict(found)

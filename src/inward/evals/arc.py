@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from inward.common.files import reading
+from inward.data.drawn import drawn
 from inward.data.puzzles.arc import GRID, VOCAB_SIZE, ArcSet, Task, Variant, read_kaggle
 from inward.data.puzzles.folder import Folder, Rows, read_json, write_json
 from inward.evals.rows import machine
@@ -88,18 +88,19 @@ class ArcQuestions:
         tasks = tuple(read_kaggle(Path(path) / "test_puzzles.json", subset="evaluation"))
         return cls(tasks, folder.names(), folder, np.arange(len(folder)))
 
-    def first(
-        self, *, num_tasks: int | None = None, num_variants: int | None = None
+    def part(
+        self, *, num_tasks: int | None = None, num_variants: int | None = None, seed: int = 0
     ) -> ArcQuestions:
-        """The first tasks only, or only so many variants of each besides the original.
+        """So many of the tasks, drawn by `seed`, or only so many variants of each besides the
+        original (they are random already).
 
-        Raises ValueError for numbers below 1 and 0.
+        Raises ValueError for more tasks than there are, and for numbers below 1 and 0.
         """
-        for name, value, low in (("tasks", num_tasks, 1), ("variants", num_variants, 0)):
-            if value is not None and value < low:
-                raise ValueError(f"{name} is {value}; use at least {low}, or None for all")
+        if num_variants is not None and num_variants < 0:
+            raise ValueError(f"variants is {num_variants}; use at least 0, or None for all")
         starts = np.asarray(self.examples.group_indices, np.int64)
-        firsts, ends = starts[:-1][:num_tasks], starts[1:][:num_tasks]
+        some = drawn(len(starts) - 1, num_tasks, seed=seed, what="tasks")
+        firsts, ends = starts[:-1][some], starts[1:][some]
         if num_variants is not None:
             ends = np.minimum(ends, firsts + 1 + num_variants)
         cuts = np.asarray(self.examples.puzzle_indices, np.int64)
@@ -402,11 +403,12 @@ class _Store:
         remedy = "; name another folder, or remove this one"
         if not isinstance(found, dict) or found.get("identity") != self.identity:
             raise ValueError(f"{other} (tasks, variants, steps, halting or K differ){remedy}")
-        with reading(self.path / "evaluation.json"):
-            begun, votes = list(found["models"]), str(found["votes"])
-            done = _Done(**found["done"])
-        if Path(votes).name != votes:
-            raise ValueError(f"{self.path / 'evaluation.json'} names {votes!r}, which lies outside")
+        try:
+            begun, votes, done = found["models"], found["votes"], _Done(**found["done"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.path / 'evaluation.json'} is damaged ({error!r}){remedy}"
+            ) from error
         if begun != self.models[: len(begun)]:
             raise ValueError(
                 f"{other}: its {len(begun)} checkpoints are not the first ones of the "

@@ -54,6 +54,8 @@ class Result:
     believed: share of answers whose correctness the halting head (q > 0) told rightly.
     steps, evaluations, flops: means per puzzle; the last two count all chains of a puzzle.
     by_step: accuracy after step 1, 2, ... of a run that never halts.
+    parameters: of the network, as in the papers and in a training's summary; the table of
+        identifiers, which can be far the larger, counts apart.
     """
 
     what: str
@@ -76,6 +78,7 @@ class Result:
     settings: dict[str, Any] = field(default_factory=dict)
     machine: str = ""
     command: str = ""
+    identifier_parameters: int = 0
 
     @property
     def share(self) -> float:
@@ -142,6 +145,7 @@ def evaluate(
     answered = solution.answered.numpy()
     interval = wilson(int(right.sum()), len(right))
     told = {"max_steps": steps, "halt": str(halt), "num_symmetries": num_symmetries}
+    parameters, table = _num_parameters(model)
     return Result(
         what=what,
         dataset=dataset,
@@ -157,13 +161,22 @@ def evaluate(
         evaluations=float(solution.evaluations.mean()),
         flops=float(solution.flops.mean()),
         seconds=seconds,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters,
+        identifier_parameters=table,
         by_rating=_by_rating(puzzles.rating, right),
         by_step=_by_step(model, puzzles, task, common) if by_step else (),
         settings=told | {name: _told(value) for name, value in options.items()},
         machine=machine(),
         command=command or "python: inward.evals.puzzles.evaluate",
     )
+
+
+def _num_parameters(model: Any) -> tuple[int, int]:
+    """Of the network, and of its table of identifiers."""
+    if hasattr(model, "num_parameters_by_part"):
+        parts = model.num_parameters_by_part()
+        return parts["network"], parts["identifiers"]
+    return sum(parameter.numel() for parameter in model.parameters()), 0
 
 
 def _check_fit(model: Any, puzzles: Puzzles, task: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inward.common.files import replacing
+from inward.common.files import read_text, replacing
 
 
 def machine() -> str:
@@ -45,7 +45,7 @@ def command_line(arguments: Sequence[str] | None = None) -> str:
 def append_row(path: str | os.PathLike, row: Mapping[str, Any]) -> None:
     """Add one JSON line to a file; a kill in the middle leaves the old file."""
     path = Path(path)
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    before = read_text(path) if path.exists() else ""
     if before and not before.endswith("\n"):
         before += "\n"
     with replacing(path) as partial:

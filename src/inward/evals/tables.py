@@ -40,6 +40,8 @@ def result_tables(result: Result) -> Group:
     rate = result.num / max(result.seconds, 1e-9)
     main.add_row("time", f"{result.seconds:.2f} s, {rate:.1f} puzzles/s")
     main.add_row("parameters", f"{result.parameters:,}")
+    if result.identifier_parameters:
+        main.add_row("of identifiers, besides", f"{result.identifier_parameters:,}")
     title = f"{result.what} on {result.dataset or 'puzzles'} ({result.num})"
     parts: list[Text | Table] = [Text(title, "bold"), main]
     if len(result.by_rating) > 1:

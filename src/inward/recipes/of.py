@@ -35,8 +35,8 @@ def read_recipe(path: Path) -> TRMRecipe:
     """The recipe that `asdict` wrote as JSON."""
     from inward.recipes import find
 
-    saved = read_object(path, "name")
     try:
+        saved = read_object(path, "name")
         return _restored(find(saved["name"])(), saved)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a recipe that this version knows: {error}") from error

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from inward.common.files import read_text, reading
+from inward.common.files import read_text
+from inward.data.drawn import drawn
 from inward.data.texts.packed import PackedSource, PackedTokens
 from inward.methods.tidar.settings import AdapterSettings, TiDARSettings
 from inward.train.settings import OptimSettings, TrainSettings
@@ -153,12 +154,19 @@ class OwnText:
                 f"a field {self.field!r}, or set INWARD_DATA to the folder it lies in"
             )
         wanted = self.num_texts - self.requested
-        lines = read_text(path).splitlines()[:wanted]
+        lines = read_text(path).splitlines()
         if len(lines) < wanted:
             raise ValueError(f"{path} holds {len(lines)} questions, {wanted} are to be asked")
-        with reading(path):
-            texts = [json.loads(line)[self.field] for line in lines]
-        return [_prompt(tokenizer, text) for text in texts]
+        some = drawn(len(lines), wanted, seed=self.seed, what="questions") if wanted else ()
+        return [_prompt(tokenizer, self._question(path, lines, i)) for i in some]
+
+    def _question(self, path: Path, lines: list[str], row: int) -> str:
+        try:
+            return json.loads(lines[row])[self.field]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}, line {row + 1} is no JSON object with a field {self.field!r}: {error!r}"
+            ) from error
 
     def sources(self, model: Any, tokenizer: Any) -> tuple[PackedSource, PackedSource]:
         """Training and validation."""

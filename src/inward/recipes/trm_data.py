@@ -54,11 +54,11 @@ class SudokuData:
 
     def notes(self) -> list[str]:
         """What a person who starts a training should know of its data."""
+        if self.n > 4 and not self.path:
+            return []
         sets = {split: self.puzzles(split) for split in ("train", "valid", "test")}
         if self.path:
             return [f"{self.path}: {puzzle_files.told(**sets)} of symmetric puzzles"]
-        if self.n > 4:
-            return []
         return [
             "4x4 Sudoku has few classes of symmetric puzzles, so whole classes are held out: "
             + puzzle_files.told(**sets)

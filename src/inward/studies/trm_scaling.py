@@ -28,6 +28,7 @@ import numpy as np
 from inward.data.puzzles.puzzles import PAD, Puzzles, Symmetry
 from inward.evals.stats import Paired, paired_difference
 from inward.tasks.arc import ArcTask
+from inward.tasks.named import part
 
 if TYPE_CHECKING:
     from inward.common.halting import Rule, StepView
@@ -403,12 +404,10 @@ def cheapest(compared: Sequence[Compared]) -> Compared:
     return max(compared, key=lambda row: row.difference.difference.low)
 
 
-def spread(puzzles: Puzzles, num: int) -> Puzzles:
-    """`num` of the puzzles (all, if there are not more), evenly spaced: generated sets lie sorted
+def some_of(puzzles: Puzzles, num: int, *, seed: int = 0) -> Puzzles:
+    """`num` of the puzzles (all, if there are not more), drawn by `seed`: generated sets lie sorted
     by their clue counts, so the first ones would be the easy ones."""
-    if num >= len(puzzles):
-        return puzzles
-    return puzzles.select(np.arange(num) * len(puzzles) // num)
+    return part(puzzles, min(num, len(puzzles)), seed=seed)
 
 
 def validation_puzzles(recipe: TRMRecipe, num: int) -> Puzzles:
@@ -421,7 +420,7 @@ def validation_puzzles(recipe: TRMRecipe, num: int) -> Puzzles:
 
     valid = recipe.data.puzzles("valid")
     if num <= len(valid) or not isinstance(recipe.data, SudokuData):
-        return spread(valid, num)
+        return some_of(valid, num)
     fresh = recipe.data.fresh(num - len(valid), seed=_FRESH_SEED)
     kept = ~symmetric_to_any(fresh, recipe.data.puzzles("test"))
     kept &= ~symmetric_to_any(fresh, valid)

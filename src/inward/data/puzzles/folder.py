@@ -24,7 +24,6 @@ import math
 import os
 import shutil
 import struct
-import tokenize
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -32,9 +31,10 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from inward.common import IGNORE
+from inward.common import IGNORE, files
 from inward.common.checks import checked_seed
-from inward.common.files import read_json, replacing
+from inward.common.files import replacing
+from inward.data.arrays import mapped
 from inward.data.puzzles.puzzles import PAD, Puzzles
 
 if TYPE_CHECKING:
@@ -43,12 +43,8 @@ if TYPE_CHECKING:
 ARRAYS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
 _CHUNK = 1 << 20  # cells that `Folder.check` looks at in one go
 _HEADER = 128
+_UNBOUNDED = 1 << 62
 _SAMPLE = 256  # rows whose alphabet is looked at when a folder is opened; later reads check theirs
-# What numpy's header parser and mmap raise on damaged bytes (found by flipping every byte).
-_DAMAGE = (
-    EOFError, KeyError, MemoryError, OSError, OverflowError, SyntaxError, TypeError, ValueError,
-    struct.error, tokenize.TokenError,
-)  # fmt: skip
 
 Rows = np.ndarray | range | Sequence[int]
 Group = Iterable[tuple[int, np.ndarray, np.ndarray]]  # (identifier, inputs (n, L), labels (n, L))
@@ -385,13 +381,7 @@ def _open_set(stem: Path, info: FolderInfo) -> FolderSet:
 
 def _map_array(path: Path) -> np.ndarray:
     """Map a .npy file; only that format, so nothing in it can be a pickle."""
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")
-    except _DAMAGE as error:
-        raise ValueError(
-            f"cannot read {path} ({path.stat().st_size} bytes): {error}. "
-            "If it is empty, truncated or damaged, copy or build it again"
-        ) from error
+    array = mapped(path)
     if array.dtype.kind not in "iu":
         raise ValueError(f"{path} holds {array.dtype} values; expected integers")
     if array.size == 0:
@@ -460,6 +450,12 @@ def _joined(offsets: list[np.ndarray]) -> np.ndarray:
 
 def _range(values: np.ndarray) -> tuple[int, int]:
     return int(values.min()), int(values.max())
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Parse a JSON file of any size (ARC has names for 900,000 identifiers); FileNotFoundError or
+    ValueError names the file."""
+    return files.read_json(path, largest=_UNBOUNDED)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

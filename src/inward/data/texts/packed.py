@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from inward.common.checks import check_slice, checked_seed
-from inward.common.files import reading
+from inward.data.arrays import mapped
 
 if TYPE_CHECKING:
     import torch
@@ -101,15 +101,14 @@ class PackedTokens:
 
         Raises:
             FileNotFoundError: there is no such folder, or it is not complete.
-            ValueError: a file is damaged, or they do not fit each other.
+            ValueError: a file is damaged.
         """
         folder = Path(folder)
         if not (folder / "starts.npy").exists():
             raise FileNotFoundError(f"{folder} holds no tokens: there is no starts.npy in it")
 
         def read(name: str) -> np.ndarray:
-            with reading(folder / f"{name}.npy"):
-                return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            return mapped(folder / f"{name}.npy")
 
         marked = (folder / "supervised.npy").exists()
         with reading(folder):

@@ -24,7 +24,7 @@ import numpy as np
 
 from inward.common import IGNORE
 from inward.common.checks import check_slice, checked_seed
-from inward.common.files import reading
+from inward.data.arrays import mapped
 
 if TYPE_CHECKING:
     import torch
@@ -207,8 +207,7 @@ def _npy_files(folder: Path) -> list[Path]:
 
 
 def _token_file(path: Path, length: int) -> np.ndarray:
-    with reading(path):
-        file = np.load(path, mmap_mode="r", allow_pickle=False)
+    file = mapped(path)
     if file.ndim != 2 or not len(file) or not np.issubdtype(file.dtype, np.integer):
         raise ValueError(f"{path} holds {file.dtype} {file.shape}; rows of integer ids are needed")
     if file.shape[1] < length:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from inward.common.files import reading, replacing
+from inward.common.files import read_text, replacing
 from inward.data.thoughts.records import Record
 
 KINDS = (
@@ -46,11 +46,7 @@ def read_prontoqa(path: str | os.PathLike) -> list[Record]:
     if not path.is_file():
         raise FileNotFoundError(f"no data file at {path}; write one with ProntoQA's generator")
     try:
-        with reading(path):
-            text = path.read_text(encoding="utf-8")
-        examples = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply for examples") from error
+        examples = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}, line {error.lineno} is not JSON: {error.msg}; if the file was cut off, make "

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from inward.common.files import reading, replacing
+from inward.common.files import read_text, replacing
 
 _MARK = re.compile(r"<<[^<>]*>>")
 _FIELDS = ("question", "steps", "answer")
@@ -153,8 +153,7 @@ def read_gsm8k(
 def _text(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"no data file at {path}; check the path or fetch the data first")
-    with reading(path):
-        return path.read_text(encoding="utf-8")
+    return read_text(path)
 
 
 def _lines(path: Path) -> list[str]:

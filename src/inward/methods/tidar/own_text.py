@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from inward.common.files import reading
-
 
 def own_text(
     model: PreTrainedModel,
@@ -83,8 +81,7 @@ def _resume(path: Path, call: dict[str, Any]) -> list[list[int]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(call) + "\n", encoding="utf-8")
         return []
-    with reading(path):
-        before = json.loads(whole[0])
+    before = _row(path, whole, 0)
     if before != call:
         differing = [n for n in call if not isinstance(before, dict) or before.get(n) != call[n]]
         raise ValueError(
@@ -96,14 +93,16 @@ def _resume(path: Path, call: dict[str, Any]) -> list[list[int]]:
     kept = texts if finished else texts[: len(texts) // size * size]
     with path.open("r+b") as file:
         file.truncate(sum(map(len, whole[: 1 + len(kept)])))
-    with reading(path):
-        return [_ids(json.loads(line)) for line in kept]
+    return [_row(path, whole, 1 + i) for i in range(len(kept))]
 
 
-def _ids(text: Any) -> list[int]:
-    if not isinstance(text, list) or not all(type(i) is int for i in text):
-        raise ValueError("a line holds no list of token ids; remove the file to write it again")
-    return text
+def _row(path: Path, lines: list[bytes], row: int) -> Any:
+    try:
+        return json.loads(lines[row])
+    except ValueError as error:
+        raise ValueError(
+            f"{path}, line {row + 1} is no JSON: {error}; remove the file, or name another"
+        ) from error
 
 
 @torch.no_grad()

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from inward.common.files import reading, replacing
+from inward.common.files import read_text, replacing
 from inward.common.weights import check_fit, read_tensors
 
 if TYPE_CHECKING:
+    from inward.methods.trm.layers import SwiGLU
     from inward.methods.trm.model import TRM, TRMSettings
 
 
@@ -112,13 +114,35 @@ def _read_config(config: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
         return config
     import yaml  # transformers depends on it; JSON is YAML too
 
-    if not Path(config).is_file():
-        raise FileNotFoundError(f"there is no configuration {config}")
-    with reading(config):
-        read = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    try:
+        read = yaml.safe_load(read_text(config))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{config} is neither YAML nor JSON: {error}") from error
     if not isinstance(read, Mapping):
         raise ValueError(f"{config} holds no configuration (names with values)")
     return read
+
+
+_OTHERS = {
+    r"^H_level\.": "HRM (two networks, H_level and L_level)",
+    r"^L6_init$": "the reference's variant with six latents (trm_hier6)",
+    r"^layers\.": "the reference's transformer baseline",
+}
+"""Tensor names (ours, so without prefix) of models that the reference's trainer saves too."""
+
+
+def _check_kind(tensors: Mapping[str, Tensor], path: object) -> None:
+    """Name another model of the reference's family: its tensors look like a damaged TRM's."""
+    for pattern, kind in _OTHERS.items():
+        if any(re.match(pattern, name) for name in tensors):
+            raise ValueError(
+                f"{path} is a checkpoint of {kind}; this library has TRM alone (one network, "
+                "L_level, for both updates), so run it with the code that wrote it"
+            )
+    if "embed_tokens.weight" not in tensors:
+        raise ValueError(
+            f"{path} is no TRM checkpoint: it has no embed_tokens; it has {sorted(tensors)[:4]} ..."
+        )
 
 
 def load_reference(
@@ -147,10 +171,7 @@ def load_reference(
     from inward.methods.trm.model import TRM, TRMSettings
 
     tensors = {_ours(name): tensor.float() for name, tensor in read_tensors(path).items()}
-    if "embed_tokens.weight" not in tensors:
-        raise ValueError(
-            f"{path} is no TRM checkpoint: it has no embed_tokens; it has {sorted(tensors)[:4]} ..."
-        )
+    _check_kind(tensors, path)
     own = {field.name for field in fields(TRMSettings)}
     settings = reference_settings({**_read_config(config), **overrides}, tensors)
     settings = replace(
@@ -169,15 +190,13 @@ def save_reference(model: TRM, path: str | Path, *, prefix: str = "_orig_mod.mod
     suffix is another.
 
     Raises:
-        ValueError: the reference has no place for this model (convolution mixer, 2-D rotary,
-            masked padding).
+        ValueError: the reference cannot load this model, or would compute something else with it;
+            every reason is named.
     """
     settings = model.settings
-    if settings.mixer == "conv" or settings.positions == "rope2d" or settings.mask_padding:
+    if reasons := unlike_reference(model):
         raise ValueError(
-            "the reference code has no convolution mixer, 2-D rotary positions or padding "
-            "mask, so this model cannot "
-            "be written for it; use save_pretrained"
+            f"the reference code cannot load this model: {'; '.join(reasons)}. Use save_pretrained"
         )
     tensors = {}
     for name, tensor in model.state_dict().items():
@@ -190,3 +209,56 @@ def save_reference(model: TRM, path: str | Path, *, prefix: str = "_orig_mod.mod
             save_file(tensors, partial)
         else:
             torch.save(tensors, partial)
+
+
+_MULTIPLE = 256  # to which the reference rounds the widths of its SwiGLUs up
+
+
+def unlike_reference(model: TRM) -> list[str]:
+    """What the reference's classes have no place for, in words; [] if they hold the model.
+
+    How a model was trained (gradient, supervision, loss) is no part of it: its checkpoint loads.
+    """
+    settings, found = model.settings, []
+    if settings.mixer not in ("mlp", "attention"):
+        found.append(f"it has no mixer {settings.mixer!r}")
+    if settings.positions == "rope2d":
+        found.append("it has no 2-D rotary positions")
+    if settings.mask_padding:
+        found.append("it attends to padding (mask_padding)")
+    if not settings.answer_update:
+        found.append("it always updates the answer (answer_update=False)")
+    return found or [*_prefix_unlike(settings), *_widths_unlike(model)]
+
+
+def _prefix_unlike(settings: TRMSettings) -> list[str]:
+    """Without a table its prefix rows are missing from the input, but not from the states; and a
+    prefix of 0 rows means to it as many as the table's vectors fill."""
+    P, D = settings.prefix_len, settings.hidden_size
+    if not settings.num_identifiers and P:
+        return [
+            f"without an identifier table (num_identifiers=0) it has no prefix, here of {P} rows; "
+            "train with num_identifiers=1 for it"
+        ]
+    filled = -(-settings.identifier_width // D)
+    if settings.num_identifiers and not P:
+        return [f"with an identifier table it has at least {filled} prefix rows, here 0"]
+    return []
+
+
+def _widths_unlike(model: TRM) -> list[str]:
+    """SwiGLUs whose width is not that of the reference, which rounds up to 256."""
+    settings, block = model.settings, model.network.blocks[0]
+    sides = {"hidden_size": (settings.hidden_size, block.mlp)}
+    if settings.mixer == "mlp":
+        sides["seq_len + prefix_len"] = (settings.seq_len + settings.prefix_len, block.mixer)
+    found = []
+    for name, (side, swiglu) in sides.items():
+        least = round(settings.expansion * side * 2 / 3)
+        theirs, own = _MULTIPLE * math.ceil(least / _MULTIPLE), cast("SwiGLU", swiglu).width
+        if own != theirs:
+            found.append(
+                f"its SwiGLU for {name} {side} is {theirs} wide, here {own} (swiglu_multiple "
+                f"{settings.swiglu_multiple}, not {_MULTIPLE})"
+            )
+    return found

@@ -21,8 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inward.common import IGNORE
+from inward.common.draws import Loss
+from inward.methods.trm.losses import token_loss
+
 if TYPE_CHECKING:
-    from inward.common.draws import Draws, Loss
+    from inward.common.draws import Draws
     from inward.methods.trm.model import TRM
 
 NOISY_EVERY = 4
@@ -64,8 +68,6 @@ def loss(
     model: TRM, batch: dict[str, Tensor], state: dict[str, Tensor] | None, draws: Draws | None
 ) -> Loss:
     """As `TRM.loss`, with these rules for the slots."""
-    from inward.common.draws import Loss  # late, as for every method: see `TRM.loss`
-    from inward.methods.trm.model import IGNORE, token_loss
 
     settings = model.settings
     carry = refill(model, state, batch, draws)
