@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from inward.common.checks import check_slice, checked_seed
+from inward.common.files import reading
 from inward.data.arrays import mapped
 
 if TYPE_CHECKING:
