@@ -114,7 +114,7 @@ def test_help_is_cheap():
         shown = run_python("-c", "from inward.cli.main import main; main()", "--help")
         seconds.append(cpu_seconds_of_children() - before)
         assert shown.returncode == 0, shown.stderr
-        for command in ("demo", "train", "eval", "solve", "data", "bench", "env"):
+        for command in ("demo", "ask", "chat", "train", "eval", "effort", "data", "bench", "env"):
             assert command in shown.stdout
     assert min(seconds) < HELP_SECONDS, seconds
 
@@ -166,6 +166,41 @@ def test_wheel_holds_every_file_of_the_package(tmp_path):
         name.startswith("inward/checkpoints/") and name.endswith("/model.safetensors")
         for name in names
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_a_built_package_runs_the_demo_outside_the_repository(kind, tmp_path):
+    """As a stranger gets it: built, installed elsewhere, run in a folder of its own."""
+    built, site, place = tmp_path / "built", tmp_path / "site", tmp_path / "place"
+    place.mkdir()
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    if kind == "wheel":
+        build = [*pip, "wheel", "--no-build-isolation", "--no-deps", "-w", str(built), str(REPO)]
+    else:
+        build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(built)]
+    ran = subprocess.run(build, cwd=REPO, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    (package,) = built.iterdir()
+    install = ["install", "--no-build-isolation", "--no-deps", "--target", str(site), str(package)]
+    ran = subprocess.run([*pip, *install], cwd=place, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    words = [sys.executable, "-m", "inward", "demo", "--num", "2"]
+    ran = subprocess.run(words, cwd=place, env=env, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    for checkpoint in SOURCE.joinpath("checkpoints").iterdir():
+        assert checkpoint.name in ran.stdout
+    where = "import inward; print(inward.__file__)"
+    ran = subprocess.run(
+        [sys.executable, "-c", where],
+        cwd=place,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert Path(ran.stdout.strip()).is_relative_to(site)
 
 
 def test_size_budget():

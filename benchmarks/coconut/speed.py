@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 import tyro
 
-from inward.bench.coconut import DEFAULT, Sizes, job
+from inward.bench.coconut import DEFAULT, BaseSizes, job
 from inward.bench.run import quartiles
 from inward.evals.rows import append_row, machine
 
 
 def main(
-    sizes: tyro.conf.OmitArgPrefixes[Sizes] = DEFAULT,
+    sizes: tyro.conf.OmitArgPrefixes[BaseSizes] = DEFAULT,
     *,
     reference: Path | None = None,
     packages: Path | None = None,

@@ -37,7 +37,8 @@ from inward.studies.thoughts_read import Readability, Target, before_end, readab
 from inward.studies.thoughts_search import by_height, parallelism, read_out, superposition
 from inward.tasks.prosqa import final_answer
 from inward.viz import plots
-from inward.viz import thoughts as viz
+from inward.viz import studies as viz
+from inward.viz.thoughts import lens
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 TASKS: dict[str, Callable[..., CoconutRecipe]] = {
@@ -103,7 +104,7 @@ def draw(model: Coconut, recipe: CoconutRecipe, first: Any, log: Path, figures: 
     """The first answer's thoughts under the lens; the loss of the run, if there is a log."""
     figures.mkdir(parents=True, exist_ok=True)
     (made,) = recipe.generated(model, [first], trace=("lens",), lens=5)
-    said = viz.lens(made.traces[0], lambda token: model.tokenizer.decode([token]))
+    said = lens(made.traces[0], lambda token: model.tokenizer.decode([token]))
     plots.save(said, figures / "lens.svg")
     if not log.exists():
         return

@@ -375,6 +375,8 @@ class Thinker:
                     answer = work.result(event.request)
                     found[place] = self._finished(answer, asked, time.perf_counter() - started)
         assert all(answer is not None for answer in found), "a question was left unanswered"
+        if alone and found[0] is not None and found[0].error:
+            raise found[0].details.get("exception") or ValueError(found[0].error)
         return [answer for answer in found if answer is not None]
 
     def _stream(self, work: Work, number: int, asked: _Question) -> Iterator[Event]:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from inward.bench import coconut as bench_coconut
-from inward.bench.coconut import Sizes, job
+from inward.bench.coconut import BaseSizes, job
 
-TINY = Sizes(layers=1, width=16, heads=2, vocabulary=30, rows=2, columns=24, new_tokens=3)
+TINY = BaseSizes(layers=1, width=16, heads=2, vocabulary=30, rows=2, columns=24, new_tokens=3)
 
 OFFICIAL = """
 import torch
@@ -88,7 +88,7 @@ def test_bad_input_is_refused_before_anything_is_measured(tmp_path):
     with pytest.raises(FileNotFoundError, match="facebookresearch/coconut"):
         job(tmp_path)
     with pytest.raises(ValueError, match="leave no text"):
-        job(None, sizes=Sizes(columns=9))
+        job(None, sizes=BaseSizes(columns=9))
 
 
 def test_interleaved_rows_think_as_much_as_coconut():

@@ -105,11 +105,11 @@ def test_switches_fit_the_rows():
         recipe = small(coconut.prosqa_symbolic(row))
         kinds[row] = type(recipe.switch(recipe.model())).__name__
     assert kinds == {
-        "coconut": "Speak",
-        "interleaved": "Script",
+        "coconut": "Speaking",
+        "interleaved": "Scripted",
         "interleaved-learned": "Boundary",
-        "cot": "Speak",
-        "pause-as-thought": "Speak",
+        "cot": "Speaking",
+        "pause-as-thought": "Speaking",
     }
 
 

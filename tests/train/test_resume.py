@@ -256,3 +256,15 @@ def test_a_run_resumed_at_a_reset_is_the_same_run(tmp_path):
 def _interrupt(step: int, stop: int) -> None:
     if step == stop - 1:
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_late_decay_may_be_moved_until_it_begins(tmp_path):
+    late: dict[str, Any] = {"schedule": "late", "decay_steps": 4, "steps": 20}
+    late |= {"save_every": 2}
+    toy_train(tmp_path / "whole", dropout=0.2, **late)
+    stop_after(tmp_path / "moved", 10, **late | {"steps": 14})
+    toy_train(tmp_path / "moved", dropout=0.2, **late)  # step 10 was still at the full rate
+    assert timeless(tmp_path / "moved") == timeless(tmp_path / "whole")
+    stop_after(tmp_path / "begun", 12, **late | {"steps": 14})
+    with pytest.raises(ValueError, match="falls towards step 14"):
+        toy_train(tmp_path / "begun", dropout=0.2, **late)

@@ -149,3 +149,11 @@ def test_bad_settings_name_field_and_value(change):
 def test_settings_import_no_torch():
     code = "import sys, inward.train.settings, inward.train; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_late_is_constant_and_then_linear():
+    late = TrainSettings(steps=100, schedule="late", decay_steps=20, warmup=10, min_ratio=0.5)
+    assert lr_factor(late, 5) == 0.5
+    assert lr_factor(late, 10) == lr_factor(late, 80) == 1.0
+    assert lr_factor(late, 90) == pytest.approx(0.75)
+    assert lr_factor(late, 100) == pytest.approx(0.5)

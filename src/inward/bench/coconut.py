@@ -44,7 +44,7 @@ from inward.methods.coconut.model import Coconut
 
 
 @dataclass(frozen=True)
-class Sizes:
+class BaseSizes:
     """The configuration, printed with every result; the defaults are the project's goal."""
 
     layers: int = 4
@@ -64,12 +64,12 @@ class Sizes:
         )
 
 
-DEFAULT = Sizes()
+DEFAULT = BaseSizes()
 
 Side = Callable[[], Any]
 
 
-def make_model(sizes: Sizes) -> Coconut:
+def make_model(sizes: BaseSizes) -> Coconut:
     """A GPT-2 of this size without dropout, from the seed."""
     torch.manual_seed(sizes.seed)
     config = GPT2Config(
@@ -88,7 +88,7 @@ def make_model(sizes: Sizes) -> Coconut:
     return Coconut(GPT2LMHeadModel(config), Specials(V - 3, V - 2, V - 1))
 
 
-def rows_of(sizes: Sizes, specials: Specials, blocks: tuple[int, ...]) -> list[Sample]:
+def rows_of(sizes: BaseSizes, specials: Specials, blocks: tuple[int, ...]) -> list[Sample]:
     """Half the columns are question; thoughts, boundaries and what is learned share the rest."""
     rng = np.random.default_rng(sizes.seed)
 
@@ -159,7 +159,7 @@ def plain_generation(model: Coconut, prompts: list[Sample], num: int) -> Side:
     return run
 
 
-def sides_of(sizes: Sizes, model: Coconut) -> tuple[dict[str, Side], dict[str, int]]:
+def sides_of(sizes: BaseSizes, model: Coconut) -> tuple[dict[str, Side], dict[str, int]]:
     """What is timed, and the memory of the steps."""
     one = model.collate(rows_of(sizes, model.specials, (sizes.thoughts,)))
     half = sizes.thoughts // 2
@@ -222,7 +222,7 @@ class Reference:
     """The paper's module behind a pipe: `ask` lets it work once."""
 
     def __init__(
-        self, path: Path, packages: Path | None, sizes: Sizes, model: Coconut, folder: Path
+        self, path: Path, packages: Path | None, sizes: BaseSizes, model: Coconut, folder: Path
     ) -> None:
         rows = rows_of(sizes, model.specials, (sizes.thoughts,))
         batch = model.collate(rows)
@@ -305,7 +305,7 @@ def job(
     *,
     packages: Path | None = None,
     num_rows: int | None = None,
-    sizes: Sizes = DEFAULT,
+    sizes: BaseSizes = DEFAULT,
     say: Callable[[str], None] = lambda _: None,
 ) -> Callable[[int], Iterator[tuple[str, str, list[float], str]]]:
     """What `bench` runs for the subject coconut; (what, unit, values, note) per measurement.

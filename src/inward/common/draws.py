@@ -82,7 +82,7 @@ class Draws:
         return drawn[self.rows.start : self.rows.stop].to(self.device)
 
 
-class Method(Protocol):
+class Trainable(Protocol):
     """What the loop needs of a model."""
 
     def loss(self, batch: Batch, state: dict[str, Tensor] | None, draws: Draws) -> Loss:

@@ -163,10 +163,9 @@ class RaggedCache(Cache):
         for layer in cast("list[RaggedLayer]", self.layers):
             layer.extend(num)
 
-    def insert(self, text: int, past: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def insert(self, text: int, length: int, past: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Let a text begin anew with this past: of each layer keys and values (heads, length, head
         width), all committed."""
-        length = past[0][0].shape[1]
         self.reserve(length)
         while len(self.layers) < len(past):
             self.layers.append(cast(Any, self.layer_class_to_replicate)())

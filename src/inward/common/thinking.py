@@ -188,17 +188,23 @@ class Method:
 
     def check_options(self, own: Mapping[str, Any], others: Sequence[Method] = ()) -> None:
         """Raise a ValueError that names every option that is not this method's, and whose it is."""
-        wrong = sorted(set(own) - set(self.options))
-        if not wrong:
-            return
-        told = []
-        for name in wrong:
-            owners = [m.name for m in others if name in m.options]
-            told.append(f"{name} (of {', '.join(owners)})" if owners else name)
-        raise ValueError(
-            f"{self.name} has no option {', '.join(told)}; it has "
-            f"{', '.join(self.options) or 'none of its own'}"
-        )
+        check_options(self.name, self.options, own, others)
+
+
+def check_options(
+    name: str, options: Mapping[str, Option], own: Mapping[str, Any], others: Sequence[Method] = ()
+) -> None:
+    """See `Method.check_options`."""
+    wrong = sorted(set(own) - set(options))
+    if not wrong:
+        return
+    told = []
+    for option in wrong:
+        owners = [m.name for m in others if option in m.options]
+        told.append(f"{option} (of {', '.join(owners)})" if owners else option)
+    raise ValueError(
+        f"{name} has no option {', '.join(told)}; it has {', '.join(options) or 'none of its own'}"
+    )
 
 
 class Lanes:

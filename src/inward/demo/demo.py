@@ -86,7 +86,7 @@ def demo(
     if not shipped():
         raise ValueError(
             "this installation ships no checkpoint to show; train one (inward train sudoku6) "
-            "and look at it with: inward solve runs/sudoku6 --show PUZZLE"
+            "and look at it with: inward ask runs/sudoku6 PUZZLE --show"
         )
     if not plots.available():
         console.print(f"No pictures will be written: {plots.MISSING}")

@@ -19,6 +19,8 @@ RECIPES = {
     "sudoku4": "inward.recipes.trm:sudoku4",
     "sudoku6": "inward.recipes.trm:sudoku6",
     "sudoku9": "inward.recipes.trm:sudoku9",
+    "sudoku9-cube-start": "inward.recipes.trm_cube:sudoku9_cube_start",
+    "sudoku9-cube": "inward.recipes.trm_cube:sudoku9_cube",
     "maze11": "inward.recipes.trm:maze11",
     "arc1-small": "inward.recipes.arc:arc1_small",
     "arc2-small": "inward.recipes.arc:arc2_small",

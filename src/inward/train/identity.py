@@ -30,7 +30,7 @@ def identity_of(settings: TrainSettings, config: dict[str, Any]) -> dict[str, An
     """What must be equal for a state to fit: recipe and settings, without what is harmless."""
     plain = json.loads(json.dumps(asdict(settings)))
     decisive = {name: value for name, value in plain.items() if name not in HARMLESS}
-    if settings.schedule == "constant":
+    if settings.schedule in ("constant", "late"):
         del decisive["steps"]  # then a run may be made longer
     return {
         "settings": decisive,

@@ -217,6 +217,7 @@ class _Loop:
             content = self.store.content(steps[-1])
             self.extension = extend(content, self.settings)
             self.store.load(self.state, steps[-1], self.device, content).restore(self.device)
+            self._check_decay()
             self.saved_step = steps[-1]
         else:
             words = np.random.SeedSequence([self.settings.seed, self.store.rank])
@@ -225,6 +226,18 @@ class _Loop:
             with self._writing():
                 write_json(self.out / "config.json", self.run.config)
         return bool(steps)
+
+    def _check_decay(self) -> None:
+        """A decay that has begun keeps its end."""
+        now = self.settings
+        if now.schedule != "late":
+            return
+        old = self.state.record.get("planned_steps", now.steps)
+        if old != now.steps and self.state.step > min(old, now.steps) - now.decay_steps:
+            raise ValueError(
+                f"{self.out} is at step {self.state.step}, its rate falls towards step {old}; "
+                f"steps = {now.steps} comes too late: finish it, or start afresh"
+            )
 
     def run_to_end(self) -> dict[str, Any]:
         if self.finished is not None:

@@ -28,7 +28,7 @@ from accelerate.utils import (
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from inward.common.draws import Batch, Draws, Loss, Method
+from inward.common.draws import Batch, Draws, Loss, Trainable
 from inward.train.log import check_trackers
 from inward.train.optim import sparse_parameters
 from inward.train.settings import TrainSettings
@@ -42,7 +42,7 @@ class LossModule(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch, state: dict[str, Tensor] | None, draws: Draws) -> Loss:
-        return cast(Method, self.model).loss(batch, state, draws)
+        return cast(Trainable, self.model).loss(batch, state, draws)
 
 
 @contextmanager

@@ -20,7 +20,12 @@ def lr_factor(settings: TrainSettings, step: int) -> float:
         return step / settings.warmup
     if settings.schedule == "constant":
         return 1.0
-    span = max(1, settings.steps - settings.warmup)
-    done = min(1.0, (step - settings.warmup) / span)
-    left = 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    late = settings.schedule == "late"
+    first = max(settings.warmup, settings.steps - settings.decay_steps if late else 0)
+    done = max(0.0, min(1.0, (step - first) / max(1, settings.steps - first)))
+    left = (
+        1 - done
+        if settings.schedule in ("linear", "late")
+        else 0.5 * (1 + math.cos(math.pi * done))
+    )
     return settings.min_ratio + (1 - settings.min_ratio) * left

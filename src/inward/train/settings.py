@@ -64,8 +64,11 @@ class TrainSettings:
     optim: OptimSettings = field(default_factory=OptimSettings)
     clip: float = 0.0
     """Largest gradient norm over the dense parameters; 0: no clipping."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Shape of the rate after the warm-up."""
+    schedule: Literal["constant", "cosine", "linear", "late"] = "constant"
+    """Shape of the rate after the warm-up. late: constant, then linear over the last `decay_steps`;
+    until those begin, a run may be made longer or shorter."""
+    decay_steps: int = 0
+    """late: the steps over which the rate falls"""
     warmup: int = 0
     """Steps over which the rate rises from 0 in a straight line."""
     min_ratio: float = 0.0
@@ -95,7 +98,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_rows", "accumulation", "keep", "log_every"):
             need(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("seed", "warmup", "eval_every", "save_every"):
+        for name in ("seed", "warmup", "decay_steps", "eval_every", "save_every"):
             need(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         need(0 <= self.clip < float("inf"), "clip", self.clip, "0 (off) or a positive number")
         need(0 <= self.min_ratio <= 1, "min_ratio", self.min_ratio, "in [0, 1]")
@@ -104,7 +107,7 @@ class TrainSettings:
 
     def _check_choices(self) -> None:
         for name, choices in (
-            ("schedule", ("constant", "cosine", "linear")),
+            ("schedule", ("constant", "cosine", "linear", "late")),
             ("precision", ("float32", "bfloat16")),
             ("device", ("auto", "cpu")),
             ("progress", ("auto", "on", "off")),

@@ -297,6 +297,11 @@ def test_bad_requests_are_refused_when_they_are_added(gpt2):
         (Request(prompt, own={"noise": -1.0}), "noise -1.0"),
         (Request(prompt, own={"thought": "loud"}), "thought is 'loud'"),
         (Request(prompt, own={"packed": True}), "cannot be packed"),
+        (Request(prompt, own={"packed": [1]}), r"packed is \[1\]"),
+        (Request(prompt, own={"votes": 2.5}), "votes is 2.5, must be a whole number"),
+        (Request(prompt, own={"thoughts": 3}), "thoughts is 3"),
+        (Request(prompt, own={"noise": "loud"}), "noise is 'loud', must be a number"),
+        (Request(prompt, own={"per_pass": 4}), "per_pass is 4"),
     ]
     for request, message in bad:
         with pytest.raises(ValueError, match=message):

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModel
 
 from inward.common.draws import Draws
 from inward.hub import load
-from inward.methods.trm.model import TRM, TRMConfig, log_stablemax, token_loss
+from inward.methods.trm.losses import log_stablemax, token_loss
+from inward.methods.trm.model import TRM, TRMConfig
 from inward.methods.trm.settings import TRMSettings
 
 SMALL = TRMSettings(

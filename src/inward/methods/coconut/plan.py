@@ -92,6 +92,7 @@ def plan_of(model: Coconut, request: Request, traces: Sequence[str]) -> CoconutP
         ValueError: a prompt that the model cannot continue, or an option out of range.
     """
     own = {**DEFAULTS, **request.own}
+    _check_kinds(own)
     _check_prompt(model, request.prompt, own["thought"])
     if model.training:
         raise ValueError("the model is in training mode, where dropout acts; call model.eval()")
@@ -160,6 +161,38 @@ def _check_prompt(model: Coconut, prompt: Any, thought: str) -> None:
             "it holds thoughts, and thought='soft' makes them only while generating; leave them to "
             "a switch"
         )
+
+
+def _check_kinds(own: Mapping[str, Any]) -> None:
+    """Raise a ValueError that names an option of another kind than it must be."""
+    for name, (told, fits) in _KINDS.items():
+        value = own[name]
+        if value is None and DEFAULTS[name] is None:
+            continue
+        if not fits(value):
+            raise ValueError(f"{name} is {value!r}, must be {told}")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _several(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(map(_whole, value))
+
+
+_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "thoughts": ("numbers of thoughts, such as (2, 2)", _several),
+    "boundaries": ("True or False", lambda value: isinstance(value, bool)),
+    "noise": ("a number", lambda value: isinstance(value, float) or _whole(value)),
+    "edit": ("a function", lambda value: callable(value) or isinstance(value, BatchEdit)),
+    "max_new_thoughts": ("a whole number", _whole),
+    "lens": ("a whole number", _whole),
+    "votes": ("a whole number", _whole),
+    "ballot": ("a function", callable),
+    "per_pass": ("a mapping, or a function", lambda v: callable(v) or isinstance(v, Mapping)),
+    "packed": ("True, False or None", lambda value: isinstance(value, bool)),
+}
 
 
 def _check_numbers(max_new: int, own: Mapping[str, Any], noise: float) -> None:

@@ -16,7 +16,7 @@ from inward.methods.coconut.plan import CoconutPlan
 
 
 @dataclass(eq=False)
-class Row:
+class ThinkingRow:
     """A request (or one of its votes) in work.
 
     number: of the request. spoken: all tokens, the prompt's included, without thoughts.
@@ -60,13 +60,13 @@ class Row:
         *,
         index: int,
         never: Collection[int],
-    ) -> Row:
+    ) -> ThinkingRow:
         """The index-th try at a request; `never`: words that it must not say."""
         spoken = [i for s in prompt.segments if isinstance(s, Text) for i in s.ids]
         last = prompt.segments[-1]
         opened = isinstance(last, Text) and last.ids[-1] == specials.bot
         banned = {True: (*never,), False: (*never, specials.bot)}
-        return Row(
+        return ThinkingRow(
             number=number,
             plan=plan,
             prompt=prompt,

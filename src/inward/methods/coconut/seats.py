@@ -33,13 +33,13 @@ from inward.common.ragged import RaggedCache
 from inward.data.thoughts.columns import before_thoughts, widened
 from inward.methods.coconut.base import unwrapped
 from inward.methods.coconut.cache import new_cache
-from inward.methods.coconut.row import Row
+from inward.methods.coconut.row import ThinkingRow
 from inward.methods.coconut.switch import Speaking
 
 if TYPE_CHECKING:
     from inward.methods.coconut.model import Coconut
 
-Edits = Callable[[Sequence[Row | None], Tensor, Tensor, Tensor], Tensor]
+Edits = Callable[[Sequence[ThinkingRow | None], Tensor, Tensor, Tensor], Tensor]
 """(rows, thoughts (B, d), which rows think (B,), their numbers (B,)) -> thoughts"""
 
 Asked = Callable[[int, int], Mapping[str, Any]]
@@ -77,7 +77,7 @@ class Prefilled:
 
 
 def prefill(
-    model: Coconut, rows: Sequence[Row], edits: Edits, asked: Asked, fast: Decoding
+    model: Coconut, rows: Sequence[ThinkingRow], edits: Edits, asked: Asked, fast: Decoding
 ) -> Prefilled:
     """Read the prompts of these rows together."""
     batch = model.collate([row.prompt for row in rows], may_end_open=True)
@@ -126,7 +126,7 @@ class SharedPast:
         """Give a seat the past of a row that has been read."""
         past = read.past(row)
         self.depth = len(past) if self.depth is None else min(self.depth, len(past))
-        self.cache.insert(seat, past)
+        self.cache.insert(seat, int(read.mask[row].sum()), past)
 
     def begin(
         self, live: Sequence[bool], device: torch.device, dtype: torch.dtype
@@ -194,15 +194,15 @@ class Seats:
     def __init__(self, model: Coconut, past: SharedPast | OwnPast) -> None:
         self.model = model
         self.past = past
-        self.rows: list[Row | None] = []
+        self.rows: list[ThinkingRow | None] = []
         self.hidden = self.logits = torch.empty(0)
 
     @property
-    def live(self) -> list[tuple[int, Row]]:
+    def live(self) -> list[tuple[int, ThinkingRow]]:
         """(seat, row) of all rows."""
         return [(seat, row) for seat, row in enumerate(self.rows) if row is not None]
 
-    def join(self, rows: Sequence[Row], read: Prefilled) -> None:
+    def join(self, rows: Sequence[ThinkingRow], read: Prefilled) -> None:
         """Seat rows that have been read."""
         free = [seat for seat, row in enumerate(self.rows) if row is None][: len(rows)]
         more = len(rows) - len(free)
@@ -223,7 +223,7 @@ class Seats:
         for seat, row in zip(seats, rows, strict=True):
             self.rows[seat] = row
 
-    def leave(self, gone: Iterable[Row]) -> None:
+    def leave(self, gone: Iterable[ThinkingRow]) -> None:
         """These rows have ended; if few are left they move together."""
         names = {id(row) for row in gone}
         self.rows = [None if row is None or id(row) in names else row for row in self.rows]
@@ -278,7 +278,7 @@ class Seats:
         return torch.where(torch.tensor(soft, device=mean.device)[:, None], mean, hidden)
 
 
-def _room(rows: Sequence[Row]) -> int:
+def _room(rows: Sequence[ThinkingRow]) -> int:
     """Positions to make room for; more than that fit too, at a copy."""
     most = 0
     for row in rows:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -42,7 +42,7 @@ from inward.common.trace import Cost, Span, Trace
 from inward.data.thoughts.segments import Sample, flat
 from inward.methods.coconut.base import unwrapped
 from inward.methods.coconut.plan import BatchEdit, CoconutPlan, plan_of
-from inward.methods.coconut.row import Row, total
+from inward.methods.coconut.row import ThinkingRow, total
 from inward.methods.coconut.seats import (
     OwnPast,
     Seats,
@@ -91,7 +91,7 @@ class CoconutLanes(Lanes):
         self.num_passes += passes
 
     def _lane(self, request: Request) -> tuple[Hashable, ...]:
-        packed, asked = request.own.get("packed"), request.own.get("per_pass")
+        packed, asked = _hashable(request.own.get("packed")), request.own.get("per_pass")
         if isinstance(asked, Mapping):
             return packed, *sorted((name, _hashable(value)) for name, value in asked.items())
         if asked is None:
@@ -118,7 +118,7 @@ class _Asked:
 
     request: Request
     plan: CoconutPlan
-    rows: list[Row]
+    rows: list[ThinkingRow]
     ended: int = 0
     answer: Answer | None = None
 
@@ -128,7 +128,6 @@ class Reading:
     """What the logits (B, V) of some seats say, found out when first asked."""
 
     logits: Tensor
-    _entropies: list[float] | None = field(default=None, init=False)
 
     @cached_property
     def logp(self) -> Tensor:
@@ -165,7 +164,7 @@ class CoconutWork:
         self.count = count
         self.base = unwrapped(model.base)
         self.asked: dict[int, _Asked] = {}
-        self.waiting: deque[Row] = deque()
+        self.waiting: deque[ThinkingRow] = deque()
         self.groups: list[Seats] = []
         self.due: list[Event] = []
         self.next = 0
@@ -189,7 +188,9 @@ class CoconutWork:
             self.per_pass = request.own.get("per_pass")
         number, self.next = self.next, self.next + 1
         rows = [
-            Row.of(number, plan, request.prompt, self.model.specials, index=t, never=self.never)
+            ThinkingRow.of(
+                number, plan, request.prompt, self.model.specials, index=t, never=self.never
+            )
             for t in range(plan.votes)
         ]
         self.asked[number] = _Asked(request, plan, rows)
@@ -258,7 +259,7 @@ class CoconutWork:
             for row in rows:
                 self._seat([row], None, own=not plain)
 
-    def _seat(self, rows: Sequence[Row], group: Seats | None, *, own: bool = False) -> None:
+    def _seat(self, rows: Sequence[ThinkingRow], group: Seats | None, *, own: bool = False) -> None:
         """Read the prompts of these rows, and let them join."""
         read = prefill(self.model, rows, self.edits, self.options, self.fast)
         self.count(read.num_passes)
@@ -270,7 +271,7 @@ class CoconutWork:
             self.waiting.popleft()
             self._note_prompt(row, seen)
 
-    def _note_prompt(self, row: Row, seen: Sequence[tuple[int, Tensor]]) -> None:
+    def _note_prompt(self, row: ThinkingRow, seen: Sequence[tuple[int, Tensor]]) -> None:
         """The thoughts that stand in its prompt."""
         known = dict(seen)
         for position in thought_positions(row.prompt):
@@ -304,7 +305,7 @@ class CoconutWork:
 
     def _act(
         self,
-        row: Row,
+        row: ThinkingRow,
         seat: int,
         reading: Reading,
         thinks: bool,
@@ -325,10 +326,10 @@ class CoconutWork:
         row.stopped = row.reason(self.model.max_positions)
 
     def _silent(
-        self, group: Seats, live: Sequence[tuple[int, Row]], reading: Reading
+        self, group: Seats, live: Sequence[tuple[int, ThinkingRow]], reading: Reading
     ) -> dict[int, bool]:
         """Which rows want to think at the next position, asked of each switch at once."""
-        asked: list[tuple[Switch, list[tuple[int, Row]]]] = []
+        asked: list[tuple[Switch, list[tuple[int, ThinkingRow]]]] = []
         for seat, row in live:
             switch = row.plan.switch
             own = next((rows for s, rows in asked if s is switch or s == switch), None)
@@ -348,7 +349,7 @@ class CoconutWork:
             silent |= dict(zip([seat for seat, _ in rows], said.tolist(), strict=True))
         return silent
 
-    def _view(self, group: Seats, rows: Sequence[tuple[int, Row]]) -> SwitchView:
+    def _view(self, group: Seats, rows: Sequence[tuple[int, ThinkingRow]]) -> SwitchView:
         """What a switch sees of its rows."""
         device = group.logits.device
         # one tensor, not five: at small models a step is mostly such small change
@@ -366,7 +367,9 @@ class CoconutWork:
             propose=lambda: torch.tensor(self._draw(group, rows, bot=True), device=device),
         )
 
-    def _draw(self, group: Seats, rows: Sequence[tuple[int, Row]], *, bot: bool) -> list[int]:
+    def _draw(
+        self, group: Seats, rows: Sequence[tuple[int, ThinkingRow]], *, bot: bool
+    ) -> list[int]:
         """The next word of these rows; `bot`: <bot> may be one."""
         plain = [(seat, row) for seat, row in rows if row.samplers[bot].is_argmax]
         words: dict[int, int] = {}
@@ -390,7 +393,7 @@ class CoconutWork:
 
     def _chances(self, group: Seats, said: Mapping[int, int]) -> dict[int, float]:
         """Log-probabilities of what is said, under the model's own distribution, where asked."""
-        seats = [s for s in said if cast(Row, group.rows[s]).plan.logprobs]
+        seats = [s for s in said if cast(ThinkingRow, group.rows[s]).plan.logprobs]
         if not seats:
             return {}
         logits = group.logits[seats]
@@ -401,7 +404,7 @@ class CoconutWork:
     # -- thoughts
 
     def edits(
-        self, rows: Sequence[Row | None], thought: Tensor, where: Tensor, number: Tensor
+        self, rows: Sequence[ThinkingRow | None], thought: Tensor, where: Tensor, number: Tensor
     ) -> Tensor:
         """The callers' edits, then noise for (seed + row, number of the thought)."""
         batches: list[Any] = []
@@ -422,7 +425,7 @@ class CoconutWork:
 
     @staticmethod
     def _noise(
-        rows: Sequence[Row | None], thought: Tensor, where: Tensor, number: Tensor
+        rows: Sequence[ThinkingRow | None], thought: Tensor, where: Tensor, number: Tensor
     ) -> Tensor:
         drawn, shares = np.zeros(tuple(thought.shape), np.float32), [0.0] * len(rows)
         facts = zip(rows, where.tolist(), number.tolist(), strict=True)
@@ -441,7 +444,7 @@ class CoconutWork:
     # -- what is kept
 
     def _note(
-        self, row: Row, position: int, reading: Reading | None, seat: int, token: int | None
+        self, row: ThinkingRow, position: int, reading: Reading | None, seat: int, token: int | None
     ) -> None:
         """Record the step that decides on `position`."""
         facts: dict[str, Any] = {"token": token}
@@ -456,7 +459,7 @@ class CoconutWork:
         event = row.mark(position, **facts)
         (row.events if row.plan.votes > 1 else self.due).append(event)
 
-    def _end(self, group: Seats, rows: Sequence[Row]) -> None:
+    def _end(self, group: Seats, rows: Sequence[ThinkingRow]) -> None:
         """Rows that have ended go, and with the last of a request its answer comes."""
         if not rows:
             return
@@ -501,7 +504,7 @@ class CoconutWork:
             **fields | {"cost": self._cost(asked.rows), "details": {**answer.details, **facts}}
         )
 
-    def _answer(self, row: Row, logprobs: bool) -> Answer:
+    def _answer(self, row: ThinkingRow, logprobs: bool) -> Answer:
         trace = None
         if row.plan.trace is None:
             cost = self._cost([row])
@@ -522,7 +525,7 @@ class CoconutWork:
             details={"thoughts": row.new_thoughts, "sample": row.sample()},
         )
 
-    def _cost(self, rows: Sequence[Row]) -> Cost:
+    def _cost(self, rows: Sequence[ThinkingRow]) -> Cost:
         options = dict(self.options(0, 1))
         return total([row.cost(self.base, self.sizes, options) for row in rows])
 
@@ -533,7 +536,7 @@ def _with_cost(step: Any, cost: Cost) -> Any:
     )
 
 
-def _of_seats(group: Seats, rows: Sequence[tuple[int, Row]]) -> Tensor:
+def _of_seats(group: Seats, rows: Sequence[tuple[int, ThinkingRow]]) -> Tensor:
     """Logits of these rows; without a copy if they are all."""
     if len(rows) == len(group.rows):
         return group.logits
@@ -542,7 +545,7 @@ def _of_seats(group: Seats, rows: Sequence[tuple[int, Row]]) -> Tensor:
 
 def _edited(
     batch: BatchEdit,
-    rows: Sequence[Row | None],
+    rows: Sequence[ThinkingRow | None],
     thought: Tensor,
     where: Tensor,
     number: Tensor,

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from inward.common.bases import with_cache
+from inward.common.bases import cache_name
 from inward.common.costs import Sizes, forward_cost, sizes_of
 from inward.common.cpu.decoding import Decoding
 from inward.common.ragged import Book, RaggedCache
@@ -204,6 +204,14 @@ class Runner:
         return self.lm.device
 
     @cached_property
+    def _asked(self) -> nn.Module:
+        return self.lm.base_model if self.split else self.lm
+
+    @cached_property
+    def _cache_name(self) -> str:
+        return cache_name(self._asked)
+
+    @cached_property
     def _sizes(self) -> Sizes | None:
         return None if hasattr(self.lm, "forward_cost") else sizes_of(self.lm)
 
@@ -229,7 +237,7 @@ class Runner:
         inputs: dict[str, Any] = {
             "attention_mask": self._mask(cache.book, pieces, q),
             "position_ids": self._positions(lengths, pieces, q),
-            "cache": cache,
+            self._cache_name: cache,
             "use_cache": True,
         }
         drafting = any(piece.layout.blocks for piece in pieces)
@@ -241,8 +249,7 @@ class Runner:
             masked = ids == self.tidar.mask_id
             acting, tokens = self.tidar._acting(masked), self.tidar._embedded(ids, masked)
         with acting, self.fast(ids.shape[1]):
-            asked = self.lm.base_model if self.split else self.lm
-            said = asked(**tokens, **with_cache(asked, inputs), **self.options)
+            said = self._asked(**tokens, **inputs, **self.options)
             if self.split:
                 return Output(said.last_hidden_state, self._read)
             return Output(said.logits, None)

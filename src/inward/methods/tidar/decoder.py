@@ -65,7 +65,7 @@ from inward.methods.tidar.request import (
     find_mask,
     prompt_of,
 )
-from inward.methods.tidar.row import Row
+from inward.methods.tidar.row import TextRow
 from inward.methods.tidar.schemes import Costs, Scheme
 
 if TYPE_CHECKING:
@@ -115,9 +115,9 @@ class Decoder:
         self.chooser: Chooser | None = None
         self._num_measured = 0
         self.num_forwards = 0
-        self.rows: list[Row] = []
+        self.rows: list[TextRow] = []
         """texts under way, in the order of the cache"""
-        self.waiting: list[Row] = []
+        self.waiting: list[TextRow] = []
         self.cache = RaggedCache(0, 0)
         self._answers: dict[int, Answer] = {}
         self._events: list[Event] = []
@@ -153,7 +153,7 @@ class Decoder:
         banned = [mask] if mask is not None and mask < self.num_embedded else []
         sampler, ends = Sampler(sampling, banned=banned), ends_of(request, self.lm)
         _ = self.runner  # is made when a first request has passed all checks
-        row = Row(self._next, request, prompt, len(prompt), limit, full, sampler, ends)
+        row = TextRow(self._next, request, prompt, len(prompt), limit, full, sampler, ends)
         self._next += 1
         self.waiting.append(row)
         return row.number
@@ -195,7 +195,7 @@ class Decoder:
             "comes, or cancel it and step once"
         )
 
-    def _row(self, number: int) -> Row:
+    def _row(self, number: int) -> TextRow:
         for row in (*self.rows, *self.waiting):
             if row.number == number:
                 return row
@@ -219,7 +219,7 @@ class Decoder:
                 self.cache = RaggedCache(0, 0)
             self._end(ended)
 
-    def _end(self, rows: Sequence[Row]) -> None:
+    def _end(self, rows: Sequence[TextRow]) -> None:
         settings = self.settings
         for row in rows:
             meta = {"scheme": settings.scheme, "K": self.K, "beta": self.beta}
@@ -231,7 +231,7 @@ class Decoder:
     # The loop
 
     @torch.no_grad()
-    def _forward(self, rows: Sequence[Row], cache: RaggedCache) -> None:
+    def _forward(self, rows: Sequence[TextRow], cache: RaggedCache) -> None:
         """Steps 1 to 5 of the top of the file for texts whose cache this is."""
         began = time.perf_counter()
         self._choose(len(rows))
@@ -284,7 +284,7 @@ class Decoder:
 
     # 1. plan
 
-    def _plan(self, row: Row) -> Piece:
+    def _plan(self, row: TextRow) -> Piece:
         final, room, K = row.final, row.room, self.scheme.K
         row.offers, row.looked_up = row.guesses[: min(K, room) - 1], False
         row.offer_laws = row.laws
@@ -305,7 +305,7 @@ class Decoder:
         row.given = row.offers + self._masks(row.layout)
         return Piece(row.layout, final + row.given)
 
-    def _look_up(self, row: Row, num: int) -> None:
+    def _look_up(self, row: TextRow, num: int) -> None:
         """Guesses of the drafter instead of the drafted ones, if it has any."""
         assert self.settings.drafter is not None, "no drafter"
         found = list(self.settings.drafter(row.tokens, num))[:num]
@@ -319,7 +319,7 @@ class Decoder:
 
     # 3. verify
 
-    def _judged(self, rows: Sequence[Row]) -> list[tuple[int, int]]:
+    def _judged(self, rows: Sequence[TextRow]) -> list[tuple[int, int]]:
         """The last final token and the guesses of every text: what the verifier reads."""
         return [
             (b, i)
@@ -327,7 +327,7 @@ class Decoder:
             for i in range(len(row.final) - 1, row.layout.num_draft)
         ]
 
-    def _read_ahead(self, rows: Sequence[Row], output: Output) -> None:
+    def _read_ahead(self, rows: Sequence[TextRow], output: Output) -> None:
         """Where all rows that may be read are few, read them at once: the head takes hardly longer
         for a dozen rows than for one, but twice as long for two calls."""
         if not any(row.layout.blocks for row in rows):
@@ -341,7 +341,7 @@ class Decoder:
         if len(places) <= READ_AHEAD:
             output.read_ahead(places)
 
-    def _verify(self, rows: Sequence[Row], output: Output) -> list[Verdict]:
+    def _verify(self, rows: Sequence[TextRow], output: Output) -> list[Verdict]:
         """Judge all guesses."""
         places = self._judged(rows)
         logits = output.logits(places)
@@ -363,14 +363,14 @@ class Decoder:
             verdicts.append(verdict)
         return verdicts
 
-    def _choices(self, rows: Sequence[Row], logits: Tensor) -> list[int]:
+    def _choices(self, rows: Sequence[TextRow], logits: Tensor) -> list[int]:
         """The likeliest token of all places at once, where a text takes these."""
         greedy = [row.sampler for row in rows if row.sampler.is_argmax]
         return argmaxes(logits, greedy[0].banned) if greedy else []
 
     # 4. commit
 
-    def _commit(self, row: Row, verdict: Verdict) -> int:
+    def _commit(self, row: TextRow, verdict: Verdict) -> int:
         """Say the guesses that stand and the correction, up to whatever ends the text; how many
         rows of the forward stand."""
         offered, accepted = len(row.offers), verdict.accepted
@@ -387,16 +387,16 @@ class Decoder:
         row.guesses, row.laws = [], []
         return count
 
-    def _say(self, row: Row, tokens: Sequence[int]) -> None:
+    def _say(self, row: TextRow, tokens: Sequence[int]) -> None:
         row.say(tokens, self.settings.stopping_criteria, self.runner.device)
         if row.request.logprobs:  # what would have followed an end was weighed, too
             del row.odds[len(row.tokens) - row.num_prompt :]
 
     # 5. draft
 
-    def _draft(self, rows: Sequence[Row], output: Output, counts: list[int]) -> None:
+    def _draft(self, rows: Sequence[TextRow], output: Output, counts: list[int]) -> None:
         """Guesses from the blocks of the outcomes that came."""
-        wanted: list[tuple[Row, list[tuple[int, int]]]] = []
+        wanted: list[tuple[TextRow, list[tuple[int, int]]]] = []
         for b, (row, outcome) in enumerate(zip(rows, counts, strict=True)):
             num = row.layout.widths.get(outcome, 0) - self.lead
             num = min(num, row.room - 1, self.scheme.K - 1)
@@ -420,7 +420,7 @@ class Decoder:
     # ----------------------------------------------------------------------------------------------
     # Pure block diffusion: no verification (the paper's table 4)
 
-    def _plan_canvas(self, row: Row) -> Piece:
+    def _plan_canvas(self, row: TextRow) -> Piece:
         """[finished block | block in work, masks where the model was not sure yet]."""
         final = row.final
         if not row.canvas:
@@ -431,7 +431,7 @@ class Decoder:
         row.given = [mask if t is None else t for t in row.canvas]
         return Piece(row.layout, final + row.given)
 
-    def _unmask(self, rows: Sequence[Row], output: Output) -> list[int]:
+    def _unmask(self, rows: Sequence[TextRow], output: Output) -> list[int]:
         """Keep what is sure, at least the surest; a block without masks is said."""
         counts = []
         for b, row in enumerate(rows):
@@ -453,7 +453,7 @@ class Decoder:
                 row.canvas, row.guesses = [], []
         return counts
 
-    def _sure(self, row: Row, place: int, logits: Tensor) -> tuple[int, float]:
+    def _sure(self, row: TextRow, place: int, logits: Tensor) -> tuple[int, float]:
         """A token for the canvas, and its probability."""
         scores = row.sampler.scores(row.tokens, logits)
         token = row.sampler.draw(scores, len(row.tokens) + place)

@@ -18,7 +18,7 @@ from inward.methods.tidar.schemes import Acceptance
 
 
 @dataclass(eq=False)
-class Row:
+class TextRow:
     """The state of one text between forwards, and what its running forward consists of."""
 
     number: int

@@ -2,7 +2,8 @@
 
 A **chain** is one attempt at one puzzle. Chains of a puzzle differ by
 
-    rollout     noise N(0, sigma^2) on the latent before each step     (PTRM, arXiv 2605.19943)
+    rollout     noise N(0, sigma^2) on the latent before each step     (PTRM, arXiv 2605.19943),
+                or before the first alone: another attempt, of models trained with `start_noise`
     symmetry    the puzzle seen through a transform, the answer seen back
 """
 
@@ -46,14 +47,21 @@ class PuzzleAsk:
     rollouts: int
     noise: float
     noise_on: str
+    noise_when: str
     views: tuple[Symmetry | None, ...]
     seen: tuple[np.ndarray, ...]
     select: str | Verify
     first_to_halt: bool
+    until_right: bool
     abstain_below: float | None
     seed: tuple[int, int]
     trace: bool
     logprobs: bool
+
+    @property
+    def races(self) -> bool:
+        """Its chains end each other."""
+        return self.first_to_halt or self.until_right
 
 
 @dataclass(eq=False)
@@ -183,10 +191,12 @@ def asked(model: TRM, method: Method, request: Request) -> PuzzleAsk:
         rollouts=own["rollouts"],
         noise=float(own["noise"]),
         noise_on=own["noise_on"],
+        noise_when=own["noise_when"],
         views=(None, *own["symmetries"]),
         seen=(tokens, *(_through(view, tokens, grid) for view in own["symmetries"])),
         select=own["select"],
         first_to_halt=own["first_to_halt"],
+        until_right=own["until_right"],
         abstain_below=own["abstain_below"],
         seed=(
             _whole("seed", 0 if request.seed is None else request.seed, 0),
@@ -215,7 +225,7 @@ def _tokens(model: TRM, prompt: Any) -> np.ndarray:
         raise ValueError(f"trm: a puzzle has shape {tokens.shape}, expected (cells,), at least 1")
     if not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(f"trm: the cells are {tokens.dtype}, expected integer tokens")
-    low, high, V = int(tokens.min()), int(tokens.max()), model.settings.vocab_size
+    low, high, V = int(tokens.min()), int(tokens.max()), model.settings.tokens(len(tokens))
     if low < 0 or high >= V:
         raise ValueError(f"trm: tokens run from {low} to {high}, the model knows 0 to {V - 1}")
     return tokens
@@ -273,6 +283,14 @@ def _check_choices(own: dict[str, Any]) -> None:
         )
     if own["noise_on"] not in ("z", "y", "both"):
         raise ValueError(f"trm: noise_on is {own['noise_on']!r}, must be 'z', 'y' or 'both'")
+    if own["noise_when"] not in ("steps", "start"):
+        raise ValueError(f"trm: noise_when is {own['noise_when']!r}, must be 'steps' or 'start'")
+    if not isinstance(own["until_right"], bool):
+        raise ValueError(f"trm: until_right is {own['until_right']!r}, expected True or False")
+    if own["until_right"] and not callable(select):
+        raise ValueError(
+            f"trm: until_right needs a verifier that says what is right, select is {select!r}"
+        )
     if not callable(select) and select not in ("q", "majority"):
         raise ValueError(
             f"trm: select is {select!r}, must be 'q', 'majority' or a verifier function"

@@ -10,6 +10,7 @@ Shape letters: B batch, S sequence, D width, N heads, H width of a head.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,10 @@ from torch import Tensor, nn
 
 from inward.common.nn import rms_norm
 from inward.methods.trm import cpu as nn_cpu
+
+if TYPE_CHECKING:
+    from inward.methods.trm.model import Where
+    from inward.methods.trm.settings import TRMSettings
 
 # Standard deviation of a unit normal cut at +-2. JAX-style truncated initialisers divide by it, so
 # that the result has the deviation asked for; torch's trunc_normal_ does not.
@@ -122,3 +127,38 @@ def attend(q_BSNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor, mask: Tensor | None =
     N, S, S)."""
     q, k, v = (t.transpose(1, 2) for t in (q_BSNH, k_BSNH, v_BSNH))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+class Convolution(nn.Module):
+    """Depthwise convolution over the grid, then a linear map; the prefix rows read mean and maximum
+    of the grid.
+
+    Nothing flows from the prefix back into the cells: a cell's next value depends on its
+    neighbourhood alone, which is what lets one model run on grids of other sizes.
+    """
+
+    def __init__(self, settings: TRMSettings):
+        super().__init__()
+        D = settings.hidden_size
+        self.depthwise = nn.Conv2d(D, D, settings.kernel_size, padding="same", groups=D, bias=False)
+        self.cell_proj = Linear(D, D, bias=False)
+        self.pool_proj = Linear(2 * D, D, bias=False)
+
+    def forward(self, h: Tensor, where: Where) -> Tensor:
+        cells = h[:, where.prefix :]
+        lowest = cells
+        if where.real is not None:
+            real = where.real[:, where.prefix :, None]
+            lowest = cells.masked_fill(~real, torch.finfo(cells.dtype).min)
+            cells = cells * real
+        # (B, L, D) seen as (B, D, rows, columns) is already in channels-last order: no copy
+        image = cells.unflatten(1, where.grid).permute(0, 3, 1, 2)
+        image = F.conv2d(
+            image, self.depthwise.weight.to(h.dtype), padding="same", groups=h.shape[-1]
+        )
+        mixed = self.cell_proj(image.permute(0, 2, 3, 1).flatten(1, 2))
+        num_real = h.shape[1] - where.prefix if where.real is None else real.sum(1)
+        pooled = torch.cat([cells.sum(1) / num_real, lowest.amax(1)], dim=-1)
+        return torch.cat(
+            [self.pool_proj(pooled)[:, None].expand(-1, where.prefix, -1), mixed], dim=1
+        )

@@ -54,7 +54,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from inward.common import IGNORE
 from inward.common.draws import Draws, Loss
 from inward.common.weights import strict
+from inward.methods.trm import cube, staying
 from inward.methods.trm.layers import (
+    Convolution,
     Linear,
     SwiGLU,
     attend,
@@ -65,6 +67,7 @@ from inward.methods.trm.layers import (
     rotate,
     truncated_normal_,
 )
+from inward.methods.trm.losses import token_loss
 from inward.methods.trm.settings import TRMSettings
 
 if TYPE_CHECKING:
@@ -126,41 +129,6 @@ class CellAttention(nn.Module):
         return self.o_proj(attend(q, k, v, mask).flatten(2))
 
 
-class Convolution(nn.Module):
-    """Depthwise convolution over the grid, then a linear map; the prefix rows read mean and maximum
-    of the grid.
-
-    Nothing flows from the prefix back into the cells: a cell's next value depends on its
-    neighbourhood alone, which is what lets one model run on grids of other sizes.
-    """
-
-    def __init__(self, settings: TRMSettings):
-        super().__init__()
-        D = settings.hidden_size
-        self.depthwise = nn.Conv2d(D, D, settings.kernel_size, padding="same", groups=D, bias=False)
-        self.cell_proj = Linear(D, D, bias=False)
-        self.pool_proj = Linear(2 * D, D, bias=False)
-
-    def forward(self, h: Tensor, where: Where) -> Tensor:
-        cells = h[:, where.prefix :]
-        lowest = cells
-        if where.real is not None:
-            real = where.real[:, where.prefix :, None]
-            lowest = cells.masked_fill(~real, torch.finfo(cells.dtype).min)
-            cells = cells * real
-        # (B, L, D) seen as (B, D, rows, columns) is already in channels-last order: no copy
-        image = cells.unflatten(1, where.grid).permute(0, 3, 1, 2)
-        image = F.conv2d(
-            image, self.depthwise.weight.to(h.dtype), padding="same", groups=h.shape[-1]
-        )
-        mixed = self.cell_proj(image.permute(0, 2, 3, 1).flatten(1, 2))
-        num_real = h.shape[1] - where.prefix if where.real is None else real.sum(1)
-        pooled = torch.cat([cells.sum(1) / num_real, lowest.amax(1)], dim=-1)
-        return torch.cat(
-            [self.pool_proj(pooled)[:, None].expand(-1, where.prefix, -1), mixed], dim=1
-        )
-
-
 class Block(nn.Module):
     """h <- norm(h + mix(h));  h <- norm(h + swiglu(h))."""
 
@@ -201,31 +169,6 @@ class Network(nn.Module):
 
 
 # --------------------------------------------------------------------------------------------------
-# Losses (released code, losses.py)
-
-
-def log_stablemax(logits: Tensor) -> Tensor:
-    """log( s(v) / sum s ), s(v) = v + 1 for v >= 0 and 1 / (1 - v) below, in float64 where the
-    device has it."""
-    v = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
-    s = torch.where(v < 0, 1 / (1 - v + 1e-30), v + 1)
-    return torch.log(s / s.sum(dim=-1, keepdim=True))
-
-
-def token_loss(logits: Tensor, labels: Tensor, kind: str, smoothing: float = 0.0) -> Tensor:
-    """(B,) cross-entropy, the mean over each row's labelled cells (0 for a row that has none).
-
-    The target holds 1 - smoothing at the label, and smoothing / V at each of the V tokens besides.
-    """
-    log_p = log_stablemax(logits) if kind == "stablemax" else F.log_softmax(logits.float(), dim=-1)
-    valid = labels != IGNORE
-    picked = log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    if smoothing:
-        picked = torch.lerp(picked, log_p.mean(-1), smoothing)
-    return -(picked * valid).sum(-1) / valid.sum(-1).clamp(min=1)
-
-
-# --------------------------------------------------------------------------------------------------
 # The model
 
 
@@ -242,7 +185,8 @@ class TRM(PreTrainedModel):
         settings = self.settings = self.config.settings
         self.state_dtype = getattr(torch, settings.compute_dtype)
         D, V = settings.hidden_size, settings.vocab_size
-        self.embed_tokens = nn.Embedding(V, D)
+        is_cube = settings.mixer == "cube"
+        self.embed_tokens = nn.Embedding(3 if is_cube else V, D)
         if settings.positions == "learned":
             self.embed_positions = nn.Embedding(settings.prefix_len + settings.seq_len, D)
         if settings.num_identifiers:
@@ -250,9 +194,9 @@ class TRM(PreTrainedModel):
             self.identifiers = nn.Embedding(
                 settings.num_identifiers, settings.identifier_width, sparse=True
             )
-        self.network = Network(settings)
-        self.lm_head = Linear(D, V, bias=False)
-        self.q_head = Linear(D, 2)
+        self.network = cube.CubeNetwork(settings) if is_cube else Network(settings)
+        self.lm_head = Linear(D, 1 if is_cube else V, bias=False)
+        self.q_head = Linear(3 * D, 1) if is_cube else Linear(D, 2)
         # fixed random states, saved with the model; rounded so that they are the same in either
         # compute dtype
         for name in ("y_init", "z_init")[2 - settings.latents :]:
@@ -278,9 +222,12 @@ class TRM(PreTrainedModel):
         elif isinstance(module, nn.Embedding) and module.sparse:
             nn.init.zeros_(module.weight)
         elif isinstance(module, nn.Embedding):
-            truncated_normal_(module.weight, module.embedding_dim**-0.5)
+            is_cube = self.settings.mixer == "cube"
+            truncated_normal_(module.weight, 1.0 if is_cube else module.embedding_dim**-0.5)
         elif isinstance(module, nn.Conv2d):
             truncated_normal_(module.weight, module.kernel_size[0] ** -1.0)
+        elif isinstance(module, nn.Linear) and self.settings.mixer == "cube":
+            cube.initialise(module, next(k for k, m in self.named_modules() if m is module))
         elif isinstance(module, nn.Linear):
             truncated_normal_(module.weight, module.in_features**-0.5)
 
@@ -300,6 +247,8 @@ class TRM(PreTrainedModel):
         """x, (B, S, D): prefix rows, then the cells, times sqrt(D)."""
         settings = self.settings
         D, dtype = settings.hidden_size, self.state_dtype
+        if settings.mixer == "cube":
+            return cube.embed(inputs, self.embed_tokens.weight.to(dtype))
         x = F.embedding(inputs, self.embed_tokens.weight.to(dtype))
         prefix = x.new_zeros(x.shape[0], settings.prefix_len * D)
         if settings.num_identifiers:
@@ -342,7 +291,9 @@ class TRM(PreTrainedModel):
         """The states every sample starts from: {"y": (B, S, D), "z": (B, S, D)}, or z alone for
         one latent."""
         names = ("y", "z")[2 - self.settings.latents :]
-        shape = (num_rows, self.settings.prefix_len + num_cells, -1)
+        shape: tuple[int, ...] = (num_rows, self.settings.prefix_len + num_cells, -1)
+        if self.settings.mixer == "cube":
+            shape = (num_rows, *[math.isqrt(num_cells)] * 3, -1)
         return {
             name: getattr(self, f"{name}_init").to(self.state_dtype).expand(shape) for name in names
         }
@@ -373,6 +324,8 @@ class TRM(PreTrainedModel):
     def read_out(self, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits of the cells (B, L, V) and the halting logits (B,) float32."""
         y = state.get("y", state["z"])
+        if self.settings.mixer == "cube":
+            return cube.read_out(y, self.lm_head, self.q_head)
         q = self.q_head(y[:, 0]).float()
         return self.lm_head(y[:, self.settings.prefix_len :]), q[:, 0]
 
@@ -484,6 +437,8 @@ class TRM(PreTrainedModel):
             state: the carry, `Loss.state` of the step before; None at the start.
             draws: exploration; None: no exploration and no halt before N_sup (as in evaluation).
         """
+        if self.settings.supervision == "stay":
+            return staying.loss(self, batch, state, draws)
         carry = self.refill(state, batch)
         step = None if draws is None else draws.step
         latent = {name: carry[name] for name in ("y", "z") if name in carry}
@@ -539,6 +494,8 @@ class TRM(PreTrainedModel):
         D, P = settings.hidden_size, settings.prefix_len
         L = settings.seq_len if num_cells is None else num_cells
         S = P + L
+        if settings.mixer == "cube":
+            return cube.flops(settings, L)
         block = cast(Block, self.network.blocks[0])
         if settings.mixer == "mlp":
             mixing = 2 * D * 3 * S * cast(SwiGLU, block.mixer).width

@@ -33,8 +33,9 @@ class TRMSettings:
     expansion: float = 4.0
     swiglu_multiple: int = 256
     """SwiGLU widths are rounded up to it (256 in the released code, 32 for small models)"""
-    mixer: Literal["mlp", "attention", "conv"] = "mlp"
-    """what mixes the cells: token MLP, attention, depthwise convolution over the grid"""
+    mixer: Literal["mlp", "attention", "conv", "cube"] = "mlp"
+    """what mixes the cells: token MLP, attention, depthwise convolution over the grid; for Sudoku
+    also the units of the candidate cube (not the paper's: see `cube.py`)"""
     positions: Literal["none", "rope", "rope2d", "learned"] = "none"
     kernel_size: int = 3
     """of the convolution mixer"""
@@ -56,7 +57,15 @@ class TRMSettings:
     answer_update: bool = True
     """each latent recursion ends with an update that does not see x; False, for one latent only: it
     does not, so that T=1, n=1 is a plain stack of layers (the control without recursion)"""
-    supervision: Literal["carry", "loop"] = "carry"
+    supervision: Literal["carry", "loop", "stay"] = "carry"
+    """slots as in the released code, whole batches as in the paper, or slots that also learn to
+    leave a right answer alone (`staying.py`, with the three fields below)"""
+    leave: float = 0.75
+    """stay: chance, per step, that a slot whose answer is right is freed"""
+    stay: float = 0.05
+    """stay: share of the slots that right answers do not free"""
+    start_noise: float = 0.0
+    """stay: the most noise on the first z, in units of the latent"""
     n_sup: int = 16
     """N_sup, the most supervision steps a sample gets in training"""
     exploration: float = 0.1
@@ -110,6 +119,11 @@ class TRMSettings:
             raise ValueError(
                 f"TRM: label_smoothing is {self.label_smoothing}, must be at least 0 and below 1"
             )
+        for name in ("leave", "stay"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"TRM: {name} is {getattr(self, name)}, must lie in 0..1")
+        if not 0.0 <= self.start_noise < float("inf"):
+            raise ValueError(f"TRM: start_noise is {self.start_noise}, must be finite and >= 0")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ValueError(f"TRM: kernel_size is {self.kernel_size}, must be odd and positive")
         starts = [row[0] for row in self.cycle_schedule]
@@ -146,6 +160,14 @@ class TRMSettings:
             raise ValueError(
                 "TRM: the token MLP cannot mask padding; use mixer='attention' or 'conv'"
             )
+        if self.mixer == "cube" and (
+            self.prefix_len or self.num_identifiers or math.isqrt(self.seq_len) ** 2 != self.seq_len
+        ):
+            raise ValueError(
+                "TRM: the candidate cube has no prefix and no identifiers, and its grid is square; "
+                "set prefix_len=0, num_identifiers=0 and a square seq_len, not "
+                f"{self.prefix_len}, {self.num_identifiers}, {self.seq_len}"
+            )
         if self.latents == 2 and not self.answer_update:
             raise ValueError("TRM: answer_update=False leaves y as it was; it needs latents=1")
         if self.mixer == "conv" and self.prefix_len < 1:
@@ -174,6 +196,10 @@ class TRMSettings:
                     T, n = scheduled_T, scheduled_n
         return T, n
 
+    def tokens(self, num_cells: int) -> int:
+        """V for a grid of that many cells: the cube's alphabet grows with the grid."""
+        return math.isqrt(num_cells) + 2 if self.mixer == "cube" else self.vocab_size
+
     def evaluations(self, n: int) -> int:
         """Evaluations of f in one latent recursion: n updates of z, and one of the answer."""
         return n + self.answer_update
@@ -196,6 +222,8 @@ class TRMSettings:
         if grid is None:
             side = math.isqrt(num_cells)
             grid = (side, side) if side * side == num_cells else (1, num_cells)
+        if self.mixer == "cube" and grid[0] != grid[1]:
+            raise ValueError(f"TRM: the candidate cube needs a square grid, not {grid}")
         if grid[0] * grid[1] != num_cells:
             raise ValueError(
                 f"TRM: {num_cells} cells do not form a {grid[0]} x {grid[1]} grid; pass the "

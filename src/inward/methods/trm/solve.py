@@ -65,9 +65,11 @@ def solve(
     rollouts: int = 1,
     noise: float = 0.0,
     noise_on: Literal["z", "y", "both"] = "z",
+    noise_when: Literal["steps", "start"] = "steps",
     symmetries: Sequence[Symmetry] = (),
     select: Literal["q", "majority"] | Verify = "q",
     first_to_halt: bool = False,
+    until_right: bool = False,
     abstain_below: float | None = None,
     seed: int = 0,
     batch_size: int = 256,
@@ -89,12 +91,16 @@ def solve(
         noise: sigma, in units of the latent (whose entries have mean square 1).
         noise_on: which latent gets the noise; summaries of PTRM disagree, "z" leaves the current
             answer alone.
+        noise_when: "steps": before each step; "start": before the first alone, so that a rollout is
+            a new attempt and not a shaken one (for models trained with `start_noise`).
         symmetries: chains also see the puzzle through each of these; the untouched puzzle is
             always one.
         select: "q": the chain that believes most in its answer; "majority": most votes, then
             belief; or a verifier: an answer it accepts wins, then belief.
         first_to_halt: the chains of a puzzle start together; the first that halts decides, and
             ends the others.
+        until_right: likewise, but the first answer that `select`, a verifier, accepts ends its
+            puzzle. It stops the work and picks among answers, it never changes one.
         abstain_below: withhold answers believed less than this (or, with a verifier, not accepted).
         seed: of the noise.
         batch_size: rows of a forward at most.
@@ -113,9 +119,11 @@ def solve(
         "rollouts": rollouts,
         "noise": noise,
         "noise_on": noise_on,
+        "noise_when": noise_when,
         "symmetries": symmetries,
         "select": select,
         "first_to_halt": first_to_halt,
+        "until_right": until_right,
         "abstain_below": abstain_below,
     }
     recorded = frozenset() if trace else None

@@ -2,9 +2,10 @@
 
 All chains wait in one queue. The batch takes them in, does one supervision step at a time, lets
 chains that halt leave and others take their place, so that it stays full while work waits. With
-`first_to_halt` the first chain of a puzzle that halts ends its sisters (arXiv 2601.19085). When a
-puzzle's chains are over, one of them is selected by the halting logit, by majority, or by a
-verifier, and its answer may be withheld (abstain).
+`first_to_halt` the first chain of a puzzle that halts ends its sisters (arXiv 2601.19085), with
+`until_right` the first whose answer the verifier accepts, at whatever step. When a puzzle's chains
+are over, one of them is selected by the halting logit, by majority, or by a verifier, and its
+answer may be withheld (abstain).
 
 Budgets, halting rules, noise and selection belong to the puzzle, so whatever is asked shares the
 forward; only length and grid must be equal. A chain's result does not depend on what shares its
@@ -156,6 +157,7 @@ class PuzzleWork:
             "tokens": torch.full_like(seen, -1, device=device),
         }
         state = self.model.initial_state(len(fresh), self.num_cells)
+        state = _with_noise(state, fresh, "start")
         kept = {name: self.columns[name] for name in columns} if self.rows else {}
         self.state = _joined(self.state, {name: t.clone() for name, t in state.items()})
         self.columns = _joined(kept, columns)
@@ -170,7 +172,7 @@ class PuzzleWork:
             if owner.settled:
                 self.waiting.popleft()
                 continue
-            together = len(owner.chains) if owner.ask.first_to_halt else 1
+            together = len(owner.chains) if owner.ask.races else 1
             busy = len(self.rows) + len(fresh)
             if busy and busy + together > self.batch_size:
                 break
@@ -193,7 +195,7 @@ class PuzzleWork:
         """One supervision step of every row: which rows are done by their rule, and the events."""
         began = time.perf_counter()
         columns, old = self.columns, self.state
-        new, confidence, tokens, q = self._forward(_with_noise(old, self.rows))
+        new, confidence, tokens, q = self._forward(_with_noise(old, self.rows, "steps"))
         answer = next(iter(new))
         moved = (new[answer] - old[answer]).float().flatten(1).norm(dim=1)
         change = moved / old[answer].float().flatten(1).norm(dim=1)
@@ -207,7 +209,7 @@ class PuzzleWork:
             "confidence": confidence,
             **{name: getattr(view, name) for name in _VIEW},
         }
-        done = self._verdicts(view).cpu().numpy()
+        done = self._verdicts(view).cpu().numpy() | self._found(tokens)
         return done, self._write_down(time.perf_counter() - began)
 
     def _forward(
@@ -244,6 +246,27 @@ class PuzzleWork:
             part = halting.StepView(*(getattr(view, name)[index] for name in _VIEW))
             done[index] = _verdict(part, [self.rows[i] for i in rows])
         return done
+
+    def _found(self, tokens: Tensor) -> np.ndarray:
+        """(B,) which rows hold an answer that their puzzle's verifier accepts, of those that wait
+        for one; it decides for its puzzle."""
+        groups: dict[int, list[int]] = {}
+        for i, chain in enumerate(self.rows):
+            if chain.ask.until_right:
+                groups.setdefault(id(chain.ask.select), []).append(i)
+        found = np.zeros(len(self.rows), dtype=bool)
+        answers = tokens.cpu().numpy() if groups else np.empty(0)
+        for rows in groups.values():
+            chains = [self.rows[i] for i in rows]
+            here = [chain.back(answers[i]) for i, chain in zip(rows, chains, strict=True)]
+            try:
+                found[rows] = _judged(chains, here)
+            except Exception as error:  # noqa: BLE001 - as with rules
+                for chain in chains:
+                    chain.owner.settled, chain.owner.wrong = True, error
+        for chain, right in zip(self.rows, found, strict=True):
+            chain.owner.settled |= bool(right)
+        return found
 
     def _write_down(self, seconds: float) -> list[Event]:
         """Each chain's record of this step, and its event if the chain is the plain one."""
@@ -354,9 +377,13 @@ def _evaluating(model: TRM) -> Iterator[None]:
             module.training = True
 
 
-def _with_noise(latent: dict[str, Tensor], rows: list[PuzzleChain]) -> dict[str, Tensor]:
+def _with_noise(latent: dict[str, Tensor], rows: list[PuzzleChain], when: str) -> dict[str, Tensor]:
     """latent + sigma * N(0, 1) where it is asked for, each row from its own generator."""
-    noisy = [(i, chain) for i, chain in enumerate(rows) if chain.noise is not None]
+    noisy = [
+        (i, chain)
+        for i, chain in enumerate(rows)
+        if chain.noise is not None and chain.ask.noise_when == when
+    ]
     found = dict(latent)
     for name, clean in latent.items() if noisy else ():
         here = [(i, c) for i, c in noisy if c.ask.noise_on in (name, "both") or len(latent) == 1]
@@ -463,24 +490,29 @@ def _accepted(puzzles: list[OpenPuzzle]) -> set[int]:
     found: set[int] = set()
     for group in groups.values():
         try:
-            found |= _accepted_by(group[0].ask.select, [c for p in group for c in p.chains])
+            found |= _accepted_by([c for p in group for c in p.chains])
         except Exception as error:  # noqa: BLE001 - as with rules
             for puzzle in group:
                 puzzle.wrong = error
     return found
 
 
-def _accepted_by(verify: Any, chains: list[PuzzleChain]) -> set[int]:
+def _accepted_by(chains: list[PuzzleChain]) -> set[int]:
     judged = [c for c in chains if c.steps]
-    verdict = np.asarray(
-        verify(np.stack([c.ask.tokens for c in judged]), np.stack([c.tokens for c in judged]))
-    )
-    if verdict.shape != (len(judged),) or verdict.dtype != bool:
+    verdict = _judged(judged, [c.tokens for c in judged])
+    return {id(c) for c, ok in zip(judged, verdict, strict=True) if ok}
+
+
+def _judged(chains: list[PuzzleChain], answers: list[np.ndarray]) -> np.ndarray:
+    """(len(chains),) what their verifier, one for all, says of these answers."""
+    verify: Any = chains[0].ask.select
+    verdict = np.asarray(verify(np.stack([c.ask.tokens for c in chains]), np.stack(answers)))
+    if verdict.shape != (len(chains),) or verdict.dtype != bool:
         raise ValueError(
             f"trm: the verifier returned {verdict.dtype} {verdict.shape}, expected bool "
-            f"({len(judged)},)"
+            f"({len(chains)},)"
         )
-    return {id(c) for c, ok in zip(judged, verdict, strict=True) if ok}
+    return verdict
 
 
 def _votes(group: list[PuzzleChain]) -> list[tuple[PuzzleChain, int]]:

@@ -1,0 +1,26 @@
+"""What a request to Huginn may say, and what its traces can hold. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+from inward.common.thinking import Option
+
+NAME = "huginn"
+OPTIONS = {
+    "max_steps": Option(None, "recurrences a token may take; None: the mean it was made for", int),
+    "halt": Option("never", "when a token is done: a rule of depth, its name, or a function"),
+    "min_steps": Option(1, "recurrences before the rule is asked"),
+    "check_every": Option(1, "recurrences between two questions to the rule"),
+    "halt_in_prompt": Option(True, "whether the rule also ends the thinking about the prompt"),
+    "sharing": Option("deepest", "which recurrences share a cache slot: deepest, ring:4, ..."),
+    "start": Option("noise", "first state of a token: noise, or zero"),
+    "warm": Option(None, "raw, normed: a token starts from the last state of the one before", str),
+    "state_seed": Option(None, "of the noise that states start from; None: the request's seed"),
+    "packed": Option(None, "weights packed for a CPU: True, False; None: where that pays"),
+    "mode": Option("plain", "plain; speculate: few recurrences draft; parallel: many places"),
+    "draft_steps": Option(None, "speculate: recurrences of a draft; None: a quarter", int),
+    "draft_tokens": Option(4, "speculate: guesses of a round"),
+    "exact": Option(False, "parallel: drop places behind a changed guess; the text is plain's"),
+    "inner_steps": Option(1, "parallel: recurrences of a turn"),
+    "max_wave": Option(128, "parallel: places in work at once"),
+}
+TRACES = ("lens", "state")
