@@ -20,9 +20,8 @@ from torch import Tensor
 from inward.common.halting import Never
 from inward.common.requests import check_prompt
 from inward.common.sampling import Sampler
-from inward.common.thinking import Request, check_options
+from inward.common.thinking import Request
 from inward.methods.huginn.cache import DeepestAvailable, PerDepth, sharing_of
-from inward.methods.huginn.options import NAME, OPTIONS
 from inward.methods.huginn.texts import HuginnPlan, HuginnText, plan, whole
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ SEPARATE = (PerDepth(), DeepestAvailable())
 
 def mode_of(own: Mapping[str, Any]) -> str:
     """The mode; ValueErrors for one that is none, and for options of another mode."""
-    check_options(NAME, OPTIONS, own)
     mode = own.get("mode", "plain")
     if mode not in TAKES:
         raise ValueError(f"mode is {mode!r}; there are {', '.join(TAKES)}")
@@ -95,7 +93,7 @@ def text_of(model: HuginnForCausalLM, request: Request, number: int) -> HuginnTe
     if request.seed is not None:
         whole("seed", request.seed, 0)
         chosen = replace(chosen, sampling=replace(chosen.sampling, seed=request.seed))
-    own["draft_steps"] = draft_steps_of(chosen, own)
+    own |= {"draft_steps": draft_steps_of(chosen, own), "draft_tokens": own.get("draft_tokens", 4)}
     return HuginnText(number, chosen, _prompt(model, request), Sampler(chosen.sampling), own=own)
 
 

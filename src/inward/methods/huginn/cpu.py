@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inward.common.cpu.linears import LIMIT_BYTES, Kept, can_pack, matrix, version
+from inward.common.cpu.linears import LIMIT_BYTES, Kept, can_pack, matrix
 from inward.methods.huginn.cache import RecurrentCache
 
 if TYPE_CHECKING:
@@ -117,19 +117,20 @@ class Steps:
         self.parts: Packed | None = None
         self.modules: list[nn.Module] = []
         self.weights: list[Tensor] = []
-        self.state: list[tuple[int, int]] = []
+        self.state: list[int] = []
 
     def renew(self) -> None:
         """Look at the whole model."""
         self.parts = chosen(self.model, self.wanted)
         self.modules = list(self.model.modules())
-        self.weights = [] if self.parts is None else list(self.model.parameters())
-        self.state = [version(p) for p in self.weights]
+        weights = [] if self.parts is None else list(self.model.parameters())
+        self.weights = [p for p in weights if not p.is_inference()]  # those count no changes
+        self.state = [p._version for p in self.weights]
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Evaluation mode, no gradients, packed weights; afterwards all is as it was."""
-        if any(version(p) != was for p, was in zip(self.weights, self.state, strict=True)):
+        if [p._version for p in self.weights] != self.state:
             self.renew()
         training = [module for module in self.modules if module.training]
         for module in training:

@@ -64,6 +64,9 @@ if TYPE_CHECKING:
 
 OnToken = Callable[[int, int, int], Any]
 """(row, token, recurrences that it took), called as soon as the token stands"""
+PASSES = 4
+"""Passes of the core in one step at most, while none of its rows is done: who arrives or cancels
+waits for no more, and to enter a step costs little beside them."""
 
 
 def generate(
@@ -259,8 +262,11 @@ class Engine(HuginnLoop):
             self.context = None
         if self.done and len(self.loop) < self.batch_size:
             self._settle()
-        elif self.loop:
-            self._recur()
+        else:
+            for _ in range(PASSES if self.loop else 0):
+                self._recur()
+                if self.done or self.told:
+                    break
 
     # -- tokens
 

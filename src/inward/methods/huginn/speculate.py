@@ -111,8 +111,9 @@ def generate_speculatively(
 class Drafts(HuginnLoop):
     """The rounds; row i of the cache belongs to seat i. A turn is a round of every text.
 
-    Texts whose rounds have the same shape (m, G and r) go through it together. How many guesses are
-    worth making is each text's own affair: under the rule "rejection" its words depend on it.
+    Texts with the same m and r go through it together, to the longest of their drafts. How many
+    guesses are worth making is each text's own affair (under the rule "rejection" its words depend
+    on it): it looks at the first of them only, and pays for these.
     """
 
     rounds = 0
@@ -124,14 +125,16 @@ class Drafts(HuginnLoop):
         pass
 
     def _turn(self) -> None:
-        groups: dict[tuple[int, int, int], list[int]] = {}
+        groups: dict[tuple[int, ...], list[int]] = {}
         for seat, text in enumerate(self.texts):
             if text is not None:
-                shape = text.own["draft_steps"], _guesses(text), text.plan.max_steps
-                groups.setdefault(shape, []).append(seat)
-        for (m, num_guesses, depth), seats in groups.items():
+                shape = text.own["draft_steps"], text.plan.max_steps, text.own["draft_tokens"]
+                # a text at the end of its context cannot follow a longer draft
+                short = min(text.plan.limit - text.length, text.own["draft_tokens"])
+                groups.setdefault((*shape, short), []).append(seat)
+        for (m, depth, *_), seats in groups.items():
             for first in range(0, len(seats), self.batch_size):
-                _Round(self, seats[first : first + self.batch_size], m, num_guesses, depth).run()
+                _Round(self, seats[first : first + self.batch_size], m, depth).run()
         self.rounds += 1
 
 
@@ -139,22 +142,28 @@ def _guesses(text: HuginnText) -> int:
     """G, or fewer if the text cannot use so many, or would leave the context."""
     needed = text.plan.max_new_tokens - len(text.tokens) - 1
     room = text.plan.limit - text.length
-    return max(0, min(text.own.get("draft_tokens", 4), needed, room))
+    return max(0, min(text.own["draft_tokens"], needed, room))
 
 
 class _Round:
-    """Steps 1 to 4 for texts of one shape: m, G and r = `depth`."""
+    """Steps 1 to 4 for texts of one m and r = `depth`.
 
-    def __init__(self, loop: Drafts, seats: list[int], m: int, num_guesses: int, depth: int):
+    own: G of each text;  G: the largest, in the batch.
+    """
+
+    def __init__(self, loop: Drafts, seats: list[int], m: int, depth: int):
         self.loop, self.model, self.cache, self.costs = loop, loop.model, loop.cache, loop.costs
-        self.seats, self.m, self.G, self.depth = seats, m, num_guesses, depth
+        self.seats, self.m, self.depth = seats, m, depth
         self.texts = [loop.text(seat) for seat in seats]
+        self.own = [_guesses(text) for text in self.texts]
+        self.G = max(self.own)
         self.rows = loop.rows(seats)
         self.starts = torch.tensor([text.length - 1 for text in self.texts])
         self.guesses: list[list[int]] = [[] for _ in seats]
         self.laws: list[list[Law]] = [[] for _ in seats]
 
     def run(self) -> None:
+        """All four."""
         e, s = [], []
         for j in range(self.G + 1):  # 1
             e_j, s_j, logits = self._draft(j)
@@ -166,7 +175,8 @@ class _Round:
         judged = [self._judge(i, logits[i]) for i in range(len(self.seats))]
         kept = self.cache.lengths.clone()
         for i, (seat, text) in enumerate(zip(self.seats, self.texts, strict=True)):
-            text.draft(self.guesses[i])
+            self._charge(i)
+            text.draft(self.guesses[i][: self.own[i]])
             kept[seat] = int(self.starts[i]) + self._say(text, logits[i], judged[i])
             self.loop.end_if_stopped(seat)
         self.cache.crop(kept)  # 4
@@ -183,11 +193,6 @@ class _Round:
         for i in range(self.m):
             s = self.model.iterate(s, e, context, recurrence=i)
         self.loop.passes += self.m
-        for text, first in zip(self.texts, self.starts.tolist(), strict=True):
-            text.spend(0, self.costs.prelude(first + j))
-            text.spend(self.m, self.costs.core(first + j), self.m)
-            if j < self.G:
-                text.spend(0, self.costs.read_out(first + j))
         if j == self.G:
             return e, s, None
         return e, s, self.model.read_out(s, context, logits_to_keep=1)[1][:, -1]
@@ -213,19 +218,28 @@ class _Round:
         _, logits = self.model.read_out(s, context)
         assert context.place is not None
         self.cache.commit(context.place, self.depth)
-        for text in self.texts:
-            first = text.length - 1
-            text.spend(more, self.costs.core(first, num), more)
-            text.spend(0, self.costs.read_out(first, num, num))
         return logits
+
+    def _charge(self, i: int) -> None:
+        """What the round of text i took."""
+        text, costs, first, num = self.texts[i], self.costs, int(self.starts[i]), self.own[i] + 1
+        for j in range(num):
+            text.spend(0, costs.prelude(first + j))
+            text.spend(self.m, costs.core(first + j), self.m)
+            if j + 1 < num:
+                text.spend(0, costs.read_out(first + j))
+        more = self.depth - self.m
+        text.spend(more, costs.core(first, num), more)
+        text.spend(0, costs.read_out(first, num, num))
 
     def _judge(self, i: int, logits: Tensor) -> list[int]:
         """3: the tokens of text i that stand, guesses first, from logits (G + 1, V)."""
-        text, guesses = self.texts[i], self.guesses[i]
+        text, num = self.texts[i], self.own[i]
+        guesses, laws, logits = self.guesses[i][:num], self.laws[i][:num], logits[: num + 1]
         if text.sampler.is_argmax:
             verdict: Verdict = matched(logits.argmax(-1).tolist(), guesses)
         else:
-            verdict = text.sampler.verify(text.ids, logits, guesses, self.laws[i])
+            verdict = text.sampler.verify(text.ids, logits, guesses, laws)
         judged = min(verdict.accepted + 1, len(guesses))
         text.count(rounds=1, accepted=verdict.accepted, judged=judged)
         return [*guesses[: verdict.accepted], verdict.token]

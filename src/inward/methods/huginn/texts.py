@@ -31,7 +31,7 @@ from inward.common.thinking import Answer, Event
 from inward.common.trace import Cost, Span, Step, Trace
 from inward.methods.huginn.cache import PerDepth, Sharing, sharing_of
 from inward.methods.huginn.costs import Took
-from inward.methods.huginn.options import NAME, TRACES
+from inward.methods.huginn.options import TRACES
 
 if TYPE_CHECKING:
     from inward.methods.huginn.model import HuginnForCausalLM
@@ -72,7 +72,7 @@ class HuginnPlan:
 
     def asks(self, step: int, index: int) -> bool:
         """Whether the rule is asked after this recurrence (from 1) of new token `index`."""
-        if self.rule == halting.Never() or (index == 0 and not self.halt_in_prompt):
+        if isinstance(self.rule, halting.Never) or (index == 0 and not self.halt_in_prompt):
             return False
         return step >= self.min_steps and (step - self.min_steps) % self.check_every == 0
 
@@ -184,7 +184,7 @@ def _trace_names(trace: bool | Collection[str] | None) -> frozenset[str] | None:
         return frozenset() if trace else None
     names = frozenset([trace] if isinstance(trace, str) else trace)
     if wrong := sorted(names - set(TRACES)):
-        raise ValueError(f"trace names {', '.join(wrong)}; {NAME} can record {', '.join(TRACES)}")
+        raise ValueError(f"trace names {', '.join(wrong)}; huginn can record {', '.join(TRACES)}")
     return names
 
 
@@ -335,7 +335,7 @@ class HuginnText:
             "sharing": str(self.plan.sharing),
         }
         question = np.array(self.prompt, dtype=np.int64)
-        return Trace(NAME, question, self.record, self.stopped, about)
+        return Trace("huginn", question, self.record, self.stopped, about)
 
     def answer(self) -> Answer:
         """What came of it, when it has ended."""
