@@ -158,7 +158,7 @@ class Thinker:
         *,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
-        seed: int | Sequence[int] = 0,
+        seed: int | Sequence[int] | None = None,
         stop: str | Sequence[str] = (),
         effort: int | str | None = None,
         trace: bool | str | Iterable[str] = False,
@@ -172,7 +172,8 @@ class Thinker:
                 or a list of such questions.
             max_new_tokens: tokens to say at most.
             sampling: how tokens are drawn; default: as the model's generation config says.
-            seed: of all that is drawn: one for every question, or one each.
+            seed: of all that is drawn: one for every question, or one each; default: the
+                sampling's, or 0.
             stop: texts that end an answer, which does not hold them.
             effort: an int in the method's own unit, or "low", "medium", "high": points measured on
                 validation data and saved with the model.
@@ -207,7 +208,7 @@ class Thinker:
         *,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         stop: str | Sequence[str] = (),
         effort: int | str | None = None,
         trace: bool | str | Iterable[str] = False,
@@ -236,7 +237,7 @@ class Thinker:
         add to it."""
         return self.method.begin(self.model, **sizes)
 
-    def request(self, question: Any, *, seed: int = 0, **options: Any) -> Request:
+    def request(self, question: Any, *, seed: int | None = None, **options: Any) -> Request:
         """What `ask` would add to the work for this question; options as of `ask`."""
         names = ("max_new_tokens", "sampling", "stop", "effort", "trace", "logprobs")
         known = {name: options.pop(name) for name in names if name in options}
@@ -279,7 +280,7 @@ class Thinker:
         chosen = self._effort(effort, own) | dict(own)
         return _How(max_new_tokens, sampling, words, self._traced(trace), logprobs, chosen)
 
-    def _question(self, question: Any, how: _How, seed: int) -> _Question:
+    def _question(self, question: Any, how: _How, seed: int | None) -> _Question:
         """One question, read and ready."""
         prompt = self.processor.read(question)
         if self.method.prepare is None:
@@ -299,7 +300,9 @@ class Thinker:
             stop=stops,
             trace=how.trace,
             logprobs=how.logprobs,
-            own=self.processor.options(trained | dict(prompt.own) | dict(how.own), prompt, seed),
+            own=self.processor.options(
+                trained | dict(prompt.own) | dict(how.own), prompt, seed or 0
+            ),
         )
         return _Question(prompt, request, Speaker(decode, stops))
 
@@ -446,11 +449,13 @@ def _is_many(question: Any) -> bool:
     return not all(isinstance(item, Mapping) for item in question)
 
 
-def _seeds(seed: int | Sequence[int], num: int) -> list[int]:
+def _seeds(seed: int | Sequence[int] | None, num: int) -> list[int | None]:
     seeds = list(seed) if isinstance(seed, Sequence) else [seed] * num
     if len(seeds) != num:
         raise ValueError(f"{len(seeds)} seeds for {num} questions; give one, or one each")
-    if any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in seeds):
+    if any(
+        s is not None and (isinstance(s, bool) or not isinstance(s, int) or s < 0) for s in seeds
+    ):
         raise ValueError(f"seed is {seed!r}; seeds are ints from 0 on")
     return seeds
 

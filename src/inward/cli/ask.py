@@ -37,32 +37,38 @@ def command() -> type:
     """The command with every method's options."""
     from inward.hub import doors
 
-    found: dict[str, tuple[Any, list[str], str]] = {}
+    found: dict[str, tuple[Any, dict[str, str]]] = {}
     for method in doors():
         for name, option in method.options.items():
             kind = option.type or _kind(option.default)
-            if kind is None:
-                continue
-            _, owners, about = found.get(name, (kind, [], option.about))
-            if method.name not in owners:
-                owners.append(method.name)
-            found[name] = (kind, owners, about)
+            if kind is not None and name not in _TAKEN:
+                found.setdefault(name, (kind, {}))[1][method.name] = option.about
     entries: list[Any] = [
         (
             f"own_{name}",
             Annotated[
                 Optional[kind],  # noqa: UP045 - a type made at run time
-                tyro.conf.arg(name=name.replace("_", "-"), help=f"{'/'.join(owners)}: {about}"),
+                tyro.conf.arg(
+                    name=name.replace("_", "-"), help=_told_of(owners), help_behavior_hint=""
+                ),
             ],
             field(default=None, kw_only=True),
         )
-        for name, (kind, owners, about) in sorted(found.items(), key=lambda kv: (kv[1][1], kv[0]))
-        if name not in _TAKEN
+        for name, (kind, owners) in sorted(found.items(), key=lambda kv: (*kv[1][1], kv[0]))
     ]
     return make_dataclass("Ask", entries, bases=(Ask,), namespace={"__doc__": Ask.__doc__})
 
 
-_TAKEN = ("trace", "seed", "effort")
+_TAKEN = ("trace", "seed", "effort", "puzzle")
+"""Said in another way here"""
+
+
+def _told_of(owners: dict[str, str]) -> str:
+    """An option's meaning for each method that has it; one for those that mean the same."""
+    told: dict[str, list[str]] = {}
+    for method, about in owners.items():
+        told.setdefault(about, []).append(method)
+    return "; ".join(f"{'/'.join(methods)}: {about}" for about, methods in told.items())
 
 
 def _kind(default: Any) -> Any:

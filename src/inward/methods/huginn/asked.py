@@ -20,8 +20,9 @@ from torch import Tensor
 from inward.common.halting import Never
 from inward.common.requests import check_prompt
 from inward.common.sampling import Sampler
-from inward.common.thinking import Request
+from inward.common.thinking import Request, check_options
 from inward.methods.huginn.cache import DeepestAvailable, PerDepth, sharing_of
+from inward.methods.huginn.options import NAME, OPTIONS
 from inward.methods.huginn.texts import HuginnPlan, HuginnText, plan, whole
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ SEPARATE = (PerDepth(), DeepestAvailable())
 
 def mode_of(own: Mapping[str, Any]) -> str:
     """The mode; ValueErrors for one that is none, and for options of another mode."""
+    check_options(NAME, OPTIONS, own)
     mode = own.get("mode", "plain")
     if mode not in TAKES:
         raise ValueError(f"mode is {mode!r}; there are {', '.join(TAKES)}")

@@ -17,7 +17,7 @@ def begin(model: Any, *, batch_size: int = 16, in_flight: int | None = None) -> 
     """
     from inward.methods.huginn.work import begin
 
-    return begin(model, check=METHOD.check_options, batch_size=batch_size, in_flight=in_flight)
+    return begin(model, batch_size=batch_size, in_flight=in_flight)
 
 
 METHOD = Method(

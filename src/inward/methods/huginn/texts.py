@@ -31,7 +31,7 @@ from inward.common.thinking import Answer, Event
 from inward.common.trace import Cost, Span, Step, Trace
 from inward.methods.huginn.cache import PerDepth, Sharing, sharing_of
 from inward.methods.huginn.costs import Took
-from inward.methods.huginn.options import TRACES
+from inward.methods.huginn.options import NAME, TRACES
 
 if TYPE_CHECKING:
     from inward.methods.huginn.model import HuginnForCausalLM
@@ -184,7 +184,7 @@ def _trace_names(trace: bool | Collection[str] | None) -> frozenset[str] | None:
         return frozenset() if trace else None
     names = frozenset([trace] if isinstance(trace, str) else trace)
     if wrong := sorted(names - set(TRACES)):
-        raise ValueError(f"trace names {', '.join(wrong)}; huginn can record {', '.join(TRACES)}")
+        raise ValueError(f"trace names {', '.join(wrong)}; {NAME} can record {', '.join(TRACES)}")
     return names
 
 
@@ -335,7 +335,7 @@ class HuginnText:
             "sharing": str(self.plan.sharing),
         }
         question = np.array(self.prompt, dtype=np.int64)
-        return Trace("huginn", question, self.record, self.stopped, about)
+        return Trace(NAME, question, self.record, self.stopped, about)
 
     def answer(self) -> Answer:
         """What came of it, when it has ended."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from inward.common.thinking import Lanes, Request
@@ -17,14 +17,8 @@ if TYPE_CHECKING:
     from inward.methods.huginn.model import HuginnForCausalLM
 
 
-def begin(
-    model: HuginnForCausalLM,
-    *,
-    check: Callable[[Mapping[str, Any]], None],
-    batch_size: int = 16,
-    in_flight: int | None = None,
-) -> Lanes:
-    """See `door.begin`. check: raises a ValueError for options that are no options."""
+def begin(model: HuginnForCausalLM, *, batch_size: int = 16, in_flight: int | None = None) -> Lanes:
+    """See `door.begin`."""
     seats_of(batch_size, in_flight)  # refuses before any request
     sizes: dict[str, Any] = {"batch_size": batch_size, "in_flight": in_flight}
 
@@ -37,11 +31,7 @@ def begin(
             )
         return (Drafts if mode == "speculate" else Engine)(model, sharing, packed=packed, **sizes)
 
-    def lane(request: Request) -> Hashable:
-        check(request.own)
-        return _lane(request)
-
-    return Lanes(lane, engine)
+    return Lanes(_lane, engine)
 
 
 def _lane(request: Request) -> Hashable:
