@@ -121,7 +121,7 @@ def load_base(
     if adapter.is_file():
         from peft import PeftModel
 
-        named = read_object(adapter).get("base_model_name_or_path")
+        named: Any = read_object(adapter).get("base_model_name_or_path")
         if base is None and not named:
             raise ValueError(
                 f"{folder} is an adapter that does not say of which model; pass it as base="
