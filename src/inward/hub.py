@@ -12,7 +12,6 @@ asked, and its measured points of effort.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inward.common.files import write_json
+from inward.common.files import read_object, reading, write_json
 
 if TYPE_CHECKING:
     from inward.common.thinking import Method
@@ -106,13 +105,7 @@ def method_of(folder: Path) -> str:
     """The row that a model folder belongs to."""
     if (folder / TIDAR).exists():
         return "tidar"  # its config.json is that of the model it wraps
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} is no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder / 'config.json'} holds no configuration (names with values)")
-    kind = config.get("model_type")
+    kind = read_object(folder / "config.json").get("model_type")
     rows = [name for name, row in METHODS.items() if row.model_type == kind and kind]
     return rows[0] if rows else "plain"
 
@@ -136,14 +129,15 @@ def load(name_or_path: str | Path, **kwargs: Any) -> Any:
 
             _known_to_transformers(folder)
             return load_causal_lm(folder, **kwargs)
-        return _found(METHODS[name].model).from_pretrained(folder, **kwargs).eval()
+        with reading(folder):
+            return _found(METHODS[name].model).from_pretrained(folder, **kwargs).eval()
 
 
 def _known_to_transformers(folder: Path) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind not in KNOWN:
+    kind = read_object(folder / "config.json").get("model_type")
+    if not isinstance(kind, str) or kind not in KNOWN:
         ours = sorted(row.model_type for row in METHODS.values() if row.model_type)
         raise ValueError(
             f"{folder}: model_type is {kind!r}, which is neither one of ours ({', '.join(ours)}) "
@@ -177,17 +171,16 @@ def read_about(folder: Path) -> dict[str, Any]:
         effort      measured points (`inward.evals.effort`)
 
     Raises:
-        ValueError: the file is no JSON object.
+        ValueError: the file is no JSON object, or a part of it is none.
     """
     path = folder / ABOUT
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected names with values")
+    content = read_object(path)
+    for name in ("processor", "ask", "effort"):
+        if not isinstance(content.get(name, {}), dict):
+            found = type(content[name]).__name__
+            raise ValueError(f"{path}: {name} holds a {found}; expected names with values")
     return content
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from inward.cli.options import UsageError, _go, quiet
+from inward.common.files import check_targets
 
 if TYPE_CHECKING:
     from inward.evals.arc import ArcQuestions
@@ -64,6 +65,7 @@ class Arc:
             raise UsageError("name at least one model: inward arc MODEL [MODEL ...]")
         if self.submission is not None and self.tasks is not None:
             raise ValueError("a submission answers all tasks; leave out --tasks or --submission")
+        check_targets(self.out, self.submission)
         self._set_threads()
         from rich.console import Console
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from inward.cli.options import _console, _go
+from inward.common.files import check_targets
 
 
 def bench(words: list[str]) -> int:
@@ -50,6 +51,7 @@ class Bench:
         from inward.bench.run import DEFAULT, bench, bench_table
         from inward.evals.rows import append_row, command_line, machine
 
+        check_targets(self.out)
         rows = bench(
             self.subjects or DEFAULT,
             repeats=self.repeats,

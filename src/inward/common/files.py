@@ -30,6 +30,9 @@ MANIFEST = "manifest.json"
 MAX_JSON = 1 << 26
 """Bytes of a configuration, index or state: far more than any has, far less than memory"""
 
+MAX_DATA = 1 << 31
+"""Bytes of a file of data that is parsed as one JSON value"""
+
 LOCK = "run.lock"
 
 
@@ -160,6 +163,13 @@ def check_target_file(path: str | os.PathLike) -> None:
     check_target(path)
 
 
+def check_targets(*paths: str | os.PathLike | None) -> None:
+    """`check_target_file` for each that is given."""
+    for path in paths:
+        if path is not None:
+            check_target_file(path)
+
+
 # --------------------------------------------------------------------------------------------------
 # Reading
 
@@ -175,7 +185,7 @@ def read_text(path: str | os.PathLike) -> str:
         raise ValueError(f"{path} is not UTF-8 text: {error}. Write it again as UTF-8") from error
 
 
-def read_json(path: str | os.PathLike, *, largest: int = MAX_JSON) -> Any:
+def read_json(path: str | os.PathLike, *, largest: int = MAX_DATA) -> Any:
     """Parse a JSON file of at most `largest` bytes.
 
     Raises:
@@ -184,14 +194,16 @@ def read_json(path: str | os.PathLike, *, largest: int = MAX_JSON) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"no file {path}")
     size = path.stat().st_size
     if size > largest:
         raise ValueError(f"{path} has {size} bytes; at most {largest} are read as JSON")
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({size} bytes): {error}") from error
+        raise ValueError(
+            f"{path} is not JSON ({size} bytes): {error}. Copy or write it again"
+        ) from error
 
 
 def read_object(path: str | os.PathLike, *needed: str, largest: int = MAX_JSON) -> dict[str, Any]:
@@ -202,6 +214,32 @@ def read_object(path: str | os.PathLike, *needed: str, largest: int = MAX_JSON) 
     if missing := [name for name in needed if name not in content]:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
     return content
+
+
+@contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Whatever the content of a file (or folder) makes a reader raise is an error that names it.
+
+    Parsers beneath us raise what they like on damaged content (that of tokenizers a plain
+    Exception), so all is caught here, and nothing is swallowed.
+
+    Raises:
+        OSError: the system refused. ValueError: anything else.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if str(path) in str(error):
+            raise
+        kinds = (FileNotFoundError, OSError, ValueError)
+        kind = next(kind for kind in kinds if isinstance(error, kind))
+        raise kind(f"{path}: {error}") from error
+    except ImportError:
+        raise  # a package is missing, the file may be good
+    except Exception as error:
+        raise ValueError(
+            f"{path} is damaged or holds something else ({type(error).__name__}: {error})"
+        ) from error
 
 
 # --------------------------------------------------------------------------------------------------

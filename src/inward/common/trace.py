@@ -226,6 +226,10 @@ def write_traces(traces: Iterable[Trace], path: str | Path) -> None:
             file.write(json.dumps(trace.to_dict()) + "\n")
 
 
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What the contents of a line that is no trace make its reader raise"""
+
+
 def read_traces(path: str | Path) -> list[Trace]:
     """Read what `write_traces` wrote.
 
@@ -236,7 +240,7 @@ def read_traces(path: str | Path) -> list[Trace]:
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
             traces.append(Trace.from_dict(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except _DAMAGE as error:
             raise ValueError(f"{path}, line {number} is not a trace: {error}") from error
     return traces
 

@@ -111,12 +111,11 @@ def _language(name: str, model: Any, **options: Any) -> None:
 
     kind = type(model).__name__
     if kind == "TiDAR":
-        from transformers import AutoTokenizer
-
+        from inward.common.bases import open_tokenizer
         from inward.demo.drafts import draft_demo
         from inward.hub import resolve
 
-        draft_demo(name, model, AutoTokenizer.from_pretrained(resolve(name)), **options)
+        draft_demo(name, model, open_tokenizer(resolve(name)), **options)
         return
     recipe: Any = recipe_of(name)
     if kind == "Coconut":

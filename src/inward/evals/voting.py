@@ -241,7 +241,7 @@ class Voting:
                 for key, candidate, votes, total in _rows(data[name]):
                     self._count(tally, key, candidate, votes, total)
             self.merge(saved)
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged or of other tasks: {error}") from error
 
 

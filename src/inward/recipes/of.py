@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from inward.common.files import read_object
 
 if TYPE_CHECKING:
     from inward.recipes.trm import TRMRecipe
@@ -35,14 +36,16 @@ def read_recipe(path: Path) -> TRMRecipe:
     from inward.recipes import find
 
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_object(path, "name")
         return _restored(find(saved["name"])(), saved)
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a recipe that this version knows: {error}") from error
 
 
 def _restored(default: Any, saved: Mapping[str, Any]) -> Any:
     """`default` with the saved values; JSON's lists become tuples again."""
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"{type(default).__name__} holds {saved!r}; expected names with values")
     known = {entry.name for entry in fields(default)}
     if unknown := sorted(set(saved) - known):
         raise ValueError(f"{type(default).__name__} has no field {', '.join(unknown)}")

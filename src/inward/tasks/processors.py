@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from inward.common.files import reading
 from inward.tasks.named import parse_puzzle, task_named
 
 
@@ -334,6 +335,11 @@ def processor_of(
     Raises:
         ValueError: it is of no kind that this version knows. FileNotFoundError: no tokenizer.
     """
+    with reading(folder):
+        return _processor_of(spec, folder, model, tokenizer)
+
+
+def _processor_of(spec: Mapping[str, Any], folder: Path, model: Any, tokenizer: Any) -> Processor:
     kind = spec.get("kind")
     if tokenizer is not None or kind == "tokenizer":
         found = tokenizer_of(folder, model, tokenizer)
@@ -371,7 +377,7 @@ def tokenizer_of(folder: Path, model: Any = None, given: Any = None) -> Any:
     Raises:
         FileNotFoundError: there is none of them.
     """
-    from transformers import AutoTokenizer
+    from inward.common.bases import open_tokenizer
 
     if given is not None and not isinstance(given, str | Path):
         return given
@@ -385,4 +391,4 @@ def tokenizer_of(folder: Path, model: Any = None, given: Any = None) -> Any:
             f"{place} holds no tokenizer, so the model cannot be asked in text; name one with "
             "tokenizer="
         )
-    return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    return open_tokenizer(place)

@@ -99,7 +99,7 @@ def read_log(path: Path, step: int, *, eval_step: int) -> LogRows:
         try:
             row = json.loads(line)
             kind, at = str(row["kind"]), int(row["step"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
             if number < len(lines):
                 raise ValueError(f"{path}, line {number} is no JSON row; {_REMEDY}") from error
             continue

@@ -180,8 +180,9 @@ def _fill_answers(data: dict[str, Any], answers: Any, path: Path) -> None:
         grids = answers.get(name) if isinstance(answers, dict) else None
         tests = task.get("test") if isinstance(task, dict) else None
         if not isinstance(grids, list) or not isinstance(tests, list) or len(grids) != len(tests):
+            number = len(tests) if isinstance(tests, list) else 0
             raise ValueError(
-                f"{path} does not answer the {len(tests or ())} tests of task {name}; "
+                f"{path} does not answer the {number} tests of task {name}; "
                 "are challenges and solutions of the same subset?"
             )
         for pair, grid in zip(tests, grids, strict=True):

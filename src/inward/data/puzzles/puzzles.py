@@ -19,13 +19,14 @@ import zipfile
 import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import IO, BinaryIO, Protocol
 
 import numpy as np
 
 from inward.common.files import replacing
 
 PAD = 0
+_LARGEST = 1 << 32  # bytes of one array: a compressed file of a few MB can claim any size
 _OPTIONAL = ("rating", "identifiers")
 # All that zipfile and numpy's header parser raise on damaged bytes (found by flipping every byte).
 _DAMAGE = (
@@ -34,8 +35,10 @@ _DAMAGE = (
     struct.error,
     tokenize.TokenError,
     EOFError,
+    MemoryError,
     NotImplementedError,
     OSError,
+    OverflowError,
     RuntimeError,
     SyntaxError,
     ValueError,
@@ -162,7 +165,7 @@ class Puzzles:
         try:
             rows, cols = (int(v) for v in arrays.pop("grid"))
             return cls(grid=(rows, cols), vocab_size=int(arrays.pop("vocab_size")), **arrays)
-        except (ValueError, TypeError) as error:
+        except (ArithmeticError, ValueError, TypeError) as error:
             raise ValueError(f"{path} is not a valid puzzle file: {error}") from error
 
 
@@ -243,10 +246,36 @@ def _check_names(found: set[str], known: set[str]) -> None:
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    _check_size(archive, info)
     with archive.open(info) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
         file.read()  # to the end: only there does zipfile compare the checksum
     return array
+
+
+def _check_size(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    """Before memory is taken: what the two headers say of the size must agree, and be bearable."""
+    if info.file_size > _LARGEST:
+        raise ValueError(
+            f"{info.filename} says that it holds {info.file_size} bytes; at most {_LARGEST} are "
+            "read, larger sets only with mapped=True"
+        )
+    with archive.open(info) as file:
+        shape, _, dtype = _read_header(file)
+        told = math.prod(shape) * dtype.itemsize
+        if told != info.file_size - file.tell() or min(shape, default=1) < 0:
+            raise ValueError(f"{info.filename} says {dtype}{shape}, but has {info.file_size} bytes")
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read_header is None:
+        raise ValueError(f"unknown .npy version {version}")
+    return read_header(file)
 
 
 def _map_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
@@ -261,14 +290,7 @@ def _map_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
         # Local file header (30 bytes); the central directory's lengths may differ from these two.
         len_name, len_extra = struct.unpack("<26xHH", file.read(30))
         file.seek(len_name + len_extra, os.SEEK_CUR)
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
-            raise ValueError(f"unknown .npy version {version}")
-        shape, fortran, dtype = read_header(file)
+        shape, fortran, dtype = _read_header(file)
         if math.prod(shape) == 0:
             return np.zeros(shape, dtype)  # mmap refuses zero bytes; Puzzles names the real fault
         return np.memmap(

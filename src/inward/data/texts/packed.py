@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from inward.common.checks import check_slice, checked_seed
+from inward.common.files import reading
 from inward.data.arrays import mapped
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ class PackedTokens:
     """(n,) bool, which tokens are to be predicted; None: all"""
 
     def __post_init__(self) -> None:
+        for name in ("ids", "starts"):
+            array = getattr(self, name)
+            if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+                raise ValueError(
+                    f"{name} holds {array.dtype} {array.shape}; a row of integers is needed"
+                )
         good = len(self.starts) > 1 and self.starts[0] == 0 and self.starts[-1] == len(self.ids)
         if not good or (np.diff(self.starts) < 1).any():
             raise ValueError(
@@ -105,7 +112,8 @@ class PackedTokens:
             return mapped(folder / f"{name}.npy")
 
         marked = (folder / "supervised.npy").exists()
-        return cls(read("ids"), read("starts"), read("supervised") if marked else None)
+        with reading(folder):
+            return cls(read("ids"), read("starts"), read("supervised") if marked else None)
 
 
 def _joined(parts: list[np.ndarray], dtype: Any) -> np.ndarray:

@@ -75,7 +75,7 @@ def _read(path: Path, name: str, example: Any) -> Record:
         )
     try:
         return record_of(test["question"], test["query"], test["chain_of_thought"], test["answer"])
-    except ValueError as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path}, {name}: {error}") from error
 
 

@@ -86,6 +86,8 @@ def read_json(path: str | os.PathLike) -> list[Record]:
     path = Path(path)
     try:
         rows = json.loads(_text(path))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply for records") from error
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}, line {error.lineno} is not JSON: {error.msg}; if the file was cut off, fetch "
@@ -170,7 +172,7 @@ def _each(
     for number, row in enumerate(rows, start=1):
         try:
             records.append(read(row))
-        except (ValueError, TypeError) as error:
+        except (AttributeError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, {unit} {number}: {error}") from error
     return records
 

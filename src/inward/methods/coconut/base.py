@@ -104,6 +104,10 @@ def head_input(base: PreTrainedModel, wanted: Tensor | None) -> Iterator[list[Te
         handle.remove()
 
 
+_OWN_TOKENS = 4096
+"""Rows that a model with thoughts may have beyond those of the model below its adapter"""
+
+
 def load_base(
     folder: Path, base: nn.Module | None = None, *, num_tokens: int = 0, **kwargs: Any
 ) -> nn.Module:
@@ -129,10 +133,21 @@ def load_base(
         if base is None:
             base = load_causal_lm(named, **kwargs)
         inner = cast(PreTrainedModel, base)
+        _check_rows(folder, inner, num_tokens)
         if cast(Tensor, inner.get_input_embeddings().weight).shape[0] < num_tokens:
             inner.resize_token_embeddings(num_tokens, mean_resizing=False)
         return PeftModel.from_pretrained(cast(Any, base), str(folder), is_trainable=False)
     return base if base is not None else load_causal_lm(folder, **kwargs)
+
+
+def _check_rows(folder: Path, base: PreTrainedModel, num_tokens: int) -> None:
+    """The tokens of thoughts follow those of the base; a number far beyond costs memory."""
+    rows = cast(Tensor, base.get_input_embeddings().weight).shape[0]
+    if num_tokens > rows + _OWN_TOKENS:
+        raise ValueError(
+            f"{folder} needs {num_tokens} tokens, but the model below it has {rows}; "
+            "they do not belong together"
+        )
 
 
 def save_base(base: nn.Module, folder: Path, **kwargs: Any) -> None:

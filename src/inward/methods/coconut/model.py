@@ -46,12 +46,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Cache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from inward.common import IGNORE
-from inward.common.bases import with_cache
+from inward.common.bases import open_tokenizer, with_cache
 from inward.common.draws import Draws, Loss
-from inward.common.files import read_object
+from inward.common.files import read_object, reading
 from inward.common.weights import check_fit, read_tensors
 from inward.data.thoughts.columns import LatentBatch, before_thoughts, collate, widened
 from inward.data.thoughts.segments import Sample, Specials
@@ -518,7 +518,11 @@ class Coconut(nn.Module):
             FileNotFoundError: no such model.
             ValueError: another kind of model, or weights that do not fit.
         """
-        folder = Path(folder)
+        with reading(folder):
+            return cls._read(Path(folder), base, kwargs)
+
+    @classmethod
+    def _read(cls, folder: Path, base: nn.Module | None, kwargs: dict[str, Any]) -> Coconut:
         path = folder / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{folder} holds no Coconut model: there is no config.json")
@@ -530,7 +534,7 @@ class Coconut(nn.Module):
             )
         tokenizer = None
         if (folder / "tokenizer").is_dir():
-            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+            tokenizer = open_tokenizer(folder / "tokenizer")
         specials = Specials(**config["specials"])
         num_tokens = 1 + max(specials.bot, specials.eot, specials.latent)
         model = cls(

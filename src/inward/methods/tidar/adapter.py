@@ -41,7 +41,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from inward.common import IGNORE
-from inward.common.files import read_object, write_json, write_tensors
+from inward.common.files import read_object, reading, write_json, write_tensors
 from inward.common.weights import check_finite, complain, read_tensors
 from inward.methods.tidar.adapter_loss import _kept, draft_logits, needed_rows
 from inward.methods.tidar.settings import AdapterSettings
@@ -185,13 +185,18 @@ class DraftAdapter(nn.Module):
             FileNotFoundError: a file is missing.
             ValueError: another kind of adapter, names or shapes that do not fit, NaN.
         """
-        folder = Path(folder)
+        with reading(folder):
+            return cls._read(Path(folder), model)
+
+    @classmethod
+    def _read(cls, folder: Path, model: PreTrainedModel) -> DraftAdapter:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             if not (folder / name).exists():
                 raise FileNotFoundError(f"{folder} holds no adapter: {name} is missing")
-        config = read_object(folder / "adapter_config.json")
+        config = read_object(folder / "adapter_config.json", "r", "lora_alpha")
         _check_kind(config, folder)
         saved = read_tensors(folder / "adapter_model.safetensors")
+        _check_rank(config["r"], saved, folder)
         names = sorted(
             {n.removeprefix(_PREFIX).rpartition(".lora_")[0] for n in saved if ".lora_" in n}
         )
@@ -229,6 +234,13 @@ class DraftAdapter(nn.Module):
         check_finite(tensors, source)
         for name, parameter in into.items():
             parameter.copy_(tensors[name])
+
+
+def _check_rank(rank: object, saved: dict[str, Tensor], source: Path) -> None:
+    """Before matrices of that rank are made."""
+    found = {tensor.shape[0] for name, tensor in saved.items() if ".lora_A." in name}
+    if found - {rank}:
+        raise ValueError(f"{source}: adapter_config.json says r = {rank}, the weights {found}")
 
 
 def _run(rows: Tensor) -> Tensor | slice | None:

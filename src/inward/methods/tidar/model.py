@@ -49,7 +49,7 @@ from transformers import PreTrainedModel
 from inward.common import IGNORE
 from inward.common.bases import load_causal_lm, with_cache
 from inward.common.draws import Batch, Draws, Loss
-from inward.common.files import read_object, write_json
+from inward.common.files import read_object, reading, write_json
 from inward.methods.tidar import masks
 from inward.methods.tidar.base import (
     base_name,
@@ -393,10 +393,16 @@ class TiDAR(nn.Module):
             FileNotFoundError: there is no tidar.json, or no base at that path.
             ValueError: files do not fit each other.
         """
-        folder = Path(folder)
+        with reading(folder):
+            return cls._read(Path(folder), base, options)
+
+    @classmethod
+    def _read(
+        cls, folder: Path, base: PreTrainedModel | str | Path | None, options: dict[str, Any]
+    ) -> TiDAR:
         if not (folder / SETTINGS_FILE).exists():
             raise FileNotFoundError(f"{folder} holds no TiDAR model: there is no {SETTINGS_FILE}")
-        saved = read_object(folder / SETTINGS_FILE)
+        saved = read_object(folder / SETTINGS_FILE, "settings", "adapter", "mask_id")
         settings, adapter = TiDARSettings(**saved["settings"]), None
         if not saved["adapter"]:
             model = load_causal_lm(folder, **options)
