@@ -104,7 +104,7 @@ def test_every_kind_of_data_has_help(capsys, kind):
     "words, told",
     [
         (["trian"], "did you mean 'train'?"),
-        (["xyzzy"], "choose one of demo, train"),
+        (["xyzzy"], "choose one of demo, ask, chat, train"),
         (["train", "sudokku4"], "did you mean 'sudoku4'?"),
         (["train", "--train.steps", "3"], "name the recipe before its options"),
         (["train", "sudoku4", "--train.stepz", "3"], "did you mean --train.steps?"),
@@ -174,12 +174,12 @@ def test_debug_shows_where(monkeypatch):
 
 
 def test_ctrl_c_is_130(monkeypatch):
-    import inward.cli.puzzles
+    import inward.cli.bench
 
     def interrupted(words):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inward.cli.puzzles, "env", interrupted)
+    monkeypatch.setattr(inward.cli.bench, "env", interrupted)
     assert main(["env"]) == 130
 
 

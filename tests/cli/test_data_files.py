@@ -174,6 +174,17 @@ def test_files_that_cannot_be_divided_are_refused(puzzles):
         FolderData(path="p.npz", kind="arc").source()
 
 
+@pytest.mark.parametrize(
+    "change", [{"num_train": 5}, {"test": "t.csv"}, {"num_test": 5}, {"augment": False}]
+)
+def test_what_only_a_file_takes_is_refused_for_a_folder(change):
+    with pytest.raises(ValueError, match=f"{next(iter(change))} is for a file of puzzles"):
+        FolderData(path="data/folder", **change)
+    FolderData(path="data/file.csv", **change)
+    with pytest.raises(ValueError, match="without a path"):
+        SudokuData(test="t.csv")
+
+
 def test_whole_classes_are_held_out():
     keys = [b"a"] * 50 + [b"b"] * 3 + [b"c"] * 3 + [b"d"] * 3
     rows = hold_out(keys, num_test=4, num_valid=2, seed=0)

@@ -53,6 +53,15 @@ def test_rows_are_a_function_of_the_step(plain):
         CubeSource([plain], (0.5, 0.5), seed=3)
 
 
+def test_other_sizes_come_in_turn(plain):
+    small = [generate(3, n=n, seed=0) for n in (4, 6)]
+    source = CubeSource([plain], (1.0,), seed=3, small=small, every=2)
+    lengths = [source.batch(step, range(4), 4)["inputs"].shape[1] for step in range(6)]
+    assert lengths == [81, 16, 81, 36, 81, 16]
+    rows = source.batch(3, range(4), 4)["inputs"].numpy().astype(np.uint8)
+    assert {row.tobytes() for row in rows} <= {row.tobytes() for row in small[1].inputs}
+
+
 def test_listed_puzzles_are_left_out_in_every_form(plain, tmp_path):
     data = replace(SMALL, path=str(tmp_path))
     whole = data.kept("plain")
@@ -79,6 +88,7 @@ def test_the_first_run_trains_and_the_second_begins_from_it(tmp_path):
     recipe = replace(sudoku9_cube_start(), compiled=False, data=data)
     settings = TrainSettings(steps=2, batch_rows=4, optim=recipe.train.optim, eval_every=2)
     recipe = replace(recipe, model=replace(recipe.model, n_sup=2), train=settings)
+    assert recipe.notes() == []
     run = recipe.build()
     summary = train(run, settings, tmp_path / "run")
     assert summary["parameters"] == 11_377

@@ -59,7 +59,7 @@ class TRMRecipe:
 
     def notes(self) -> list[str]:
         """What a person who starts this run should know of its data."""
-        return [] if isinstance(self.data, MazeData | ArcData) else self.data.notes()
+        return self.data.notes() if isinstance(self.data, SudokuData | FolderData) else []
 
     def build(self) -> Run:
         """Model, source and evaluation, ready for `train`.

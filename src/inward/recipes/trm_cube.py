@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,13 +57,18 @@ class CubeData:
     num_broken: int = 3000
     shares: tuple[float, float, float, float] = (0.74, 0.24, 0.0, 0.02)
     """of plain, hard, extreme and broken puzzles among those that training starts"""
+    sizes: tuple[int, ...] = ()
+    """grids, 4 or 6, that are trained on beside 9: in turn, at every `every`-th step"""
+    every: int = 8
+    num_small: int = 2000
+    """puzzles of each such size; 4x4 has few that differ by more than symmetry"""
     num_valid: int = 2000
     num_test: int = 2000
     look: int = 128
     """validation puzzles of each kind looked at during training"""
     exclude: tuple[str, ...] = ()
     """files of puzzles, one a line: none of them in any symmetric form is trained on"""
-    path: str = "data/sudoku9-cube"
+    path: str = "runs/sudoku9-cube-data"
     seed: int = 9
     hard_seed: int = 2
 
@@ -84,6 +89,10 @@ class CubeData:
             for i, first in enumerate(range(0, self.num_plain, _CHUNK))
         ]
         return functools.reduce(_joined, parts)
+
+    def notes(self) -> list[str]:
+        """What a person who trains should know: nothing out of the ordinary."""
+        return []
 
     def fresh(self, num: int, seed: int) -> Puzzles:
         """More plain puzzles; among 5.5e9 grids they meet none of training."""
@@ -111,7 +120,12 @@ class CubeData:
     def source(self) -> Source:
         used = [kind for kind, share in zip(KINDS, self.shares, strict=True) if share > 0]
         shares = tuple(share for share in self.shares if share > 0)
-        return CubeSource([self.kept(kind) for kind in used], shares, seed=self.seed)
+        small = [
+            sudoku.generate(self.num_small if n > 4 else 500, n=n, seed=1000 * self.seed + n)
+            for n in self.sizes
+        ]
+        kinds = [self.kept(kind) for kind in used]
+        return CubeSource(kinds, shares, seed=self.seed, small=small, every=self.every)
 
 
 def _plain(num: int, seed: int, exclude: Puzzles | None) -> Puzzles:
@@ -156,9 +170,18 @@ def broken_sudokus(puzzles: Puzzles, num: int, *, seed: int) -> Puzzles:
 
 
 class CubeSource:
-    """Draw every row: its kind by `shares`, the puzzle evenly, transposed half of the time."""
+    """Draw every row: its kind by `shares`, the puzzle evenly, transposed half of the time (where
+    boxes are square). At every `every`-th step the rows are of a set in `small`, in turn."""
 
-    def __init__(self, kinds: list[Puzzles], shares: tuple[float, ...], *, seed: int) -> None:
+    def __init__(
+        self,
+        kinds: list[Puzzles],
+        shares: tuple[float, ...],
+        *,
+        seed: int,
+        small: Sequence[Puzzles] = (),
+        every: int = 8,
+    ) -> None:
         if len(kinds) != len(shares) or min(shares) < 0 or not sum(shares) > 0:
             raise ValueError(f"shares {shares} must be {len(kinds)} numbers >= 0, not all 0")
         self.kinds = kinds
@@ -167,24 +190,34 @@ class CubeSource:
         self.inputs = np.concatenate([kind.inputs for kind in kinds]).astype(np.int64)
         labels = np.concatenate([kind.labels for kind in kinds]).astype(np.int64)
         self.labels = np.where(labels == 0, -100, labels)
-        self.turned = np.arange(81).reshape(9, 9).T.ravel()
+        self.small, self.every = small, every
 
     def batch(self, step: int, rows: range, num_rows: int) -> dict[str, Tensor]:
         """See `inward.data.puzzles.source.Source.batch`."""
-        import torch
-
         u = np.random.default_rng([self.seed, step]).random((num_rows, 3))
         u = u[rows.start : rows.stop]
+        if self.small and step % self.every == self.every - 1:
+            some = self.small[step // self.every % len(self.small)]
+            parts = [part.astype(np.int64) for part in (some.inputs, some.labels)]
+            index, n = (u[:, 1] * len(some)).astype(np.int64), some.grid[0]
+            return self._turned(parts, index, (u[:, 2:] < 0.5) & (n != 6), n)
         kind = np.minimum(np.searchsorted(self.edges, u[:, 0], side="right"), len(self.kinds) - 1)
         sizes = np.array([len(part) for part in self.kinds])
         first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         index = first[kind] + (u[:, 1] * sizes[kind]).astype(np.int64)
-        turn = u[:, 2:] < 0.5
-        pair = [
-            torch.from_numpy(np.where(turn, part[index][:, self.turned], part[index]))
-            for part in (self.inputs, self.labels)
-        ]
-        return {"inputs": pair[0], "labels": pair[1]}
+        return self._turned([self.inputs, self.labels], index, u[:, 2:] < 0.5, 9)
+
+    @staticmethod
+    def _turned(
+        parts: list[np.ndarray], index: np.ndarray, turn: np.ndarray, n: int
+    ) -> dict[str, Tensor]:
+        import torch
+
+        cells = np.arange(n * n).reshape(n, n).T.ravel()
+        inputs, labels = (
+            torch.from_numpy(np.where(turn, part[index][:, cells], part[index])) for part in parts
+        )
+        return {"inputs": inputs, "labels": labels}
 
     def describe(self) -> dict[str, Any]:
         """Return settings as JSON values, for logs and model cards."""

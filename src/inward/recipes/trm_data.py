@@ -49,6 +49,10 @@ class SudokuData:
     """a file whose puzzles are the test set; empty: test.csv beside train.csv, or held out of
     path"""
 
+    def __post_init__(self) -> None:
+        if self.test and not self.path:
+            raise ValueError(f"test is {self.test!r} without a path; name the training puzzles too")
+
     def task(self) -> SudokuTask:
         return SudokuTask(self.n)
 
@@ -214,6 +218,15 @@ class FolderData:
     num_test: int = 1000
     augment: bool = True
     """of a file: a fresh symmetry at every visit (a folder holds those that it was built with)"""
+
+    def __post_init__(self) -> None:
+        of_file = {"test": "", "num_train": None, "num_test": 1000, "augment": True}
+        changed = [name for name, usual in of_file.items() if getattr(self, name) != usual]
+        if changed and not self.is_file:
+            raise ValueError(
+                f"{', '.join(changed)} is for a file of puzzles, and {self.path} is a folder, "
+                "which holds its sets and augmentations; leave it out, or name a .csv, .npz or .txt"
+            )
 
     def task(self) -> Any:
         if self.kind.startswith("sudoku"):

@@ -162,7 +162,7 @@ def steps(model: TRM, num: int, labels: torch.Tensor | None = None) -> list[dict
         given = batch() if labels is None else batch() | {"labels": labels}
         state = model.loss(given, state, Draws(0, step, range(8), 8)).state
         assert state is not None
-        states.append({name: value.clone() for name, value in state.items()})
+        states.append({name[3:]: value.clone() for name, value in state.items()})  # "16/"
     return states
 
 
@@ -212,6 +212,17 @@ def test_a_batch_may_be_cut_anywhere():
             parts[i] = model.loss(part, parts[i], Draws(3, step, rows, 8)).state
     for name, value in whole.items():
         torch.testing.assert_close(torch.cat([part[name] for part in parts]), value)
+
+
+def test_each_size_has_slots_of_its_own():
+    model, state = build(), None
+    for step, n in enumerate((4, 6, 4, 6, 4)):
+        given = puzzles(n, 8)
+        state = model.loss(
+            {"inputs": given, "labels": given}, state, Draws(0, step, range(8), 8)
+        ).state
+    assert state["16/inputs"].shape == (8, 16) and state["36/inputs"].shape == (8, 36)
+    assert state["16/steps"].max() >= 2 >= state["36/steps"].max()
 
 
 def test_some_starts_are_noisy():

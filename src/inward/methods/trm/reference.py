@@ -16,7 +16,6 @@ from inward.common.files import read_text, replacing
 from inward.common.weights import check_fit, read_tensors
 
 if TYPE_CHECKING:
-    from inward.methods.trm.layers import SwiGLU
     from inward.methods.trm.model import TRM, TRMSettings
 
 
@@ -248,14 +247,14 @@ def _prefix_unlike(settings: TRMSettings) -> list[str]:
 
 def _widths_unlike(model: TRM) -> list[str]:
     """SwiGLUs whose width is not that of the reference, which rounds up to 256."""
-    settings, block = model.settings, model.network.blocks[0]
+    settings, block = model.settings, cast(Any, model.network).blocks[0]
     sides = {"hidden_size": (settings.hidden_size, block.mlp)}
     if settings.mixer == "mlp":
         sides["seq_len + prefix_len"] = (settings.seq_len + settings.prefix_len, block.mixer)
     found = []
     for name, (side, swiglu) in sides.items():
         least = round(settings.expansion * side * 2 / 3)
-        theirs, own = _MULTIPLE * math.ceil(least / _MULTIPLE), cast("SwiGLU", swiglu).width
+        theirs, own = _MULTIPLE * math.ceil(least / _MULTIPLE), swiglu.width
         if own != theirs:
             found.append(
                 f"its SwiGLU for {name} {side} is {theirs} wide, here {own} (swiglu_multiple "

@@ -10,6 +10,9 @@ wander off. Here
     every `noisy_every`-th step starts its new puzzles from a noisy z, with a deviation drawn
     from 0 to `start_noise`: what later makes a second attempt differ from the first
 
+Batches may differ in length from step to step (Sudokus of several sizes): each length has slots of
+its own, named `cells/name` in the state.
+
 A puzzle without labels has no answer (a wrong clue): its target is q = "not right", and no tokens.
 """
 
@@ -70,7 +73,10 @@ def loss(
     """As `TRM.loss`, with these rules for the slots."""
 
     settings = model.settings
-    carry = refill(model, state, batch, draws)
+    mark = f"{batch['inputs'].shape[1]}/"
+    own = {k.removeprefix(mark): v for k, v in (state or {}).items() if k.startswith(mark)}
+    others = {k: v for k, v in (state or {}).items() if not k.startswith(mark)}
+    carry = refill(model, own or None, batch, draws)
     latent = {name: carry[name] for name in ("y", "z") if name in carry}
     latent, logits, q = model.supervision_step(
         carry["inputs"],
@@ -95,4 +101,5 @@ def loss(
     rows = torch.tensor(float(len(q)))
     metrics |= {"token_loss": (token.detach(), rows), "halt_loss": (halting.detach(), rows)}
     metrics["right_now"] = (exact.sum().float(), rows)
-    return Loss(total=token + settings.halt_weight * halting, metrics=metrics, state=carry)
+    total = token + settings.halt_weight * halting
+    return Loss(total, metrics, others | {mark + name: value for name, value in carry.items()})
