@@ -10,7 +10,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -174,7 +174,7 @@ def asked(method: Promise, model: Any = None) -> Thinker:
         processor = PuzzleProcessor(SudokuTask(4))
     named = Thinker.of(model, tokenizer=byte_tokenizer(), name="small")
     if hasattr(model, "tokenizer"):
-        model.tokenizer = byte_tokenizer()
+        model.tokenizer = cast(Any, byte_tokenizer())
     return Thinker(model, named.method, processor, "small")
 
 
@@ -261,7 +261,7 @@ def test_streams_side_by_side_and_abandoned_ones_leave_the_model_as_it_was(metho
     thinker = asked(method, model)
     said = options(method, thinker)
     alone = [thinker.ask(q, **said).text for q in method.questions]
-    streams = [thinker.stream(q, **said) for q in method.questions]
+    streams: list[Any] = [thinker.stream(q, **said) for q in method.questions]
     texts = ["", ""]
     while streams[0] or streams[1]:
         for i in (0, 1):

@@ -450,7 +450,7 @@ def _is_many(question: Any) -> bool:
 
 
 def _seeds(seed: int | Sequence[int] | None, num: int) -> list[int | None]:
-    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * num
+    seeds: list[int | None] = list(seed) if isinstance(seed, Sequence) else [seed] * num
     if len(seeds) != num:
         raise ValueError(f"{len(seeds)} seeds for {num} questions; give one, or one each")
     if any(

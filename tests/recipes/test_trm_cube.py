@@ -1,6 +1,7 @@
 """The cube's data: what is mixed, what is left out, and that a step is a function of its number."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,7 +100,8 @@ def test_the_first_run_trains_and_the_second_begins_from_it(tmp_path):
     start = str(tmp_path / "run" / "model")
     begun = replace(second, compiled=False, data=small, start=start).build()
     assert all(torch.equal(value, made[k]) for k, value in begun.model.state_dict().items())
-    assert len(begun.source.kinds) == 4
+    source: Any = begun.source
+    assert len(source.kinds) == 4
 
 
 def test_measured_counts_what_it_says(plain):

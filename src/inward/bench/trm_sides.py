@@ -317,7 +317,8 @@ class _Products:
         from inward.methods.trm.model import TRM
 
         with torch.random.fork_rng(devices=[]):
-            block: Any = TRM(replace(settings, num_layers=1)).network.blocks[0]
+            network: Any = TRM(replace(settings, num_layers=1)).network
+            block: Any = network.blocks[0]
         self.dtype = getattr(torch, settings.compute_dtype)
         self.least = order.product_seconds
         self.clock = clock(order.threads)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import tyro
 
 from inward.cli.options import UsageError, _console, _go
+from inward.common.files import check_targets, read_text
 
 if TYPE_CHECKING:
     from inward.common.thinking import Answer
@@ -179,9 +180,7 @@ class Ask(Asking):
 
     def _check_files(self) -> None:
         """Refuse files that cannot be written before any work."""
-        for path in (self.trace, self.svg, self.png):
-            if path is not None and path.is_dir():
-                raise ValueError(f"{path} is a folder; name a file")
+        check_targets(self.trace, self.svg, self.png)
         if self.svg or self.png:
             from inward.viz import plots
 
@@ -205,12 +204,12 @@ class Ask(Asking):
 
         assert self.file is not None
         if thinker.method.reads == "text":
-            return [self.file.read_text(encoding="utf-8")]
+            return [read_text(self.file)]
         task = getattr(thinker.processor, "task", None)
         if self.file.suffix in (".npz", ".csv"):
             kept = read_puzzles(self.file, task)
             return [row.astype("int64").reshape(kept.grid) for row in kept.inputs]
-        return puzzle_texts(self.file.read_text(encoding="utf-8"), task)
+        return puzzle_texts(read_text(self.file), task)
 
     def tell(self, thinker: Thinker, answer: Answer, title: str) -> None:
         """Print one answer, and what it took."""

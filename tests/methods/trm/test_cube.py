@@ -2,6 +2,7 @@
 stay."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,8 @@ def obvious_layer(h, W, U, O):  # noqa: E741
 @pytest.mark.parametrize("n", [4, 6, 9])
 def test_both_layers_are_the_definition(n):
     h = torch.randn(2, n, n, n, 6, dtype=torch.float64)
-    weights = build().network.layers[0].weights(torch.float64)
+    network: Any = build().network
+    weights = network.layers[0].weights(torch.float64)
     want = obvious_layer(h, *weights)
     torch.testing.assert_close(cube.layer(h, *weights, 1e-6), want)
     torch.testing.assert_close(cube.layer_fast(h, *weights, 1e-6), want)
@@ -204,7 +206,8 @@ def test_puzzles_without_answer_only_teach_disbelief():
 
 def test_a_batch_may_be_cut_anywhere():
     model = build(replace(CUBE, start_noise=1.0, stay=0.3))
-    whole, parts = None, [None, None]
+    whole: Any = None
+    parts: list[Any] = [None, None]
     for step in range(9):
         whole = model.loss(batch(), whole, Draws(3, step, range(8), 8)).state
         for i, rows in enumerate((range(3), range(3, 8))):
@@ -275,9 +278,10 @@ def test_compiled_layers_train_like_plain_ones():
     losses = []
     for compiled in (False, True):
         model = build()
+        network: Any = model.network
         if compiled:
-            model.network.compile_training()
+            network.compile_training()
         loss = model.loss(batch(), None, Draws(0, 1, range(8), 8)).total
         loss.backward()
-        losses.append((loss.item(), model.network.layers[0].W.weight.grad.norm().item()))
+        losses.append((loss.item(), network.layers[0].W.weight.grad.norm().item()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +106,7 @@ class CubeLayer(nn.Module):
 
     def weights(self, dtype: torch.dtype) -> tuple[Tensor, list[Tensor], Tensor]:
         """W, the four U, O."""
-        U = [self.U[unit].weight.to(dtype) for unit in UNITS]
+        U = [cast(Linear, self.U[unit]).weight.to(dtype) for unit in UNITS]
         return self.W.weight.to(dtype), U, self.O.weight.to(dtype)
 
 

@@ -496,7 +496,7 @@ class TRM(PreTrainedModel):
         S = P + L
         if settings.mixer == "cube":
             return cube.flops(settings, L)
-        block = cast(Block, self.network.blocks[0])
+        block = cast(Block, cast(Network, self.network).blocks[0])
         if settings.mixer == "mlp":
             mixing = 2 * D * 3 * S * cast(SwiGLU, block.mixer).width
         elif settings.mixer == "attention":
