@@ -285,7 +285,7 @@ def test_a_trace_says_what_the_answer_says(method):
     said = options(method, thinker)
     plain = thinker.ask(method.questions[0], **said)
     for wanted in (True, *method.traces):
-        more = {"scheme": "diffusion"} if wanted == "canvas" else {}
+        more: dict[str, Any] = {"scheme": "diffusion"} if wanted == "canvas" else {}
         answer = thinker.ask(method.questions[0], trace=wanted, **said | more)
         trace = answer.trace
         assert trace.answer.tolist() == list(answer.tokens)
@@ -307,7 +307,8 @@ def test_what_another_method_offers_is_refused_by_name(method):
             thinker.ask(method.questions[0], **{name: value})
     with pytest.raises(ValueError, match="traces have no nonsense"):
         thinker.ask(method.questions[0], trace="nonsense")
-    for wrong in (0.5, True, "some"):
+    wrongs: list[Any] = [0.5, True, "some"]
+    for wrong in wrongs:
         with pytest.raises(ValueError, match="effort|" + (thinker.method.why_no_effort or "x")):
             thinker.ask(method.questions[0], effort=wrong)
 
@@ -320,7 +321,7 @@ def test_effort_is_the_methods_own_unit(method):
         return
     unit = thinker.method.unit[0]
     short = {k: v for k, v in options(method, thinker).items() if k not in (unit, "halt")}
-    never = {"halt": "never"} if "halt" in thinker.method.options else {}
+    never: dict[str, Any] = {"halt": "never"} if "halt" in thinker.method.options else {}
     less = thinker.ask(method.questions[0], effort=1, **short, **never)
     more = thinker.ask(method.questions[0], effort=3, **short, **never)
     assert more.cost.evaluations > less.cost.evaluations and more.cost.flops > less.cost.flops

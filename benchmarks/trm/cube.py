@@ -108,7 +108,7 @@ def curve(model: Any, puzzles: Puzzles, max_steps: int) -> dict[str, Any]:
         torch.from_numpy(part.astype(np.int64)) for part in (puzzles.inputs, puzzles.labels)
     )
     state = model.initial_state(*inputs.shape)
-    ever, found = torch.zeros(len(inputs), dtype=torch.bool), {}
+    ever, right, found = *torch.zeros(2, len(inputs), dtype=torch.bool), {}
     for step in range(1, max_steps + 1):
         state, logits, _ = model.supervision_step(inputs, state)
         right = (logits.argmax(-1) == labels).all(1)

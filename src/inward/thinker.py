@@ -11,7 +11,7 @@ how a method thinks. A `Thinker` holds no state between calls and changes nothin
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -214,7 +214,7 @@ class Thinker:
         trace: bool | str | Iterable[str] = False,
         logprobs: bool = False,
         **own: Any,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Ask one question and get what happens as it happens; see `ask` for the arguments.
 
         The texts of the "word" events joined are `answer.text`; what could still change (half a
@@ -382,7 +382,7 @@ class Thinker:
             raise found[0].details.get("exception") or ValueError(found[0].error)
         return [answer for answer in found if answer is not None]
 
-    def _stream(self, work: Work, number: int, asked: _Question) -> Iterator[Event]:
+    def _stream(self, work: Work, number: int, asked: _Question) -> Generator[Event, None, None]:
         started = time.perf_counter()
         while work.busy:
             events = work.step()

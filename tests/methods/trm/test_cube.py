@@ -72,9 +72,10 @@ def test_both_layers_are_the_definition(n):
     h = torch.randn(2, n, n, n, 6, dtype=torch.float64)
     network: Any = build().network
     weights = network.layers[0].weights(torch.float64)
-    want = obvious_layer(h, *weights)
-    torch.testing.assert_close(cube.layer(h, *weights, 1e-6), want)
-    torch.testing.assert_close(cube.layer_fast(h, *weights, 1e-6), want)
+    W, U, out = weights
+    want = obvious_layer(h, W, U, out)
+    torch.testing.assert_close(cube.layer(h, W, U, out, 1e-6), want)
+    torch.testing.assert_close(cube.layer_fast(h, W, U, out, 1e-6), want)
 
 
 def test_gradient_of_the_layer():
