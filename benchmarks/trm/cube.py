@@ -237,7 +237,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.table:
         rows = [json.loads(line) for line in args.rows.read_text(encoding="utf-8").splitlines()]
-        write_table([row for row in rows if row["half"] == 1], args.table)
+        rows = [row for row in rows if row["half"] == 1]
+        rows.sort(key=lambda row: (row["set"], row.get("effort") != "one"))
+        write_table(rows, args.table)
         return
     torch.set_num_threads(1)
     model = hub.load(args.model)
