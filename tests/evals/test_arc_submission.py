@@ -115,7 +115,7 @@ def test_faults_are_named(held, change, told):
 def test_files_are_named(held):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
         score_submission("nowhere.json", held)
-    with pytest.raises(ValueError, match=r"sub\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"sub\.json is not JSON"):
         score_submission(write("{"), held)
     with pytest.raises(ValueError, match=r"sub\.json holds a list"):
         score_submission(write([1]), held)

@@ -438,7 +438,7 @@ def test_unreadable_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"holds no \*\.json"):
         arc.read_folder(tmp_path)
     (tmp_path / "cut.json").write_text(json.dumps(TASK)[:40])
-    with pytest.raises(ValueError, match=r"cut\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"cut\.json is not JSON"):
         arc.read_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="none_challenges"):
         arc.read_kaggle(tmp_path / "none_challenges.json")
