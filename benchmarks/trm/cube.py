@@ -39,9 +39,10 @@ HEADING = "## TRM, the candidate cube"
 ROWS = Path(__file__).with_suffix(".jsonl")
 
 
-def chosen(puzzles: Puzzles, num: int, seed: int) -> Puzzles:
-    """A part of a set, drawn by a seed."""
-    return puzzles.select(np.random.default_rng(seed).permutation(len(puzzles))[:num])
+def chosen(puzzles: Puzzles, num: int, seed: int, *, skip: int = 0) -> Puzzles:
+    """A part of a set, in an order drawn by a seed."""
+    order = np.random.default_rng(seed).permutation(len(puzzles))
+    return puzzles.select(order[skip : skip + num])
 
 
 def share(right: np.ndarray) -> dict[str, float]:
@@ -153,12 +154,13 @@ def obeys(questions: np.ndarray, answers: np.ndarray) -> np.ndarray:
     return full & ((questions == 1) | (questions == answers)).all(1)
 
 
-def own_sets(data: Any, num: int, seed: int, *, half: int) -> dict[str, Puzzles]:
+def own_sets(data: Any, num: int, seed: int, *, half: int, skip: int) -> dict[str, Puzzles]:
     """Plain puzzles of the recipe, and generated ones of other sizes."""
     split = "test" if half else "valid"
-    sets = {"irreducible": chosen(data.puzzles(split), num, seed)}
+    sets = {"irreducible": chosen(data.puzzles(split), num, seed, skip=skip)}
     for n, count in ((4, 200), (6, num)):
-        sets[f"{n}x{n}"] = generate(min(num, count), n=n, seed=70 + n + half, progress=False)
+        drawn = 70 + n + half + 1000 * skip
+        sets[f"{n}x{n}"] = generate(min(num, count), n=n, seed=drawn, progress=False)
     return sets
 
 
@@ -226,6 +228,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--half", type=int, choices=(0, 1), default=0)
+    parser.add_argument("--skip", type=int, default=0, help="puzzles that were looked at before")
     parser.add_argument("--half-seed", type=int, default=9)
     parser.add_argument("--max-steps", type=int, default=128)
     parser.add_argument("--attempts", type=int, default=16)
@@ -247,8 +250,9 @@ def main() -> None:
 
     sets: dict[str, Puzzles] = {}
     for path in args.lists:
-        sets[Path(path).stem] = half_of(path, seed=args.half_seed, which=args.half, num=args.num)
-    sets = sets or own_sets(CubeData(), args.num, args.seed, half=args.half)
+        found = half_of(path, seed=args.half_seed, which=args.half, num=args.skip + args.num)
+        sets[Path(path).stem] = found.select(slice(args.skip, None))
+    sets = sets or own_sets(CubeData(), args.num, args.seed, half=args.half, skip=args.skip)
     command = shlex.join(["python", *sys.argv])
     for name, puzzles in sets.items():
         some = chosen(puzzles, args.high_num or len(puzzles), args.seed)
