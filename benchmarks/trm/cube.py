@@ -275,7 +275,7 @@ def main() -> None:
         append_row(args.rows, row | {"machine": machine(), "command": command})
         print(row, flush=True)
     if "one" in args.only and not args.lists:
-        unsolvable = broken_sudokus(sets["irreducible"], min(args.num, 500), seed=77)
+        unsolvable = broken_sudokus(sets["irreducible"], min(args.num, 200), seed=77)
         q = model.solve(unsolvable.inputs, max_steps=args.max_steps).q
         row = {
             "set": "broken",

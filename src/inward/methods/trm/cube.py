@@ -144,7 +144,9 @@ class _Fallback:
 
     def __call__(self, *args: Any) -> Tensor:
         try:
-            return self.run(*args)
+            # one graph for each size of grid and each pattern of what needs a gradient
+            with torch._dynamo.config.patch(recompile_limit=64):  # pyright: ignore
+                return self.run(*args)
         except Exception as error:
             if self.run is _layers:
                 raise
