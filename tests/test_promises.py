@@ -172,10 +172,11 @@ def asked(method: Promise, model: Any = None) -> Thinker:
     processor: Any = TextProcessor(byte_tokenizer())
     if isinstance(model, TRM):
         processor = PuzzleProcessor(SudokuTask(4))
-    named = Thinker.of(model, tokenizer=byte_tokenizer(), name="small")
     if hasattr(model, "tokenizer"):
         model.tokenizer = cast(Any, byte_tokenizer())
-    return Thinker(model, named.method, processor, "small")
+    kind = "trm" if isinstance(model, TRM) else ""
+    door = hub.door(kind) if kind else Thinker.of(model, tokenizer=byte_tokenizer()).method
+    return Thinker(model, door, processor, "small")
 
 
 def options(method: Promise, thinker: Thinker) -> dict[str, Any]:
@@ -367,3 +368,25 @@ def test_only_what_is_called_is_copied(method):
 
 def test_every_row_of_the_hub_is_asked_here():
     assert set(hub.METHODS) <= set(METHODS)
+
+
+def test_the_stepping_form_has_one_order(method):
+    """Cancelled work ends with the next step; nobody has a result before its end, nor twice."""
+    thinker = asked(method)
+    work = thinker.begin()
+    first, second = (
+        work.add(thinker.request(q, **options(method, thinker))) for q in method.questions
+    )
+    work.cancel(first)
+    with pytest.raises(ValueError, match="has not ended"):
+        work.result(first)
+    ends = []
+    while work.busy:
+        ends += [event.request for event in work.step() if event.kind == "end"]
+    work.cancel(second)  # has ended: stays as it is
+    assert sorted(ends) == [first, second]
+    assert work.result(first).stopped == "cancelled"
+    alone = thinker.ask(method.questions[1], **options(method, thinker))
+    assert work.result(second).tokens == alone.tokens
+    with pytest.raises(KeyError):
+        work.result(second)

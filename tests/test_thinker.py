@@ -164,6 +164,53 @@ def test_what_may_become_a_stop_word_is_held_back():
     assert said == ["x", "", "", "abc"] and speaker.say(b"ab") == "" and speaker.rest() == "ab"
 
 
+def test_a_run_of_bytes_waits_for_its_end():
+    """In vocabularies that fall back to bytes one bad byte spoils all those before it."""
+    said = {1: b"\n", 2: b"\xf0", 3: b"x"}
+
+    def decode(ids):
+        raw = b"".join(said[i] for i in ids)
+        spoilt = b"\xf0" in raw
+        return (
+            raw.decode()
+            if not spoilt
+            else "\ufffd" * raw.count(b"\n") + "\ufffd" + "x" * (3 in ids)
+        )
+
+    def unsettled(ids):
+        return next((n for n, i in enumerate(reversed(ids)) if i == 3), len(ids))
+
+    speaker = Speaker(decode, unsettled=unsettled)
+    words = [speaker.say([token]) for token in (1, 2, 3)] + [speaker.rest()]
+    assert words[:2] == ["", ""] and "".join(words) == decode([1, 2, 3])
+
+
+def test_stories_speak_bytes_without_taking_them_back():
+    thinker = open_thinker("stories-draft")
+    vocabulary = thinker.processor.tokenizer.get_vocab()
+    run = [vocabulary[name] for name in ("<0x0A>", "<0xF0>", "<0x9F>")]
+    speaker = Speaker(thinker.processor.write, unsettled=thinker.processor.unsettled)
+    words = [speaker.say([token]) for token in run] + [speaker.rest()]
+    assert "".join(words) == thinker.processor.write(run)
+
+
+def test_questions_that_are_no_text_are_told_and_lose_nobody(thinker, folder):
+    good, bad, last = thinker.ask(["a", "\ud800", "b"])
+    assert (good.text, last.text) == ("a", "b") and "no Unicode text" in bad.error
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    strict = open_thinker(folder, tokenizer=tokenizer)
+    chat = [{"role": "user", "content": "hi"}]
+    assert "roles must alternate" in strict.ask([chat, chat])[0].error
+    for wrong in ([[1, 2], [3, 4]], [(1,), (2,)]):
+        with pytest.raises(ValueError, match="puzzle as an array"):
+            thinker.ask(wrong)
+    for trace in (3, "", b"echo"):
+        with pytest.raises(ValueError, match="give True, False, or names"):
+            thinker.ask("a", trace=trace)
+    assert thinker.ask("ab", seed=np.int64(3), max_new_tokens=np.int64(1)).text == "a"
+
+
 def test_abandoned_and_interleaved_streams(thinker):
     one, two = thinker.stream("abc", times=1), thinker.stream("xyz", times=1)
     pairs = [(a.text, b.text) for a, b in zip(one, two, strict=True) if a.kind == "word"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -142,6 +143,8 @@ class Thinker:
         method = hub.door(_row_of(model))
         place = Path() if folder is None else folder
         spec = about.get("processor", {"kind": "tokenizer"})
+        if tokenizer is not None and method.reads == "puzzle":
+            raise ValueError(f"{name or method.name} reads puzzles and has no use for a tokenizer")
         processor = processor_of(spec, place, model=model, tokenizer=tokenizer)
         saved = about.get("effort", {})
         effort = Effort(saved.get("points", {}), saved.get("why_not", ""))
@@ -241,10 +244,11 @@ class Thinker:
         """What `ask` would add to the work for this question; options as of `ask`."""
         names = ("max_new_tokens", "sampling", "stop", "effort", "trace", "logprobs")
         known = {name: options.pop(name) for name in names if name in options}
-        return self._question(question, self._how(**known, own=options), seed).request
+        return self._question(question, self._how(**known, own=options), _seeds(seed, 1)[0]).request
 
     def check(self, **options: Any) -> None:
-        """Raise the ValueError that `ask` would raise for these options, whatever the question."""
+        """Raise the ValueError that `ask` would raise for options which no question could take: of
+        another method, an effort that is not there, a trace without such a name."""
         names = ("max_new_tokens", "sampling", "stop", "effort", "trace", "logprobs")
         known = {name: options.pop(name) for name in names if name in options}
         self._how(**known, own=options)
@@ -264,11 +268,7 @@ class Thinker:
         """What is asked of every question alike, checked."""
         self.method.check_options(own, [m for m in hub.doors() if m.name != self.method.name])
         words = _words(stop)
-        if max_new_tokens is not None and (
-            isinstance(max_new_tokens, bool)
-            or not isinstance(max_new_tokens, int)
-            or max_new_tokens < 1
-        ):
+        if max_new_tokens is not None and (not _whole(max_new_tokens) or max_new_tokens < 1):
             raise ValueError(f"max_new_tokens is {max_new_tokens!r}, must be an int of 1 or more")
         if self.method.reads == "puzzle" and (max_new_tokens is not None or words or sampling):
             raise ValueError(
@@ -304,7 +304,7 @@ class Thinker:
                 trained | dict(prompt.own) | dict(how.own), prompt, seed or 0
             ),
         )
-        return _Question(prompt, request, Speaker(decode, stops))
+        return _Question(prompt, request, Speaker(decode, stops, self.processor.unsettled))
 
     def _effort(self, effort: Any, own: Mapping[str, Any]) -> dict[str, Any]:
         """The options that an effort stands for."""
@@ -344,6 +344,8 @@ class Thinker:
             return None
         if trace is True:
             return frozenset()
+        if not isinstance(trace, str | list | tuple | set | frozenset) or not trace:
+            raise ValueError(f"trace is {trace!r}; give True, False, or names")
         names = frozenset([trace] if isinstance(trace, str) else trace)
         if unknown := sorted(map(str, names - set(self.method.traces))):
             raise ValueError(
@@ -444,7 +446,10 @@ def _is_many(question: Any) -> bool:
         return False
     if not question:
         raise ValueError("there is no question; the list is empty")
-    if all(isinstance(item, int) for item in question):
+    rows = question if all(isinstance(item, list | tuple) and item for item in question) else ()
+    if all(isinstance(item, int) for item in question) or (
+        rows and all(isinstance(cell, int) for row in rows for cell in row)
+    ):
         raise ValueError("a list of numbers is no question; give a puzzle as an array or a text")
     return not all(isinstance(item, Mapping) for item in question)
 
@@ -453,11 +458,14 @@ def _seeds(seed: int | Sequence[int] | None, num: int) -> list[int | None]:
     seeds: list[int | None] = list(seed) if isinstance(seed, Sequence) else [seed] * num
     if len(seeds) != num:
         raise ValueError(f"{len(seeds)} seeds for {num} questions; give one, or one each")
-    if any(
-        s is not None and (isinstance(s, bool) or not isinstance(s, int) or s < 0) for s in seeds
-    ):
+    if any(s is not None and (not _whole(s) or s < 0) for s in seeds):
         raise ValueError(f"seed is {seed!r}; seeds are ints from 0 on")
     return seeds
+
+
+def _whole(value: Any) -> bool:
+    """An int, or one of numpy's."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _words(stop: str | Sequence[str]) -> tuple[str, ...]:

@@ -322,8 +322,11 @@ def test_ask_reads_files_and_standard_input(capsys, monkeypatch):
 
 
 def test_withheld_answers_say_so(capsys):
-    main(["ask", "sudoku4", SUDOKU, "--abstain-below", "0.9999"])
+    words = ["ask", "sudoku4", SUDOKU, "--abstain-below", "0.9999"]
+    main(words)
     assert "no answer: withheld" in capsys.readouterr().out
+    main([*words, "--json"])
+    assert json.loads(capsys.readouterr().out)["answered"] is False
 
 
 def test_one_bad_question_leaves_the_others(capsys):

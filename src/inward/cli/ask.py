@@ -7,6 +7,7 @@ by name where it does not belong.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ def effort_of(text: str | None) -> int | str | None:
     """An effort as typed: a number in the method's unit, or a word."""
     if text is None:
         return None
-    return int(text) if text.lstrip("-").isdigit() else text
+    return int(text) if re.fullmatch(r"-?[0-9]+", text) else text
 
 
 def command() -> type:
@@ -164,6 +165,8 @@ class Ask(Asking):
 
         self._check_files()
         options, thinker = self.options(), self.thinker()
+        if (self.svg or self.png) and thinker.method.reads != "puzzle":
+            raise ValueError(f"{self.svg or self.png}: only puzzles are drawn; use --show")
         questions = self.questions(thinker)
         wanted = self.show or self.trace is not None or self.svg or self.png
         if wanted:
@@ -259,6 +262,8 @@ def told(answer: Answer) -> dict[str, Any]:
         row["logprobs"] = list(answer.logprobs)
     if answer.error:
         row["error"] = answer.error
+    if "answered" in answer.details:
+        row["answered"] = bool(answer.details["answered"])
     if answer.details.get("obeys_rules") is not None:
         row["obeys_rules"] = answer.details["obeys_rules"]
     return row

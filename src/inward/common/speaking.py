@@ -55,17 +55,21 @@ class Speaker:
     """The text of an answer as it grows.
 
     decode: of the tokens of the answer, end tokens left out by the caller.
+    unsettled: how many of the last tokens may still change their text, whatever it is now: of a
+        vocabulary with bytes a run of them, which is no text at all if one byte is wrong.
     """
 
     decode: Decode
     stop: StopWords | None = None
+    unsettled: Callable[[Sequence[int]], int] | None = None
     tokens: list[int] = field(default_factory=list)
     given: int = 0
 
     def say(self, tokens: Sequence[int]) -> str:
         """What these further tokens make certain: text that nothing later can change."""
         self.tokens += tokens
-        text = self.text()
+        num_open = 0 if self.unsettled is None else self.unsettled(self.tokens)
+        text = self.text(len(self.tokens) - num_open)
         sure = text.rstrip(_UNFINISHED)
         if self.stop is not None:
             cut = self.stop.cut(sure)
@@ -77,9 +81,10 @@ class Speaker:
         text = self.text()
         return self._give(text if self.stop is None else self.stop.cut(text))
 
-    def text(self) -> str:
-        """Of all tokens so far."""
-        return self.decode(self.tokens) if self.tokens else ""
+    def text(self, num: int | None = None) -> str:
+        """Of all tokens so far, or of the first `num`."""
+        told = self.tokens[:num]
+        return self.decode(told) if told else ""
 
     def _give(self, sure: str) -> str:
         new, self.given = sure[self.given :], max(self.given, len(sure))

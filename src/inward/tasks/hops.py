@@ -41,7 +41,9 @@ class HopsTask:
         Raises ValueError unless every node has one arrow and the walk begins with a node.
         """
         if text.count("|") != 1:
-            raise ValueError(f"{text!r}: write arrows, '|', a node and dots, as in 'a>b b>a | a .'")
+            names = self._names
+            ring = " ".join(f"{a}>{b}" for a, b in zip(names, names[1:] + names[:1], strict=True))
+            raise ValueError(f"{text!r}: write arrows, '|', a node and dots, as in '{ring} | a .'")
         drawn, walk = text.split("|")
         arrows = [word.partition(">") for word in drawn.split()]
         sources = np.array([self._node(a) for a, _, _ in arrows], dtype=np.int64)

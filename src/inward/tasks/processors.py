@@ -10,6 +10,7 @@ by token it also names pieces, for those who show traces.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,6 +47,10 @@ class Processor(Protocol):
         """The text of an answer's tokens, end tokens left out by the caller."""
         ...
 
+    def unsettled(self, tokens: Sequence[int]) -> int:
+        """How many of the last tokens may still change their text, see `Speaker`."""
+        ...
+
     def piece(self, token: int) -> str:
         """One token as text, with the blanks that belong to it."""
         ...
@@ -80,6 +85,10 @@ class TextProcessor:
     def read(self, question: Any) -> Prompt:
         """A text as it is, or a list of message dicts through the chat template."""
         if isinstance(question, str):
+            try:
+                question.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"the question is no Unicode text: {error.reason}") from error
             text = question.removesuffix(self.after) + self.after if self.after else question
             ids = list(self.tokenizer(text).input_ids)
             if not ids:
@@ -110,9 +119,15 @@ class TextProcessor:
         return Prompt(ids, roles=(*roles, ("assistant", len(ids) - lengths[-1])))
 
     def _rendered(self, messages: Sequence[Mapping[str, Any]], *, last: bool) -> list[int]:
-        text = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=last, tokenize=False
-        )
+        from jinja2.exceptions import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=last, tokenize=False
+            )
+            text.encode()
+        except (TemplateError, TypeError, UnicodeEncodeError) as error:
+            raise ValueError(f"the chat template refuses these messages: {error}") from error
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def write(self, tokens: Sequence[int], prompt: Prompt | None = None) -> str:
@@ -120,6 +135,13 @@ class TextProcessor:
         return self.tokenizer.decode(
             list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+
+    def unsettled(self, tokens: Sequence[int]) -> int:
+        """The run of byte tokens at the end, in vocabularies that fall back to bytes."""
+        num = 0
+        while num < len(tokens) and _is_byte(self.tokenizer, tokens[-1 - num]):
+            num += 1
+        return num
 
     def piece(self, token: int) -> str:
         """Decoded behind another token, because decoders drop the blank of a first word."""
@@ -140,6 +162,11 @@ class TextProcessor:
     def to_dict(self) -> dict[str, Any]:
         """The tokenizer has files of its own."""
         return {"kind": "tokenizer"} | ({"after": self.after} if self.after else {})
+
+
+def _is_byte(tokenizer: Any, token: int) -> bool:
+    name = tokenizer.convert_ids_to_tokens(int(token))
+    return isinstance(name, str) and re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", name) is not None
 
 
 def _is_chat(question: Any) -> bool:
@@ -166,6 +193,10 @@ class LetterProcessor:
     def write(self, tokens: Sequence[int], prompt: Prompt | None = None) -> str:
         """Letter by letter."""
         return "".join(map(self.piece, tokens))
+
+    def unsettled(self, tokens: Sequence[int]) -> int:
+        """None: a letter is a letter."""
+        return 0
 
     def piece(self, token: int) -> str:
         """A token as the task writes it; "?" for one that is no part of an answer."""
@@ -211,6 +242,11 @@ class PuzzleProcessor:
             one_line = len(question.strip().splitlines()) == 1
             return self._prompt(task, cells, one_line)
         if hasattr(question, "detach"):
+            if question.is_floating_point() or question.is_complex() or question.is_meta:
+                raise ValueError(
+                    f"the puzzle is a {question.dtype} tensor on {question.device}; give integers "
+                    "that lie on a device"
+                )
             question = question.detach().cpu().numpy()
         if not isinstance(question, np.ndarray):
             raise ValueError(
@@ -280,6 +316,10 @@ class PuzzleProcessor:
             return "".join(signs)
         rows, columns = task.grid
         return "\n".join("".join(signs[i * columns : (i + 1) * columns]) for i in range(rows))
+
+    def unsettled(self, tokens: Sequence[int]) -> int:
+        """None: a cell is a cell."""
+        return 0
 
     def piece(self, token: int) -> str:
         """One cell as one character."""

@@ -28,7 +28,10 @@ def show(trace: Trace, *, console: Console | None = None, title: str = "") -> No
         ValueError: no trace (ask with trace=True), or one of a method that nobody can show.
     """
     if not isinstance(trace, Trace):
-        raise ValueError(f"there is no trace to show, but {trace!r}; ask with trace=True")
+        raise ValueError(
+            f"there is no trace to show, but a {type(trace).__name__}; ask with trace=True and "
+            "pass answer.trace"
+        )
     console = console or Console()
     if trace.method == "trm":
         rows, columns = trace.meta["grid"]

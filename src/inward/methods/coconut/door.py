@@ -44,7 +44,9 @@ METHOD = Method(
         "boundaries": Option(True, "say <bot> and <eot> around thoughts"),
         "thought": Option("hidden", "hidden: the last hidden state; soft: the mean embedding"),
         "noise": Option(0.0, "Gaussian noise on thoughts, share of their size; 0.1 with votes"),
-        "edit": Option(None, "function that changes thoughts (1, d) before they are fed in"),
+        "edit": Option(
+            None, "(thought (1, d), which think (1,), its number (1,)) -> thought to feed in"
+        ),
         "max_new_thoughts": Option(256, "thoughts that may be added; then it must speak"),
         "lens": Option(None, "likeliest tokens shown of each thought; 5 if a trace holds a lens"),
         "votes": Option(1, "tries with noise on their thoughts; the commonest answer wins"),

@@ -229,7 +229,8 @@ class CoconutWork:
     def result(self, number: int) -> Answer:
         """See `Work`."""
         answer = self._of(number).answer
-        if answer is None:
+        told = not any(event.kind == "end" and event.request == number for event in self.due)
+        if answer is None or not told:
             raise ValueError(f"request {number} has not ended yet; go on with step, or cancel it")
         del self.asked[number]
         return answer
