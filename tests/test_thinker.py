@@ -77,6 +77,7 @@ def test_a_bad_question_does_not_lose_the_others(thinker):
         ({"stop": ["a", ""]}, "texts that are not empty"),
         ({"seed": -1}, "seeds are ints from 0 on"),
         ({"seed": 1.5}, "seed"),
+        ({"logprobs": 5}, "give True for those of every token said"),
     ],
 )
 def test_what_is_refused_is_named_before_any_work(thinker, options, told):

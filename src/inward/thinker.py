@@ -268,6 +268,8 @@ class Thinker:
         """What is asked of every question alike, checked."""
         self.method.check_options(own, [m for m in hub.doors() if m.name != self.method.name])
         words = _words(stop)
+        if not isinstance(logprobs, bool):
+            raise ValueError(f"logprobs is {logprobs!r}; give True for those of every token said")
         if max_new_tokens is not None and (not _whole(max_new_tokens) or max_new_tokens < 1):
             raise ValueError(f"max_new_tokens is {max_new_tokens!r}, must be an int of 1 or more")
         if self.method.reads == "puzzle" and (max_new_tokens is not None or words or sampling):
