@@ -1,6 +1,7 @@
 """The verb, on a fifth method that no other file knows: what `Thinker` promises whatever thinks."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,12 +188,12 @@ def test_a_run_of_bytes_waits_for_its_end():
 
 
 def test_stories_speak_bytes_without_taking_them_back():
-    thinker = open_thinker("stories-draft")
-    vocabulary = thinker.processor.tokenizer.get_vocab()
+    processor: Any = open_thinker("stories-draft").processor
+    vocabulary = processor.tokenizer.get_vocab()
     run = [vocabulary[name] for name in ("<0x0A>", "<0xF0>", "<0x9F>")]
-    speaker = Speaker(thinker.processor.write, unsettled=thinker.processor.unsettled)
+    speaker = Speaker(processor.write, unsettled=processor.unsettled)
     words = [speaker.say([token]) for token in run] + [speaker.rest()]
-    assert "".join(words) == thinker.processor.write(run)
+    assert "".join(words) == processor.write(run)
 
 
 def test_questions_that_are_no_text_are_told_and_lose_nobody(thinker, folder):
