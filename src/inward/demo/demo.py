@@ -133,14 +133,15 @@ def kinds(name: str, model: Any, *, seed: int, num: int | None) -> Iterator[Kind
     from inward.data.puzzles import maze
     from inward.evals.puzzles import default_steps
     from inward.recipes.of import recipe_of
+    from inward.recipes.trm_cube import CubeData
     from inward.recipes.trm_data import MazeData, SudokuData
     from inward.tasks.maze import MazeTask
 
     data = recipe_of(name).data
     first = FIRST_SEED + seed
-    if isinstance(data, SudokuData):
+    if isinstance(data, SudokuData | CubeData):
         puzzles = data.fresh(num or NUM_SUDOKU, seed=first)
-        title = f"Sudoku {data.n}x{data.n}"
+        title = f"Sudoku {data.task().n}x{data.task().n}"
         yield Kind(title, name, data.task(), puzzles, 2 * model.settings.n_sup)
     elif isinstance(data, MazeData):
         larger = [side for side in LARGER_MAZES if side > data.canvas]
