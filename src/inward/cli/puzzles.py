@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from inward.cli.options import _console, _go, quiet
+from inward.cli.options import _console, _go
 from inward.common.files import check_targets
 from inward.evals.tables import result_tables
 
@@ -25,7 +25,6 @@ def eval(words: list[str]) -> int:
 def _load(name: str) -> Any:
     from inward.hub import load
 
-    quiet()
     model = load(name)
     if not hasattr(model, "solve"):
         raise ValueError(

@@ -19,7 +19,7 @@ lanes of their own (`Lanes`), side by side.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from inward.common.trace import Cost, Trace
@@ -246,7 +246,7 @@ class Lanes:
         for key, lane in list(self._lanes.items()):
             if lane.busy:
                 for event in lane.step():
-                    self._found.append(renumbered(event, self._numbers[key, event.request]))
+                    self._found.append(replace(event, request=self._numbers[key, event.request]))
         found, self._found = self._found, []
         return found
 
@@ -268,13 +268,6 @@ class Lanes:
         if number not in self._places:
             raise KeyError(f"there is no request {number}")
         return self._places[number]
-
-
-def renumbered(event: Event, number: int) -> Event:
-    """The event of the same request under another number."""
-    return Event(
-        event.kind, number, event.tokens, event.text, event.step, event.scores, event.answer
-    )
 
 
 def run(work: Work) -> Iterator[Event]:
