@@ -224,6 +224,18 @@ def test_git_grep_finds_what_is_there():
     assert "tests/test_package.py" in git_grep("def test_git_grep_finds_what_is_there")
 
 
+def test_every_place_of_the_versions_run_exists():
+    """pytest ends without running anything where one of the named places is missing."""
+    line = next(
+        line
+        for line in (REPO / "tests" / "versions.sh").read_text().splitlines()
+        if line.startswith("places=(")
+    )
+    places = line.removeprefix("places=(").removesuffix(")").split()
+    assert places
+    assert [place for place in places if not (REPO / place).exists()] == []
+
+
 def test_a_deprecated_name_is_an_error():
     """transformers renames arguments behind such warnings: the suite must not pass over one."""
     with pytest.raises(FutureWarning):

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-places=(tests/methods tests/common tests/cli/test_generate.py tests/test_hub.py)
+places=(tests/methods tests/common tests/cli/test_ask.py tests/test_hub.py tests/test_promises.py tests/test_thinker.py)
 pinned="$(sed -n 's/^transformers==//p' constraints.txt)"
 allowed="$(sed -n 's/^ *"transformers\(.*\)",$/\1/p' pyproject.toml)"
 oldest="$(sed 's/>=\([^,]*\),.*/\1/' <<<"$allowed")"
