@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import asdict, dataclass, field, make_dataclass
+from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -25,7 +25,28 @@ if TYPE_CHECKING:
 
 def ask(words: list[str]) -> int:
     """Ask a model."""
-    return _go(command(), "ask", words)
+    return _go(command(), "ask", spelled_out(words))
+
+
+def spelled_out(words: list[str]) -> list[str]:
+    """Options that are True or False may stand without a value: `--abstain` is `--abstain True`,
+    `--no-boundaries` is `--boundaries False`."""
+    from inward.hub import doors
+
+    options = [item for method in doors() for item in method.options.items()]
+    switches = {
+        "--" + name.replace("_", "-") for name, option in options if _kind(option.default) is bool
+    }
+    found: list[str] = []
+    for place, word in enumerate(words):
+        positive = word.replace("--no-", "--", 1)
+        if word in switches and words[place + 1 : place + 2] not in (["True"], ["False"]):
+            found += [word, "True"]
+        elif word not in switches and positive in switches:
+            found += [positive, "False"]
+        else:
+            found.append(word)
+    return found
 
 
 def effort_of(text: str | None) -> int | str | None:
@@ -172,14 +193,14 @@ class Ask(Asking):
         if wanted:
             options["trace"] = "lens" if "lens" in thinker.method.traces and self.show else True
         answers = thinker.ask(questions, seed=self.seed, **options)
-        for number, answer in enumerate(answers, start=1):
+        for number, (question, answer) in enumerate(zip(questions, answers, strict=True), start=1):
+            answer = _with_fault(thinker, question, answer)
             self.tell(thinker, answer, f"question {number}" if len(answers) > 1 else "")
         traces = [answer.trace for answer in answers if answer.trace is not None]
         if self.trace is not None:
             write_traces(traces, self.trace)
         self._draw(traces)
-        failed = [a for a in answers if a.error or a.details.get("obeys_rules") is False]
-        return 1 if failed else 0
+        return 0 if all(_solved(answer) for answer in answers) else 1
 
     def _check_files(self) -> None:
         """Refuse files that cannot be written before any work."""
@@ -229,8 +250,10 @@ class Ask(Asking):
 
             show(answer.trace, console=_console())
         if answer.details.get("answered") is False:
-            print("no answer: withheld (abstain_below); what it would have been:")
+            print("no answer: withheld, as asked; what it would have been:")
         print(answer.text)
+        if fault := answer.details.get("fault"):
+            print(f"  {_FAULTS[fault]}")
         print(f"  [{summary(thinker, answer)}]")
 
     def _draw(self, traces: list[Any]) -> None:
@@ -245,6 +268,28 @@ class Ask(Asking):
                 meta = traces[0].meta
                 board = TracedBoard(meta["task"], (int(meta["grid"][0]), int(meta["grid"][1])))
                 plots.save(plots.refinement(traces[0], board), path)
+
+
+_FAULTS = {
+    "no solution": "no solution: the clues exclude each other, so no answer can be right",
+    "several solutions": "several solutions: the puzzle allows more than one answer",
+}
+
+
+def _with_fault(thinker: Thinker, question: Any, answer: Answer) -> Answer:
+    """The answer with what is wrong with the question itself, where rules can tell."""
+    judge = getattr(thinker.processor, "fault", None)
+    if judge is None or answer.error:
+        return answer
+    return replace(answer, details={**answer.details, "fault": judge(question)})
+
+
+def _solved(answer: Answer) -> bool:
+    """An answer is there, was not withheld, and no rule speaks against it."""
+    details = answer.details
+    return not (
+        answer.error or details.get("answered") is False or details.get("obeys_rules") is False
+    )
 
 
 def told(answer: Answer) -> dict[str, Any]:
@@ -264,6 +309,8 @@ def told(answer: Answer) -> dict[str, Any]:
         row["error"] = answer.error
     if "answered" in answer.details:
         row["answered"] = bool(answer.details["answered"])
+    if answer.details.get("fault"):
+        row["fault"] = answer.details["fault"]
     if answer.details.get("obeys_rules") is not None:
         row["obeys_rules"] = answer.details["obeys_rules"]
     return row

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, fields, make_dataclass
 from typing import Any
 
-from inward.cli.ask import Asking, command, effort_of, summary
+from inward.cli.ask import Asking, command, effort_of, spelled_out, summary
 from inward.cli.options import _go
 
 HELP = """/effort low|medium|high|N   how hard to think; /effort alone: as by default
@@ -24,7 +24,7 @@ def chat(words: list[str]) -> int:
         if entry.name.startswith("own_")
     ]
     kind = make_dataclass("Chat", own, bases=(Chat,), namespace={"__doc__": Chat.__doc__})
-    return _go(kind, "chat", words)
+    return _go(kind, "chat", spelled_out(words))
 
 
 @dataclass(kw_only=True)

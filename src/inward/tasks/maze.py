@@ -105,6 +105,12 @@ class MazeTask:
         solved[solved] = is_path & (drawn == best)
         return solved
 
+    def fault(self, tokens: np.ndarray) -> str | None:
+        """What is unusual about the maze (L,) itself: "no solution" where there is no way from S to
+        G, "several solutions" where more than one path is shortest (each is right), or None."""
+        num = shortest_paths(np.asarray(tokens).reshape(self.grid)).num_shortest
+        return None if num == 1 else "no solution" if num == 0 else "several solutions"
+
     def symmetry(self, rng: np.random.Generator) -> Symmetry:
         """Draw one of the turns and mirrors that keep the grid's shape (eight for a square)."""
         maps = keeping_shape(self.grid)

@@ -344,6 +344,8 @@ class PuzzleProcessor:
             if task.name == "arc":
                 raise ValueError("select is 'verify', but ARC has no rules to check an answer by")
             found["select"] = task.verify
+        if found.get("abstain") is True and task.name != "arc":
+            found["abstain"] = task.verify
         return found
 
     def meta(self, prompt: Prompt) -> dict[str, Any]:
@@ -357,6 +359,13 @@ class PuzzleProcessor:
         if task.name == "arc" or not len(tokens):
             return None
         return bool(task.verify(np.asarray(prompt.tokens)[None], np.asarray(tokens)[None])[0])
+
+    def fault(self, question: Any) -> str | None:
+        """What is wrong with a question itself, whatever is answered: "no solution", "several
+        solutions", or None. Asked of the rules and a bounded search, never of the model."""
+        prompt = self.read(question)
+        judge = getattr(prompt.facts["task"], "fault", None)
+        return None if judge is None else judge(np.asarray(prompt.tokens))
 
     def to_dict(self) -> dict[str, Any]:
         """Name and size of the task."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from inward.data.puzzles.puzzles import Identity, Symmetry
 from inward.data.puzzles.sudoku import check_clues, conflicts, decode, encode, sample_symmetry
-from inward.data.puzzles.sudoku_solver import BLANK, box_shape
+from inward.data.puzzles.sudoku_solver import BLANK, box_shape, num_solutions
 
 _LAYOUT = re.compile(r"[\s|+\-\[\]<>]")  # what `format` adds around the cells
 
@@ -87,6 +87,12 @@ class SudokuTask:
         full = ((answers > BLANK) & (answers < self.vocab_size)).all(axis=1)
         kept = ((inputs <= BLANK) | (inputs == answers)).all(axis=1)
         return full & kept & ~conflicts(answers).any(axis=1)
+
+    def fault(self, tokens: np.ndarray) -> str | None:
+        """What is wrong with the puzzle (L,) itself: "no solution", "several solutions", or None,
+        also where a bounded search cannot tell. It chooses no digit of an answer."""
+        num = num_solutions(tokens)
+        return None if num is None else ("no solution", None, "several solutions")[num]
 
     def symmetry(self, rng: np.random.Generator) -> Symmetry:
         """Draw a map of grids that keeps the rules, all equally likely."""

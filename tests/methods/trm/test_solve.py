@@ -9,6 +9,7 @@ import torch
 
 from inward.common import halting
 from inward.common.trace import read_traces, write_traces
+from inward.data.puzzles.puzzles import Identity
 from inward.methods.trm.model import TRM
 from tests.methods.trm.test_model import KINDS, SMALL, batch_of, build
 
@@ -203,6 +204,29 @@ def test_abstaining(model, inputs):
     assert model.solve(inputs, max_steps=6, abstain_below=0.0).answered.all()
 
 
+def test_abstaining_by_agreement_and_belief(model, inputs):
+    """Without rules: more than half of the chains answer alike, and the answer is believed."""
+    views = (Identity(), Flip())  # the mirrored puzzle is another one to this model
+    got = model.solve(inputs, max_steps=6, symmetries=views, abstain=True)
+    votes = [{tuple(a.tolist()): v for a, v in found} for found in got.candidates]
+    agree = [votes[i][tuple(got.answers[i].tolist())] >= 2 for i in range(MANY)]
+    assert got.answered.tolist() == [a and bool(q >= 0) for a, q in zip(agree, got.q, strict=True)]
+    assert 0 < got.answered.sum() < sum(agree) < MANY
+
+
+def test_abstaining_by_rules(model, inputs):
+    """A verifier decides, whatever is believed, and changes no choice."""
+
+    def third_cell_is_small(questions, answers):
+        return answers[:, 2] <= 3
+
+    plain = model.solve(inputs, max_steps=6)
+    got = model.solve(inputs, max_steps=6, abstain=third_cell_is_small)
+    assert torch.equal(got.answers, plain.answers)
+    assert got.answered.tolist() == (plain.answers[:, 2] <= 3).tolist()
+    assert 0 < got.answered.sum() < MANY
+
+
 def test_traces(model, inputs, tmp_path):
     got = model.solve(inputs, max_steps=6, trace=True)
     for i, trace in enumerate(got.traces):
@@ -245,6 +269,8 @@ def test_training_mode_is_left_as_it_was(model, inputs):
         ({"halt": "sometimes"}, "sometimes"),
         ({"select": "best"}, "select is 'best'"),
         ({"abstain_below": 1.5}, "probability"),
+        ({"abstain": "yes"}, "expected True, False or a verifier"),
+        ({"abstain": np.equal, "select": np.less}, "two verifiers"),
         ({"batch_size": 0}, "batch_size"),
         ({"grid": (5, 5)}, "do not form"),
         ({"halt": lambda view: view.q}, "boolean tensor"),

@@ -54,9 +54,15 @@ class PuzzleAsk:
     first_to_halt: bool
     until_right: bool
     abstain_below: float | None
+    abstain: bool | Verify
     seed: tuple[int, int]
     trace: bool
     logprobs: bool
+
+    @property
+    def verifier(self) -> Verify | None:
+        """What judges its answers, by `select` or by `abstain` (one function if both)."""
+        return next((judge for judge in (self.select, self.abstain) if callable(judge)), None)
 
     @property
     def races(self) -> bool:
@@ -198,6 +204,7 @@ def asked(model: TRM, method: Method, request: Request) -> PuzzleAsk:
         first_to_halt=own["first_to_halt"],
         until_right=own["until_right"],
         abstain_below=own["abstain_below"],
+        abstain=own["abstain"],
         seed=(
             _whole("seed", 0 if request.seed is None else request.seed, 0),
             _whole("puzzle", own["puzzle"], 0),
@@ -295,6 +302,12 @@ def _check_choices(own: dict[str, Any]) -> None:
         raise ValueError(
             f"trm: select is {select!r}, must be 'q', 'majority' or a verifier function"
         )
+    if not isinstance(own["abstain"], bool) and not callable(own["abstain"]):
+        raise ValueError(
+            f"trm: abstain is {own['abstain']!r}, expected True, False or a verifier function"
+        )
+    if callable(own["abstain"]) and callable(select) and own["abstain"] != select:
+        raise ValueError("trm: select and abstain name two verifiers; give one to both")
     if below is not None and not 0.0 <= below <= 1.0:
         raise ValueError(f"trm: abstain_below is {below}, a probability lies in 0..1")
     if not isinstance(own["symmetries"], Sequence) or not all(

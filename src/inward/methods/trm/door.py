@@ -22,6 +22,7 @@ _OPTIONS = {
     "first_to_halt": Option(False, "the first chain that halts decides and ends the others"),
     "until_right": Option(False, "the first answer that the verifier accepts ends the puzzle"),
     "abstain_below": Option(None, "withhold an answer believed less than this", float),
+    "abstain": Option(False, "withhold an answer that rules, else views and belief, speak against"),
     "grid": Option(None, "rows and columns; None: as the model was built, else a square"),
     "identifier": Option(0, "row of the model's table of puzzle identifiers"),
     "puzzle": Option(0, "number of the puzzle in a set; each draws noise of its own"),

@@ -71,6 +71,7 @@ def solve(
     first_to_halt: bool = False,
     until_right: bool = False,
     abstain_below: float | None = None,
+    abstain: bool | Verify = False,
     seed: int = 0,
     batch_size: int = 256,
     trace: bool = False,
@@ -102,6 +103,9 @@ def solve(
         until_right: likewise, but the first answer that `select`, a verifier, accepts ends its
             puzzle. It stops the work and picks among answers, it never changes one.
         abstain_below: withhold answers believed less than this (or, with a verifier, not accepted).
+        abstain: withhold answers that a verifier (the rules) does not accept; True, where there
+            are no rules: those that not more than half of the chains agree on, or that are
+            believed less than 1/2.
         seed: of the noise.
         batch_size: rows of a forward at most.
         trace: keep every step of every chain and return the chosen ones.
@@ -125,6 +129,7 @@ def solve(
         "first_to_halt": first_to_halt,
         "until_right": until_right,
         "abstain_below": abstain_below,
+        "abstain": abstain,
     }
     recorded = frozenset() if trace else None
     numbers = [

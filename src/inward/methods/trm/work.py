@@ -253,7 +253,7 @@ class PuzzleWork:
         groups: dict[int, list[int]] = {}
         for i, chain in enumerate(self.rows):
             if chain.ask.until_right:
-                groups.setdefault(id(chain.ask.select), []).append(i)
+                groups.setdefault(id(chain.ask.verifier), []).append(i)
         found = np.zeros(len(self.rows), dtype=bool)
         answers = tokens.cpu().numpy() if groups else np.empty(0)
         for rows in groups.values():
@@ -472,7 +472,7 @@ def _chosen(puzzle: OpenPuzzle, accepted: set[int], costs: StepCosts, cost: Cost
         details={
             "q": best.q,
             "chain": best.number,
-            "answered": _stands(best, accepted),
+            "answered": _stands(best, entitled, accepted),
             "candidates": tuple((tuple(c.tokens.tolist()), v) for c, v in _votes(entitled)),
             "confidence": tuple(best.confidence.tolist()),
             "evaluations": tuple(c.steps * costs.evaluations for c in puzzle.chains),
@@ -485,8 +485,8 @@ def _accepted(puzzles: list[OpenPuzzle]) -> set[int]:
     once."""
     groups: dict[int, list[OpenPuzzle]] = {}
     for puzzle in puzzles:
-        if not isinstance(puzzle.ask.select, str):
-            groups.setdefault(id(puzzle.ask.select), []).append(puzzle)
+        if puzzle.ask.verifier is not None:
+            groups.setdefault(id(puzzle.ask.verifier), []).append(puzzle)
     found: set[int] = set()
     for group in groups.values():
         try:
@@ -505,7 +505,7 @@ def _accepted_by(chains: list[PuzzleChain]) -> set[int]:
 
 def _judged(chains: list[PuzzleChain], answers: list[np.ndarray]) -> np.ndarray:
     """(len(chains),) what their verifier, one for all, says of these answers."""
-    verify: Any = chains[0].ask.select
+    verify: Any = chains[0].ask.verifier
     verdict = np.asarray(verify(np.stack([c.ask.tokens for c in chains]), np.stack(answers)))
     if verdict.shape != (len(chains),) or verdict.dtype != bool:
         raise ValueError(
@@ -538,9 +538,21 @@ def _ranking(
     return lambda c: (c.q,)
 
 
-def _stands(chain: PuzzleChain, accepted: set[int]) -> bool:
-    if chain.ask.abstain_below is None:
-        return True
-    if not isinstance(chain.ask.select, str):
-        return id(chain) in accepted
-    return _sigmoid(chain.q) >= chain.ask.abstain_below
+def _stands(chain: PuzzleChain, group: list[PuzzleChain], accepted: set[int]) -> bool:
+    """Whether the chosen answer is given, or withheld."""
+    ask, believed = chain.ask, _sigmoid(chain.q)
+    if callable(ask.abstain):
+        stands = id(chain) in accepted
+    else:
+        stands = not ask.abstain or (_agree(chain, group) and believed >= 0.5)
+    if ask.abstain_below is None:
+        return stands
+    if not isinstance(ask.select, str):
+        return stands and id(chain) in accepted
+    return stands and believed >= ask.abstain_below
+
+
+def _agree(chain: PuzzleChain, group: list[PuzzleChain]) -> bool:
+    """More than half of the chains answer as this one does."""
+    same = sum(np.array_equal(chain.tokens, other.tokens) for other in group)
+    return 2 * same > len(group)
