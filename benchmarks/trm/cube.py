@@ -31,7 +31,7 @@ from inward import hub
 from inward.data.puzzles.puzzles import Puzzles
 from inward.data.puzzles.sudoku import generate
 from inward.evals.rows import append_row, machine
-from inward.evals.stats import wilson
+from inward.evals.stats import calibration_error, wilson
 from inward.recipes.trm_cube import broken_sudokus, half_of
 from inward.tasks.sudoku import SudokuTask
 
@@ -65,7 +65,7 @@ def one(model: Any, puzzles: Puzzles, max_steps: int) -> dict[str, Any]:
         "stopped": float(stopped.mean()),
         "stopped_wrong": float((stopped & ~right).mean()),
         "belief_gap": float(belief.mean() - right.mean()),
-        "calibration_error": calibration(belief, right),
+        "calibration_error": calibration_error(belief, right),
         "mean_steps": float(solution.steps.float().mean()),
         "evaluations": float(solution.evaluations.mean()),
         "cpu_seconds": seconds / len(puzzles),
@@ -118,13 +118,6 @@ def curve(model: Any, puzzles: Puzzles, max_steps: int) -> dict[str, Any]:
             found[str(step)] = float(right.float().mean())
     left = float((ever & ~right).float().mean())
     return {"effort": "curve", "after": found, "ever": float(ever.float().mean()), "left": left}
-
-
-def calibration(belief: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error over equal bins of belief."""
-    place = np.minimum((belief * bins).astype(int), bins - 1)
-    parts = [place == i for i in range(bins)]
-    return float(sum(abs(belief[p].sum() - right[p].sum()) for p in parts if p.any()) / len(right))
 
 
 def sixteen(num: int, clues: float, seed: int) -> np.ndarray:

@@ -126,6 +126,24 @@ def _resampled_means(values: np.ndarray, rng: np.random.Generator, num: int) -> 
                            for n in sizes])  # fmt: skip
 
 
+def calibration_error(
+    believed: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray, *, bins: int = 10
+) -> float:
+    """Expected calibration error: |mean belief - share right| over equal bins of belief, weighted
+    by their size (Naeini et al., AAAI 2015). 0: belief is the share of answers that are right.
+
+    Raises ValueError for unequal lengths, no items, or beliefs outside [0, 1].
+    """
+    p, hit = np.asarray(believed, dtype=float), np.asarray(right, dtype=float)
+    if p.shape != hit.shape or p.ndim != 1 or p.size == 0:
+        raise ValueError(f"beliefs {p.shape} and outcomes {hit.shape}: give one of each per answer")
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"beliefs run from {p.min()} to {p.max()}; a probability lies in 0..1")
+    place = np.minimum((p * bins).astype(int), bins - 1)
+    gaps = np.bincount(place, weights=p - hit, minlength=bins)
+    return float(np.abs(gaps).sum() / p.size)
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided McNemar p-value: were the items that differ heads and tails of a fair coin?
 

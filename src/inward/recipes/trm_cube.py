@@ -149,17 +149,17 @@ def _key(row: np.ndarray) -> bytes | None:
     return None if conflicts(row[None]).any() else canonical_rows(row[None], n=9)[0]
 
 
-def broken_sudokus(puzzles: Puzzles, num: int, *, seed: int) -> Puzzles:
-    """Make `num` puzzles without solution: up to 12 more clues, then one clue changed to a digit
-    that repeats nowhere, so that only thinking finds the fault. Labels are PAD: there is nothing
-    to answer."""
+def broken_sudokus(puzzles: Puzzles, num: int, *, seed: int, more: int = 12) -> Puzzles:
+    """Make `num` puzzles without solution: up to `more` further clues, then one clue changed to a
+    digit that repeats nowhere, so that only thinking finds the fault. Labels are PAD: there is
+    nothing to answer."""
     rng = np.random.default_rng([seed, 3])
     found: list[np.ndarray] = []
     while len(found) < num:
         i = int(rng.integers(len(puzzles)))
         row = puzzles.inputs[i].copy()
-        more = rng.permutation(np.flatnonzero(row == BLANK))[: rng.integers(13)]
-        row[more] = puzzles.labels[i][more]
+        given = rng.permutation(np.flatnonzero(row == BLANK))[: rng.integers(more + 1)]
+        row[given] = puzzles.labels[i][given]
         cell = rng.choice(np.flatnonzero(row != BLANK))
         row[cell] = rng.choice([d for d in range(2, 11) if d != row[cell]])
         if not conflicts(row[None]).any() and not len(solve(row, limit=1).solutions):
