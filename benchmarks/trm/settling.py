@@ -1,4 +1,4 @@
-"""What becomes of shipped TRMs that are never halted (`python benchmarks/trm/settling.py MODEL ...`).
+"""What becomes of shipped TRMs that are never halted (`benchmarks/trm/settling.py MODEL ...`).
 
 Test puzzles of each model's recipe, drawn by `--seed`, for 64 times the supervision steps of
 training, float32. Verdicts are told in `inward.studies.trm_settling`; rows go to
