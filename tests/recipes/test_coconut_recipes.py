@@ -165,8 +165,9 @@ def gsm8k(tmp_path) -> FileData:
     lines.append({"question": "long " * 40 + "?", "answer": "<<1+1=2>>2\n#### 2"})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "gsm.jsonl").write_text(text)
-    name = str(tmp_path / "gsm.jsonl")
-    return FileData(name, "", name, "gsm8k", num_valid=2, num_train=4, longest=100)
+    (tmp_path / "test.jsonl").write_text(text.replace(" and ", " plus "))
+    name, test = str(tmp_path / "gsm.jsonl"), str(tmp_path / "test.jsonl")
+    return FileData(name, "", test, "gsm8k", num_valid=2, num_train=4, longest=100)
 
 
 def test_a_file_without_a_valid_set_lends_its_end(tmp_path):
@@ -176,6 +177,10 @@ def test_a_file_without_a_valid_set_lends_its_end(tmp_path):
     assert [r.answer for r in valid] == ["12", "14"]
     assert len(test) == 7 and test[0].steps == ("<<1+1=2>>",)
     assert len(replace(data, num_train=0).split("train")) == 5
+    # the same questions in both files: those of the test are not trained on
+    both = replace(data, test=data.train)
+    with pytest.raises(ValueError, match="no record is left to train on"):
+        both.split("train")
     with pytest.raises(ValueError, match="num_valid is 0"):
         FileData("a", "", "b", "gsm8k")
 
@@ -197,7 +202,7 @@ def test_a_lora_on_a_real_model_trains_is_resumed_and_loads(tmp_path, shared_mod
             **{"steps": 4, "batch_rows": 2, "eval_every": 4, "save_every": 2, "warmup": 0},
         ),
         num_evaluated=2,
-        max_new_tokens=4,
+        max_new_tokens=16,
     )
     run: Any = recipe.build()
     names = set(run.model.state_dict())

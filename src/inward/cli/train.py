@@ -34,8 +34,8 @@ def train(words: list[str]) -> int:
     if options is None:
         return 0
     changed = {f.name: getattr(options, f.name) for f in fields(options)}
-    out, resume = changed.pop("out"), changed.pop("resume")
-    return _train_recipe(replace(recipe, **changed), out, resume=resume)
+    out, resume, other = (changed.pop(name) for name in ("out", "resume", "other_data"))
+    return _train_recipe(replace(recipe, **changed), out, resume=resume, other_data=other)
 
 
 def _overrides(recipe: Any) -> type:
@@ -50,14 +50,16 @@ def _overrides(recipe: Any) -> type:
             entries.append((entry.name, kind, field(default=value)))
     entries.append(("out", Path, field(default=Path("runs") / recipe.name)))
     entries.append(("resume", bool, field(default=False)))
+    entries.append(("other_data", bool, field(default=False)))
     about = (
         f"{recipe.about}\n\n--out is the folder of the run. A run that stopped goes on by the same "
-        "command; --resume insists that there is one."
+        "command; --resume insists that there is one; --other-data lets it go on with other data "
+        "than it began with."
     )
     return make_dataclass("Train", entries, namespace={"__doc__": about})
 
 
-def _train_recipe(recipe: Any, out: Path, *, resume: bool) -> int:
+def _train_recipe(recipe: Any, out: Path, *, resume: bool, other_data: bool) -> int:
     from inward.common.files import check_free
     from inward.recipes.trm import TRMRecipe
     from inward.train import train as train_run
@@ -66,12 +68,19 @@ def _train_recipe(recipe: Any, out: Path, *, resume: bool) -> int:
         raise ValueError(f"there is no run to resume in {out}; name its folder with --out")
     check_free(out)  # before data is made, which may take long
     quiet()
+    if hasattr(recipe, "settled"):
+        recipe = recipe.settled()
     run = recipe.build()
-    if isinstance(recipe, TRMRecipe) and os.environ.get("RANK", "0") == "0":
-        for note in recipe.notes():
-            print(note)
+    if other_data:
+        if not run.data_keys:
+            raise ValueError(f"{recipe.name} makes its own data; leave --other-data out")
+        run.other_data = True
+    main = os.environ.get("RANK", "0") == "0"
+    notes = (*run.notes, *(recipe.notes() if isinstance(recipe, TRMRecipe) else ()))
+    for note in notes if main else ():
+        print(note)
     summary = train_run(run, recipe.train, out)
-    if os.environ.get("RANK", "0") != "0":
+    if not main:
         return 0
     from inward import hub
     from inward.data.puzzles.folder import write_json
@@ -83,4 +92,39 @@ def _train_recipe(recipe: Any, out: Path, *, resume: bool) -> int:
     for name, value in summary.items():
         console.print(f"  {name:<20}{value}", highlight=False, soft_wrap=True)
     console.print(f"model: {out / 'model'}   (inward ask {out / 'model'} ...)", highlight=False)
+    for command in commands(recipe, out):
+        print(f"  {command}")
     return 0
+
+
+def commands(recipe: Any, out: Path) -> list[str]:
+    """What can be done with the run that a recipe made: commands that can be typed as they are."""
+    import shlex
+
+    from inward import hub
+
+    where = shlex.quote(str(out))
+    reads = hub.door(hub.method_of(out / "model")).reads
+    found = [_ask_command(recipe, out, reads)]
+    found += [f"inward chat {where}"] if reads == "text" else []
+    found += [f"inward eval {where}", f"inward bench {where}"]
+    return [command for command in found if command]
+
+
+def _ask_command(recipe: Any, out: Path, reads: str) -> str:
+    """The command that asks a held-out question; puzzles are put into a file."""
+    import shlex
+
+    from inward.evals.questions import example
+
+    question = example(recipe)
+    if not question:
+        return ""
+    where = shlex.quote(str(out))
+    if reads == "text":
+        return f"inward ask {where} {shlex.quote(question)}"
+    from inward.common.files import replacing
+
+    with replacing(out / "example.txt") as partial:
+        partial.write_text(question + "\n", encoding="utf-8")
+    return f"inward ask {where} --file {shlex.quote(str(out / 'example.txt'))}"

@@ -16,9 +16,11 @@ longer. So ours take both, and theirs are asked which one they know.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import os
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -63,11 +65,17 @@ def open_base(name: str | Path, **options: Any) -> tuple[Any, Any]:
     """
     path = _place(name)
     model = load_causal_lm(path, **options)
+    if path.suffix == ".gguf":  # an adapter on it names it so
+        model.config._name_or_path = model.name_or_path = str(name)
+    return model, open_base_tokenizer(name)
+
+
+def open_base_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a base alone; see `open_base`."""
+    path = _place(name)
     if path.suffix != ".gguf":
-        return model, open_tokenizer(path)
-    # an adapter on it names it so
-    model.config._name_or_path = model.name_or_path = str(name)
-    return model, open_tokenizer(path.parent, gguf_file=path.name)
+        return open_tokenizer(path)
+    return open_tokenizer(path.parent, gguf_file=path.name)
 
 
 def open_tokenizer(folder: str | Path, **options: Any) -> Any:
@@ -129,6 +137,106 @@ def _unpacked(path: Path, options: dict[str, Any]) -> Any:
     for entry in ("quantization_config", "_pre_quantization_dtype"):
         model.config.__dict__.pop(entry, None)
     return model.eval()
+
+
+# --------------------------------------------------------------------------------------------------
+# The base that an adapter, or a text, belongs to
+
+
+def fingerprint(model: Any, dtype: Any = None) -> str:
+    """A mark that two causal LMs share only if their weights are the same.
+
+    Of every matrix below the head and beside the embedding, which an added token would change: its
+    name, its shape, the sum of its bits and some thousand of them. Adapters on the model do not
+    count. The same on every machine, and cheap: nothing is copied.
+
+    Args:
+        dtype: of the weights as they were then, which may be narrower than they are now.
+    """
+    tables = {id(t.weight) for t in (model.get_input_embeddings(), model.get_output_embeddings())
+              if t is not None}  # fmt: skip
+    found = hashlib.sha256()
+    named = {name.replace(".base_layer", ""): p for name, p in model.named_parameters()}
+    for name, weight in sorted(named.items()):
+        own = id(weight) not in tables and "embed_tokens" not in name
+        if own and "lora_" not in name and "trainable_tokens" not in name:
+            found.update(f"{name} {tuple(weight.shape)}".encode())
+            found.update(_bits(weight if dtype is None else weight.to(dtype)))
+    return found.hexdigest()
+
+
+def _bits(weight: Any) -> bytes:
+    """The sum of a tensor's bits, which no order of adding changes, and 1024 of its numbers."""
+    import torch
+
+    flat = weight.detach().contiguous().flatten().cpu()
+    if flat.element_size() == 8:
+        flat = flat.view(torch.int32)
+    whole = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[flat.element_size()])
+    some = whole[:: max(1, whole.numel() // 1024)]
+    return f"{whole.sum(dtype=torch.int64)}".encode() + some.to(torch.int64).numpy().tobytes()
+
+
+def base_record(model: Any, folder: Path) -> dict[str, Any]:
+    """What an adapter's files in `folder` say of the model below it, so that it is found again:
+    its name, where it lies as seen from the folder, and its mark."""
+    name = str(model.config._name_or_path or "")
+    record = {"name": name, "dtype": str(model.dtype).removeprefix("torch.")}
+    if name and Path(name).exists():
+        record |= {"name": Path(name).resolve().name, "path": _from_here(Path(name), folder)}
+    return record | {"fingerprint": fingerprint(model)}
+
+
+def _from_here(place: Path, folder: Path) -> str:
+    return Path(os.path.relpath(place.resolve(), folder.resolve())).as_posix()
+
+
+def recorded_base(record: Mapping[str, Any], folder: Path, **options: Any) -> Any:
+    """The model that `base_record` spoke of: at its recorded place as seen from the folder, else by
+    name in $INWARD_MODELS.
+
+    Raises:
+        FileNotFoundError: it is at neither; both are named, and the way to say where it is.
+        ValueError: what lies there is another model.
+    """
+    name, tried = str(record.get("name") or ""), []
+    if isinstance(record.get("path"), str):
+        place = folder / record["path"]
+        tried.append(str(Path(os.path.normpath(place))))
+        if (place / "config.json").is_file():
+            return checked_base(load_causal_lm(place, **options), record, place)
+    if name:
+        try:
+            return checked_base(load_causal_lm(_place(name), **options), record, name)
+        except FileNotFoundError:
+            tried.append(f"{name} in INWARD_MODELS")
+    raise FileNotFoundError(
+        f"the model below the adapter in {folder} is not there "
+        f"({', nor '.join(tried) or 'it has no name'}); pass base=, the model or its folder (--base "
+        "at the command line), or set INWARD_MODELS to the folder it lies in"
+    )
+
+
+def checked_base(model: Any, record: Mapping[str, Any], place: object) -> Any:
+    """The model, if it is the one that was recorded.
+
+    Raises:
+        ValueError: it has other weights.
+    """
+    import torch
+
+    mark, told = record.get("fingerprint"), record.get("dtype")
+    dtype = getattr(torch, told, None) if isinstance(told, str) else None
+    if not mark or not isinstance(dtype, torch.dtype):
+        return model
+    if torch.finfo(model.dtype).bits < torch.finfo(dtype).bits:
+        return model  # rounded since then: nothing can be said
+    if fingerprint(model, dtype) != mark:
+        raise ValueError(
+            f"{place} is another model than the adapter was trained on: its weights differ; name "
+            "the right one (base= in Python, --base at the command line)"
+        )
+    return model
 
 
 # --------------------------------------------------------------------------------------------------

@@ -16,6 +16,11 @@ from importlib import import_module
 from typing import Any
 
 RECIPES = {
+    "cot": "inward.recipes.own_thoughts:cot",
+    "coconut": "inward.recipes.own_thoughts:coconut",
+    "interleaved": "inward.recipes.own_thoughts:interleaved",
+    "tidar": "inward.recipes.own_drafts:tidar",
+    "tidar-adapter": "inward.recipes.own_drafts:tidar_adapter",
     "sudoku4": "inward.recipes.trm:sudoku4",
     "sudoku6": "inward.recipes.trm:sudoku6",
     "sudoku9": "inward.recipes.trm:sudoku9",

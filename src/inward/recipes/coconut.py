@@ -21,12 +21,21 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from inward.data.drawn import drawn
 from inward.data.thoughts import chains, prosqa
 from inward.data.thoughts.curriculum import BlockLayout, Curriculum, Stages
-from inward.data.thoughts.patterns import Cot, Fixed, NoCot, Pieces, Prefix, Rhythm
+from inward.data.thoughts.patterns import (
+    Cot,
+    EntropySteps,
+    Fixed,
+    NoCot,
+    Pieces,
+    Prefix,
+    Rhythm,
+)
 from inward.data.thoughts.records import Record
-from inward.data.thoughts.segments import Sample, Specials, Text
+from inward.data.thoughts.segments import Sample, Text
 from inward.data.thoughts.tokenizers import Form
-from inward.recipes.coconut_data import ChainData, FileData, ProsQAData
-from inward.tasks.chains import ChainTask
+from inward.recipes.coconut_base import PretrainedBase, SmallBase, adapted, start_from
+from inward.recipes.coconut_data import AnyTask, ChainData, FileData, ProsQAData
+from inward.tasks.exact import ExactTask
 from inward.tasks.prosqa import ProsQATask
 from inward.train.settings import OptimSettings, TrainSettings
 
@@ -37,69 +46,6 @@ if TYPE_CHECKING:
     from inward.methods.coconut.generate import CoconutGenerated
     from inward.methods.coconut.model import Coconut
     from inward.train.loop import Run
-
-# --------------------------------------------------------------------------------------------------
-# The base
-
-
-@dataclass(frozen=True)
-class SmallBase:
-    """A GPT-2 or Llama type from scratch over the words of the data.
-
-    init_std   spread of the initial weights. The libraries' 0.02 was chosen for widths of 768 and
-               more; 1 / sqrt(width) is 0.125 at 64
-    """
-
-    kind: Literal["gpt2", "llama"] = "gpt2"
-    num_layers: int = 2
-    width: int = 128
-    num_heads: int = 4
-    max_positions: int = 320
-    init_std: float = 0.02
-
-    def build(self, vocab_size: int, eos: int) -> nn.Module:
-        """The untrained model; draws from torch's global generator (seed it first)."""
-        from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-
-        shared: dict[str, Any] = {
-            "vocab_size": vocab_size,
-            "max_position_embeddings": self.max_positions,
-            "bos_token_id": eos,
-            "eos_token_id": eos,
-            "pad_token_id": eos,
-            "initializer_range": self.init_std,
-        }
-        if self.kind == "gpt2":
-            dropped = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-            shape = {"n_embd": self.width, "n_layer": self.num_layers, "n_head": self.num_heads}
-            config = GPT2Config(**shared, **shape, **dropped)
-            return GPT2LMHeadModel(config)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                **shared,
-                hidden_size=self.width,
-                intermediate_size=4 * self.width,
-                num_hidden_layers=self.num_layers,
-                num_attention_heads=self.num_heads,
-                tie_word_embeddings=True,
-            )
-        )
-
-
-@dataclass(frozen=True)
-class PretrainedBase:
-    """A trained model with its tokenizer: a name that `inward.common.bases` knows, a folder, or the
-    hub's.
-
-    start_like  token whose rows the three new tokens start from, as in the released code
-    lora_rank   train low-rank weights (PEFT) on all linear layers and the rows of the new tokens,
-                and nothing else; 0: train everything
-    """
-
-    path: str = "openai-community/gpt2"
-    start_like: str = "<<"
-    lora_rank: int = 0
-
 
 # --------------------------------------------------------------------------------------------------
 # The recipe
@@ -124,7 +70,7 @@ class CoconutRecipe:
     """validation records answered, each with its swap, at every evaluation"""
     start: str = ""
 
-    def task(self) -> ProsQATask | ChainTask:
+    def task(self) -> AnyTask:
         """How to ask and score."""
         return self.data.task()
 
@@ -138,18 +84,66 @@ class CoconutRecipe:
 
         from inward.train.loop import Run
 
+        files = isinstance(self.data, FileData)
+        parts = self.data.parts() if isinstance(self.data, FileData) else None
         torch.manual_seed(self.train.seed)
         model = self.model()
         if self.start:
-            _start_from(model, self.start)
-        source = self.source(model)
+            start_from(model, self.start)
+        if files:  # what is generated is written for its task
+            self.check_evaluation(model)
+        records, notes = self.records(model)
+        source = self.source(model, records)
         return Run(
             model=model,
             source=source,
             evaluate=cast("Callable[[nn.Module], dict[str, float]]", self.evaluation()),
             config=asdict(self),
             resets=source.reset_steps(self.train.batch_rows, self.train.steps),
+            notes=() if parts is None else (*parts.told(), *notes),
+            read={} if parts is None else dict(parts.read),
+            data_keys=("data",) if files else (),
         )
+
+    def check_evaluation(self, model: Coconut) -> None:
+        """Before long work: see that the right answers of held-out questions would be told to be
+        right, and fit into what the model may say.
+
+        Raises ValueError that names the question and the remedy.
+        """
+        from inward.data.thoughts.tokenizers import encode_record
+
+        task, tokenizer = self.task(), model.tokenizer
+        asked = self.asked_records(task)
+        for record in asked:
+            pieces = encode_record(record, tokenizer)
+            said = [i for part in (*pieces.steps, pieces.answer[:-1]) for i in part]
+            text = tokenizer.batch_decode([said], skip_special_tokens=True)[0]
+            if not task.score(record, text).right:
+                raise ValueError(
+                    f"evaluation ({task.name}) would not see that {record.answer[:60]!r} answers "
+                    f"{record.question[:60]!r}: this tokenizer turns record and answer into "
+                    f"{text[-80:]!r}; write the answers in another way, or choose another score_by"
+                )
+            if len(pieces.answer) > self.max_new_tokens:
+                raise ValueError(
+                    f"the answer to {record.question[:60]!r} takes {len(pieces.answer)} tokens, "
+                    f"but max_new_tokens is {self.max_new_tokens}: it could never be right; allow "
+                    "more"
+                )
+
+    def records(self, model: Coconut) -> tuple[list[Record], list[str]]:
+        """Training records, and what is to be told of them: those of files that are too long for
+        the model's context are left out; `EntropySteps` gets its scores."""
+        from inward.data.thoughts.latents import scored
+        from inward.methods.coconut.base import unwrapped
+
+        found, notes = self.data.split("train"), []
+        if isinstance(self.data, FileData):
+            found, notes = _fitting(found, model, self.curriculum)
+        if isinstance(self.curriculum.pattern, EntropySteps):
+            found = scored(found, unwrapped(model.base), model.tokenizer)
+        return found, notes
 
     def model(self) -> Coconut:
         """The wrapped base with its tokenizer, untrained or as published."""
@@ -171,32 +165,36 @@ class CoconutRecipe:
         assert isinstance(eos, int), "word tokenizers have one EOS"
         return Coconut(self.base.build(len(tokenizer), eos), specials, tokenizer=tokenizer)
 
-    @staticmethod
-    def _pretrained(base: PretrainedBase) -> Coconut:
+    def _pretrained(self, base: PretrainedBase) -> Coconut:
         from inward.common.bases import open_base
-        from inward.methods.coconut.base import add_specials
+        from inward.methods.coconut.base import add_specials, own_tokens
         from inward.methods.coconut.model import Coconut
 
         model, tokenizer = open_base(base.path)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         like = tokenizer.encode(base.start_like, add_special_tokens=False)
-        specials = add_specials(tokenizer, model, init_from=like[0] if len(like) == 1 else None)
+        specials = add_specials(
+            *(tokenizer, model),
+            init_from=like[0] if len(like) == 1 else None,
+            pause=base.pause or self.curriculum.layout.thought == "pause",
+        )
         if base.lora_rank:
-            model = _adapted(model, base, specials)
+            model = adapted(model, base, own_tokens(tokenizer, specials))
         return Coconut(model, specials, tokenizer=tokenizer)
 
-    def source(self, model: Coconut) -> LatentSource:
-        """Training batches."""
+    def source(self, model: Coconut, records: Sequence[Record] | None = None) -> LatentSource:
+        """Training batches of these records (default: `records`)."""
         from inward.data.thoughts.latents import LatentSource
 
-        made = not isinstance(self.data, FileData)
+        task = self.task()
+        made = not isinstance(self.data, FileData) and not isinstance(task, ExactTask)
         return LatentSource(
-            self.data.split("train"),
+            self.records(model)[0] if records is None else records,
             model.tokenizer,
             self.curriculum,
             seed=self.train.seed,
-            rewrite=self.task().rewrite if made else None,
+            rewrite=task.rewrite if made and not isinstance(task, ExactTask) else None,
             group=self.data.group,
             max_positions=model.max_positions,
             learned_stop=self.curriculum.layout.boundaries == "supervised",
@@ -205,10 +203,9 @@ class CoconutRecipe:
     def evaluation(self) -> Callable[[Coconut], dict[str, float]]:
         """Answers to validation questions and their swaps, at the last stage of the curriculum."""
         task = self.task()
-        valid = self.data.split("valid")
-        some = drawn(len(valid), min(self.num_evaluated, len(valid)), what="questions")
-        asked = task.ask([valid[i] for i in some])
-        swaps = None if isinstance(self.data, FileData) else task.swap(asked)
+        asked = self.asked_records(task)
+        made = not isinstance(self.data, FileData) and not isinstance(task, ExactTask)
+        swaps = task.swap(asked) if made and not isinstance(task, ExactTask) else None
 
         def evaluate(model: Coconut) -> dict[str, float]:
             texts = self.answers(model, asked)
@@ -216,6 +213,12 @@ class CoconutRecipe:
             return score(task, asked, texts, other)
 
         return evaluate
+
+    def asked_records(self, task: AnyTask) -> list[Record]:
+        """The validation records that an evaluation asks."""
+        valid = self.data.split("valid")
+        some = drawn(len(valid), min(self.num_evaluated, len(valid)), what="questions")
+        return task.ask([valid[i] for i in some])
 
     def answers(
         self, model: Coconut, asked: Sequence[Record], *, batch: int = 50, **options: Any
@@ -295,42 +298,27 @@ class CoconutRecipe:
         return switch_from(self._switching(model))
 
 
-def _adapted(model: Any, base: PretrainedBase, specials: Specials) -> nn.Module:
-    """The model below a LoRA; alpha is twice the rank."""
-    from peft import LoraConfig, get_peft_model
+def _fitting(
+    records: list[Record], model: Coconut, curriculum: Curriculum
+) -> tuple[list[Record], list[str]]:
+    """Records that fit into the context at every stage, and what is to be told of the others.
 
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=base.lora_rank,
-        lora_alpha=2 * base.lora_rank,
-        target_modules="all-linear",
-        trainable_token_indices=[specials.bot, specials.eot, specials.latent],
-    )
-    return cast("nn.Module", get_peft_model(model, config))
-
-
-def _start_from(model: Coconut, folder: str) -> None:
-    """Put the base's weights of a saved model into this one.
-
-    Raises ValueError that says which words or weights differ.
+    Raises ValueError if none fits.
     """
-    from inward.common.weights import check_fit
-    from inward.hub import resolve
-    from inward.methods.coconut.model import Coconut
+    from inward.data.thoughts.latents import longest_sample
 
-    path = resolve(folder)
-    other = Coconut.from_pretrained(path)
-    here, there = (m.tokenizer.get_vocab() if m.tokenizer else {} for m in (model, other))
-    differing = sorted(dict(here.items() ^ there.items()))
-    if differing:
+    limit = model.max_positions
+    if limit is None:
+        return records, []
+    kept = [r for r in records if longest_sample(r, model.tokenizer, curriculum, limit) <= limit]
+    if not kept:
         raise ValueError(
-            f"{path} was trained with another vocabulary; {len(differing)} words or their numbers "
-            f"differ, such as {', '.join(map(repr, differing[:5]))}. Start from a run on data of "
-            "the same kind"
+            f"none of {len(records)} records fits into the context of the base, {limit} positions, "
+            "thoughts included; take shorter records, or a base with a longer context"
         )
-    weights = other.base.state_dict()
-    check_fit(weights, model.base.state_dict(), path)
-    model.base.load_state_dict(weights)
+    left = len(records) - len(kept)
+    note = f"left out {left} training records: longer than the context of {limit} positions"
+    return kept, [note] if left else []
 
 
 def opening_of(prompt: Sample, mark: int) -> list[list[Any]]:
@@ -348,15 +336,18 @@ def opening_of(prompt: Sample, mark: int) -> list[list[Any]]:
 
 
 def score(
-    task: ProsQATask | ChainTask,
+    task: AnyTask,
     asked: Sequence[Record],
     texts: Sequence[str],
     other: Sequence[str] | None,
 ) -> dict[str, float]:
     """The task's metrics of what was said to the questions, and to their swaps."""
     from inward.tasks import chains as chain_scores
+    from inward.tasks import exact as exact_scores
     from inward.tasks import prosqa as prosqa_scores
 
+    if isinstance(task, ExactTask):
+        return exact_scores.report(task, asked, texts).metrics
     if isinstance(task, ProsQATask):
         return prosqa_scores.report(task, asked, texts, other).metrics
     return chain_scores.report(task, asked, texts, other).metrics

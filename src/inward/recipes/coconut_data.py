@@ -6,15 +6,24 @@ stay together (`group`); those that are generated also name their `words`, for a
 
 from __future__ import annotations
 
-import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import lru_cache
 from typing import Any, Literal, cast
 
+from inward.common.checks import need
+from inward.common.files import digest
+from inward.data.drawn import drawn
+from inward.data.rows import place_of
 from inward.data.thoughts import chains, prosqa, records
+from inward.data.thoughts.anyfile import Names, ReadFile, RecordKind, apart, cut, read_any
 from inward.data.thoughts.records import Record
 from inward.tasks.chains import ChainTask
+from inward.tasks.exact import ExactTask
 from inward.tasks.prosqa import ProsQATask
+
+AnyTask = ProsQATask | ChainTask | ExactTask
 
 
 @dataclass(frozen=True)
@@ -126,58 +135,187 @@ class ChainData:
 
 @dataclass(frozen=True)
 class FileData:
-    """Files as they stand: the released JSON, GSM8k-Aug's text, or GSM8K's own JSON lines.
+    """Files as they stand, of any form that `inward.data.thoughts.anyfile` reads.
 
-    Files are paths, or names in $INWARD_DATA.
+    Files are paths, or names in $INWARD_DATA. No question is in two splits: those of valid and test
+    are left out of training, and told.
 
-    valid       empty: the last `num_valid` records of the training file
-    num_train   the first ones only; 0: all
-    longest     leave out records of more characters, question and steps together; 0: none
+    valid        empty: `num_valid` questions of the training file
+    test         empty: `num_test` questions of it (0: there is no test set)
+    num_train    so many of the records, drawn by the seed (without one: the first ones); 0: all
+    longest      leave out records of more characters, question and steps together; 0: none
+    seed         what is held out is drawn by it; None: it is the end of the file
+    split_field  the field of each record that names its split, in a file that holds all
+    question, steps, answer   what the fields of a record are called
+    without_steps   records without steps: skip (and count) them, refuse them, or keep them
+    score_by     how answers are judged: exact, equations (numbers; spoken equations are checked),
+                 prosqa (the graph is checked, swaps are asked); auto: what the records allow
     """
 
     train: str
     valid: str
     test: str
-    kind: Literal["json", "icot", "gsm8k"] = "json"
+    kind: RecordKind = "json"
     group: int = 1
     num_valid: int = 0
     num_train: int = 0
     longest: int = 0
+    num_test: int = 0
+    seed: int | None = None
+    split_field: str = ""
+    question: str = "question"
+    steps: str = "steps"
+    answer: str = "answer"
+    without_steps: Literal["skip", "refuse", "keep"] = "skip"
+    score_by: Literal["auto", "exact", "equations", "prosqa"] = "auto"
 
     def __post_init__(self) -> None:
-        if not self.valid and self.num_valid < 1:
+        if not self.valid and not self.split_field and self.num_valid < 1:
             raise ValueError(
                 f"valid is empty and num_valid is {self.num_valid}; name a file, or hold 1 or more "
                 "training records out"
             )
+        if self.split_field and (self.valid or self.test or self.num_valid or self.num_test):
+            raise ValueError(
+                f"split_field is {self.split_field!r}: the file itself says what is held out; "
+                "leave out valid, test and their numbers, or the field"
+            )
+        for name in ("num_valid", "num_train", "num_test", "longest"):
+            need(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
 
-    def task(self) -> ChainTask | ProsQATask:
-        """Exact answers: arithmetic for GSM8K; ProsQA's own for files with graphs."""
-        return ProsQATask("text") if self.kind == "json" else ChainTask()
+    def task(self) -> AnyTask:
+        """What the answers are judged by.
+
+        Raises ValueError: `score_by` asks for what the records lack.
+        """
+        held = self.split("valid")
+        name = self.score_by if self.score_by != "auto" else _judge_of(held)
+        if name == "exact":
+            ExactTask().check(held)
+            return ExactTask()
+        if name == "equations":
+            return ChainTask()
+        for record in held:
+            prosqa.graph_of(record)
+        return ProsQATask("text")
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test set beside the validation set."""
+        return bool(self.test or self.num_test or (self.split_field and self.parts().sets["test"]))
 
     def split(self, name: Literal["train", "valid", "test"]) -> list[Record]:
         """Records of a split; FileNotFoundError names the file that is missing."""
-        own = getattr(self, name)
-        found = self._read(own or self.train)
-        if name == "valid":
-            return found if own else found[-self.num_valid :]
-        if name == "train":
-            found = found if self.valid else found[: -self.num_valid]
-            return found[: self.num_train or None]
-        return found
+        return list(self.parts().sets[name])
 
-    def _read(self, name: str) -> list[Record]:
-        path = Path(name)
-        if not path.exists():
-            path = Path(os.environ.get("INWARD_DATA", "data")) / name
-        if self.kind == "json":
-            found = records.read_json(path)
-        elif self.kind == "icot":
-            found = records.read_icot(path)
-        else:  # a few solutions carry no calculator marks
-            found = records.with_steps(records.read_gsm8k(path), skip=True)
-        return [r for r in found if not self.longest or _length(r) <= self.longest]
+    def parts(self) -> FileParts:
+        """All splits, and what was read."""
+        files = tuple(_digest(name) for name in (self.train, self.valid, self.test) if name)
+        return _parts(self, files)
+
+    def read(self, name: str) -> ReadFile:
+        """One of the files."""
+        return read_any(
+            name,
+            self.kind,
+            names=Names(self.question, self.steps, self.answer, self.split_field),
+            without_steps=self.without_steps,
+            longest=self.longest,
+        )
 
 
-def _length(record: Record) -> int:
-    return len(record.question) + sum(map(len, record.steps))
+def _digest(name: str) -> str:
+    return digest(place_of(name))
+
+
+@dataclass(frozen=True, eq=False)
+class FileParts:
+    """The splits of files.
+
+    files: of each file its name, form, number of records, and skipped ones with the reason.
+    moved: training records whose question is held out. read: name -> SHA-256, what a run is tied to
+    """
+
+    sets: Mapping[str, list[Record]]
+    files: tuple[ReadFile, ...]
+    moved: int
+    read: Mapping[str, str]
+
+    def told(self) -> list[str]:
+        """What was read, a line a file, and the splits."""
+        lines = []
+        for file in self.files:
+            skipped = "".join(f"; skipped {n}: {why}" for why, n in file.skipped.items())
+            lines.append(f"{file.path}: {len(file.records)} records ({file.kind}){skipped}")
+        sizes = ", ".join(f"{name} {len(part)}" for name, part in self.sets.items() if part)
+        moved = f"; {self.moved} left out of training, their questions are held out"
+        return [*lines, f"splits: {sizes}{moved if self.moved else ''}"]
+
+
+@lru_cache(maxsize=4)
+def _parts(data: FileData, digests: tuple[str, ...]) -> FileParts:
+    """See `FileData.parts`; read again when a file has changed."""
+    del digests
+    main = data.read(data.train)
+    files, moved = [main], 0
+    sets: dict[str, list[Record]] = {"train": main.records, "valid": [], "test": []}
+    if data.split_field:
+        for name in sets:
+            rows = zip(main.records, main.splits, strict=True)
+            sets[name] = [record for record, split in rows if split == name]
+        if empty := [name for name in ("train", "valid") if not sets[name]]:
+            raise ValueError(
+                f"{main.path}: the field {data.split_field!r} puts no record into "
+                f"{' nor '.join(empty)}"
+            )
+    for name in ("valid", "test"):
+        if getattr(data, name):
+            files.append(data.read(getattr(data, name)))
+            sets[name] = files[-1].records
+    num_valid = 0 if data.valid else data.num_valid
+    num_test = 0 if data.test else data.num_test
+    if num_valid or num_test:
+        if data.seed is None:
+            made = _last(main.records, num_valid, num_test)
+        else:
+            made = cut(main.records, num_valid=num_valid, num_test=num_test, seed=data.seed)
+        sets |= {name: part for name, part in made.items() if part}
+    sets["train"], moved = apart(sets["train"], sets["valid"], sets["test"])
+    if not sets["train"]:
+        raise ValueError(f"{main.path}: no record is left to train on; hold out fewer")
+    if data.num_train:
+        sets["train"] = _some(sets["train"], data.num_train, data.seed)
+    read = {str(file.path.name): file.sha256 for file in files}
+    return FileParts(sets, tuple(files), moved, read)
+
+
+def _some(records: list[Record], num: int, seed: int | None) -> list[Record]:
+    if seed is None or num >= len(records):
+        return records[:num]
+    return [records[i] for i in drawn(len(records), num, seed=seed, what="records")]
+
+
+def _last(records: list[Record], num_valid: int, num_test: int) -> dict[str, list[Record]]:
+    """The end of a file is held out, as it stands."""
+    if num_valid + num_test >= len(records):
+        raise ValueError(
+            f"{num_valid + num_test} of {len(records)} records are to be held out; nothing is left "
+            "to train on"
+        )
+    rest, held = records[: -num_valid - num_test], records[-num_valid - num_test :]
+    return {"train": rest, "valid": held[:num_valid], "test": held[num_valid:]}
+
+
+def _judge_of(records: Sequence[Record]) -> str:
+    """The strictest of the tasks that all records allow."""
+    if all("edges" in record.meta for record in records):
+        try:
+            for record in records:
+                prosqa.graph_of(record)
+            return "prosqa"
+        except ValueError:
+            pass
+    steps = [step for record in records for step in record.steps]
+    if steps and all(re.fullmatch(r"<<[^<>]*=[^<>]*>>", step) for step in steps):
+        return "equations"
+    return "exact"

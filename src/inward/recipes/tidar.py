@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -43,7 +43,8 @@ class OwnText:
     """
 
     path: str = "runs/own-text/stories260k.jsonl"
-    """where it is kept; a run that was killed goes on writing there"""
+    """where it is kept; a run that was killed goes on writing there; empty: a file for each model
+    and its prompts in runs/own-text"""
     questions: str = ""
     """JSON lines with questions: a path, or a file in $INWARD_DATA; empty: the model begins texts
     of its own, or asks itself, in `opening` tokens or fewer"""
@@ -95,12 +96,12 @@ class OwnText:
         pairs = own_text(
             model,
             asked,
-            self.path,
+            self.path or None,
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             batch_size=self.batch_size,
             seed=self.seed,
-            progress=_tell,
+            progress=tell,
         )
         if begins:  # an opening is the model's own text as well
             pairs = [([], [*opening, *rest]) for opening, rest in pairs]
@@ -116,7 +117,7 @@ class OwnText:
 
         each = -(-self.requested // len(KINDS))
         asked = zip(*(requests(kind, each, seed=self.seed) for kind in KINDS), strict=True)
-        return [_prompt(tokenizer, text) for turn in asked for text in turn][: self.requested]
+        return [prompt_ids(tokenizer, text) for turn in asked for text in turn][: self.requested]
 
     def _openings(self, model: Any, start: list[int | None]) -> list[list[int]]:
         """`start`, each time with other tokens after it."""
@@ -127,7 +128,7 @@ class OwnText:
         pairs = own_text(
             model,
             [cast("list[int]", start)] * (self.num_texts - self.requested),
-            f"{self.path}.openings",
+            f"{self.path}.openings" if self.path else None,
             max_new_tokens=self.opening,
             temperature=self.opening_temperature,
             batch_size=self.batch_size,
@@ -142,7 +143,7 @@ class OwnText:
         rows = [row[len(ids) :] for row in self._openings(model, ids)]
         texts = tokenizer.batch_decode(rows, skip_special_tokens=False)
         # its own end of turn, where it came to one, ends the question
-        return [_prompt(tokenizer, text.split(end)[0].strip() or "?") for text in texts]
+        return [prompt_ids(tokenizer, text.split(end)[0].strip() or "?") for text in texts]
 
     def _asked(self, tokenizer: Any) -> list[list[int]]:
         path = Path(self.questions)
@@ -158,7 +159,7 @@ class OwnText:
         if len(lines) < wanted:
             raise ValueError(f"{path} holds {len(lines)} questions, {wanted} are to be asked")
         some = drawn(len(lines), wanted, seed=self.seed, what="questions") if wanted else ()
-        return [_prompt(tokenizer, self._question(path, lines, i)) for i in some]
+        return [prompt_ids(tokenizer, self._question(path, lines, i)) for i in some]
 
     def _question(self, path: Path, lines: list[str], row: int) -> str:
         try:
@@ -175,7 +176,8 @@ class OwnText:
         return first, second
 
 
-def _prompt(tokenizer: Any, question: str) -> list[int]:
+def prompt_ids(tokenizer: Any, question: str) -> list[int]:
+    """A question as tokens: through the chat template, where there is one."""
     if tokenizer.chat_template is None:
         return tokenizer(question).input_ids
     message = [{"role": "user", "content": question}]
@@ -190,7 +192,8 @@ def _around_question(tokenizer: Any) -> tuple[str, str]:
     return before, after.strip().split("\n")[0]
 
 
-def _tell(done: int, num: int) -> None:
+def tell(done: int, num: int) -> None:
+    """How far the model's writing is, in a line that is written over."""
     print(f"\rthe model writes: {done} of {num} texts", end="\n" if done == num else "", flush=True)
 
 
@@ -209,6 +212,14 @@ class TokenFolder:
         parts = [PackedTokens.open(Path(self.path) / name) for name in ("train", "valid")]
         first, second = (PackedSource(t, seq_len=self.seq_len, seed=self.seed) for t in parts)
         return first, second
+
+
+class TextSources(Protocol):
+    """Whatever gives rows to learn from."""
+
+    def sources(self, model: Any, tokenizer: Any) -> tuple[PackedSource, PackedSource]:
+        """Training and validation."""
+        ...
 
 
 # --------------------------------------------------------------------------------------------------
@@ -231,7 +242,7 @@ class TiDARRecipe:
     """True: train an adapter that acts on mask rows only; the base stays as it is"""
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     method: TiDARSettings = field(default_factory=TiDARSettings)
-    data: OwnText | TokenFolder = field(default_factory=OwnText)
+    data: OwnText | TokenFolder | TextSources = field(default_factory=OwnText)
     train: TrainSettings = field(default_factory=TrainSettings)
     valid_rows: int = 16
     """rows that an evaluation looks at"""
@@ -254,12 +265,22 @@ class TiDARRecipe:
         options = {"attn_implementation": self.attention, "dtype": getattr(torch, self.dtype)}
         model, tokenizer = open_base(self.base, **options)
         source, held = self.data.sources(model, tokenizer)
+        check_tokens(source, model, self.base)
+        more: dict[str, Any] = {"tokenizer": tokenizer}
         if self.draft_only:
             adapter = DraftAdapter(model, self.adapter)
-            tidar = TiDAR(model, num_embedded(model), self.method, adapter=adapter)
+            tidar = TiDAR(model, num_embedded(model), self.method, adapter=adapter, **more)
         else:
-            tidar = TiDAR(model, add_mask_token(model, tokenizer), self.method)
-        return Run(tidar, source, self.evaluation(held), asdict(self))
+            tidar = TiDAR(model, add_mask_token(model, tokenizer), self.method, **more)
+        told = getattr(self.data, "notes", None)
+        notes = () if told is None else tuple(told())
+        return Run(
+            tidar,
+            source,
+            self.evaluation(held),
+            asdict(self),
+            notes=(*notes, _size_told(source, held)),
+        )
 
     def evaluation(self, held: PackedSource) -> Callable[[nn.Module], dict[str, float]]:
         """Losses, and how many drafts are accepted, on held-out rows."""
@@ -274,6 +295,32 @@ class TiDARRecipe:
             return {name: float(total / count) for name, (total, count) in found.items()}
 
         return evaluate
+
+
+def check_tokens(source: PackedSource, model: Any, name: str) -> None:
+    """Refuse tokens of another vocabulary before any step.
+
+    Raises:
+        ValueError: a token that the model has no row for.
+    """
+    from inward.methods.tidar.base import num_embedded
+
+    largest, rows = int(source.tokens.ids.max()), num_embedded(model)
+    if largest >= rows:
+        raise ValueError(
+            f"the data holds token {largest}, but {name} embeds {rows} tokens: it was tokenized "
+            "for another vocabulary; tokenize it again with this model's tokenizer"
+        )
+
+
+def _size_told(source: PackedSource, held: PackedSource) -> str:
+    said = source.tokens.supervised
+    learned = len(source.tokens.ids) if said is None else int(said.sum())
+    return (
+        f"training: {len(source.tokens)} texts, {len(source.tokens.ids):,} tokens, {learned:,} of "
+        f"them to be drafted, in {len(source)} rows of {source.seq_len}; held out: "
+        f"{len(held.tokens)} texts"
+    )
 
 
 # --------------------------------------------------------------------------------------------------

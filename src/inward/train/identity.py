@@ -68,3 +68,31 @@ def extend(content: dict[str, Any], settings: TrainSettings) -> str:
         f"{told}: the {settings.schedule} schedule now ends at step {settings.steps}; the rate of "
         f"step {content['step'] + 1} is {new:.3g} of its base, by the shorter plan it was {old:.3g}"
     )
+
+
+def other_data(content: dict[str, Any], identity: dict[str, Any], keys: tuple[str, ...]) -> str:
+    """Let a saved state fit a run that differs in its data alone: in what was read, and in the
+    entries `keys` of its configuration.
+
+    Returns: what differs, in words; "" if nothing does.
+    """
+    kept = content["identity"]
+    before, now = kept.get("read"), identity["read"]
+    told = []
+    if before is not None and keys and before != now:
+        told += [f"{name} has changed" for name in sorted(before.keys() & now.keys())
+                 if before[name] != now[name]]  # fmt: skip
+        told += [f"{name} instead of {', '.join(sorted(before.keys() - now.keys())) or 'none'}"
+                 for name in sorted(now.keys() - before.keys())]  # fmt: skip
+        told += [f"{name} is gone" for name in sorted(before.keys() - now.keys())
+                 if not now.keys() - before.keys()]  # fmt: skip
+    for key in keys:
+        old, new = kept["config"].get(key), identity["config"].get(key)
+        if old != new:
+            told.append(f"{key} was {json.dumps(old)}, is {json.dumps(new)}")
+            kept["config"] = {**kept["config"], key: new}
+            if new is None:
+                del kept["config"][key]
+    if keys or before is None:  # of before this was written down, nothing can be said
+        kept["read"] = now
+    return "; ".join(told)

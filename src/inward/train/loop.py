@@ -29,17 +29,17 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
-from torch import Tensor, nn
+from torch import Tensor
 
 from inward.common.draws import Batch, Draws, Loss
 from inward.common.files import (
@@ -51,7 +51,7 @@ from inward.common.files import (
     write_tensors,
 )
 from inward.train.ema import EMA
-from inward.train.identity import extend, identity_of
+from inward.train.identity import extend, identity_of, other_data
 from inward.train.log import Log, Window, progress_bar, say, start_trackers
 from inward.train.optim import build_optimizers, dense_parameters, sparse_parameters
 from inward.train.place import RunFolder, locked
@@ -65,50 +65,16 @@ from inward.train.process import (
     started_accelerator,
     widest_float,
 )
+from inward.train.run import NonFiniteError, Run, SavesItself
 from inward.train.schedule import lr_factor
 from inward.train.settings import TrainSettings
 from inward.train.state import Generators, StateFolder, TrainState, kept_generators
 
 if TYPE_CHECKING:
-    from inward.data.puzzles.source import Source
+    pass
 
 _NOT_TOLD = ("log", "planned_steps", "window")
 """Entries of the record that the summary leaves out"""
-
-
-@runtime_checkable
-class SavesItself(Protocol):
-    """A model of transformers, or one that has the same method."""
-
-    def save_pretrained(self, folder: str | Path) -> Any:
-        """Write weights and configuration into a folder."""
-        ...
-
-
-@dataclass
-class Run:
-    """What is trained. `config` is the resolved recipe (JSON values), saved as config.json."""
-
-    model: nn.Module
-    source: Source
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
-    """Called on every process with the averaged weights in place; all get the same result."""
-    config: dict[str, Any] = field(default_factory=dict)
-    resets: tuple[int, ...] = ()
-    """Steps (from 0) before which the optimizer starts afresh, as at the stages of a curriculum.
-    A function of `config`: a resumed run must name the same ones."""
-
-
-class NonFiniteError(FloatingPointError):
-    """Loss or gradient is NaN or infinite; `step` counts from 1, `tensor` is the first culprit."""
-
-    def __init__(self, step: int, tensor: str, kept: Path) -> None:
-        self.step = step
-        self.tensor = tensor
-        super().__init__(
-            f"step {step} stopped before its update: {tensor} is not finite. The state before it "
-            f"is kept in {kept}; lower the rate or set clip, or look at the data of this step"
-        )
 
 
 def train(run: Run, settings: TrainSettings, out: str | Path) -> dict[str, Any]:
@@ -173,14 +139,14 @@ class _Loop:
         )
         self.store = StateFolder(
             out / "states",
-            identity_of(settings, run.config),
+            identity_of(settings, run.config) | {"read": dict(run.read)},
             keep=settings.keep,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             barrier=accelerator.wait_for_everyone,
             agree=agreement(accelerator),
         )
-        self.extension = ""
+        self.extension = self.changed_data = ""
         self.saved_step: int | None = None
         self.resumed = self._start_or_resume()
         self.finished = self._finished_summary()
@@ -216,6 +182,7 @@ class _Loop:
         if steps:
             content = self.store.content(steps[-1])
             self.extension = extend(content, self.settings)
+            self.changed_data = self._other_data(content)
             self.store.load(self.state, steps[-1], self.device, content).restore(self.device)
             self._check_decay()
             self.saved_step = steps[-1]
@@ -226,6 +193,16 @@ class _Loop:
             with self._writing():
                 write_json(self.out / "config.json", self.run.config)
         return bool(steps)
+
+    def _other_data(self, content: dict[str, Any]) -> str:
+        """Let a saved state fit a run on other data, if that is allowed; what that is, in words."""
+        run, told = self.run, other_data(content, self.store.identity, self.run.data_keys)
+        if told and not run.other_data:
+            raise ValueError(
+                f"{self.out} was trained on other data: {told}. Restore it, train into another "
+                "folder, or let the run go on with it: --other-data"
+            )
+        return f"goes on with other data after step {content['step']}: {told}" if told else ""
 
     def _check_decay(self) -> None:
         """A decay that has begun keeps its end."""
@@ -248,6 +225,8 @@ class _Loop:
             self._say(f"resuming {self.out} after step {self.state.step}")
             if self.extension:
                 self._say(f"{self.out} is {self.extension}")
+            if self.changed_data:
+                self._say(f"{self.out} {self.changed_data}")
             if self._evaluation_due():
                 self.evaluate()
         while self.state.step < self.settings.steps:

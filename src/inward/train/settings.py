@@ -8,7 +8,7 @@ the other methods set their own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from inward.common.checks import need
 
@@ -54,6 +54,9 @@ class OptimSettings:
 class TrainSettings:
     """How long, how many rows at a time, and what is kept."""
 
+    least_steps: ClassVar[int] = 1
+    """0 where a recipe can tell how many steps it takes"""
+
     steps: int = 1000
     """Optimizer steps of the whole run."""
     batch_rows: int = 64
@@ -96,7 +99,9 @@ class TrainSettings:
     """auto: a progress bar only when a person watches a terminal."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_rows", "accumulation", "keep", "log_every"):
+        least = self.least_steps
+        need(self.steps >= least, "steps", self.steps, f"{least} or more")
+        for name in ("batch_rows", "accumulation", "keep", "log_every"):
             need(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("seed", "warmup", "decay_steps", "eval_every", "save_every"):
             need(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")

@@ -27,7 +27,7 @@ import numpy as np
 
 from inward.common.checks import checked_seed
 from inward.data.thoughts.curriculum import Curriculum, arrange
-from inward.data.thoughts.patterns import Fixed, NoCot, Pieces
+from inward.data.thoughts.patterns import Fixed, NoCot, Pieces, Think
 from inward.data.thoughts.records import Record, with_steps
 from inward.data.thoughts.segments import Sample
 from inward.data.thoughts.tokenizers import Form, encode_record, pause_of, specials_of
@@ -197,6 +197,35 @@ class LatentSource:
             "learned_stop": self.learned_stop,
             "seed": self.seed,
         }
+
+
+def longest_sample(
+    record: Record,
+    tokenizer: PreTrainedTokenizerBase,
+    curriculum: Curriculum,
+    enough: int,
+    *,
+    form: Form | None = None,
+) -> int:
+    """Positions that a record takes at most, over the stages of a curriculum; of a text that is so
+    short that it takes `enough` or fewer at any, only that (nothing is tokenized then)."""
+    form = form or Form()
+    first = curriculum.stages.first
+    stages = range(first, max(first, curriculum.pattern.last_stage) + 1)
+    # a token is a byte or more; a stage has so many thoughts, each block two boundaries
+    thoughts = max(_most_thoughts(curriculum, len(record.steps), stage) for stage in stages)
+    if len(form.text(record).encode()) + thoughts + 8 <= enough:
+        return enough
+    pieces = encode_record(record, tokenizer, form=form)
+    steps = sum(map(len, pieces.steps))
+    return len(pieces.question) + steps + len(pieces.answer) + thoughts
+
+
+def _most_thoughts(curriculum: Curriculum, num_steps: int, stage: int) -> int:
+    """Thoughts and boundaries of a plan, whatever is drawn: no step of it is hidden twice."""
+    empty = Pieces((0,), ((0,),) * num_steps, (0,), (0.0,) * num_steps)
+    plan = curriculum.pattern.plan(empty, stage, np.random.default_rng(0))
+    return sum(turn.num + 2 for turn in plan.turns if isinstance(turn, Think))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def read_json(path: str | os.PathLike) -> list[Record]:
             f"{', '.join(_FIELDS)} (for the file of ProntoQA's generator use "
             "inward.data.thoughts.prontoqa)"
         )
-    return _each(path, "entry", rows, _from_row)
+    return _each(path, "entry", rows, from_row)
 
 
 def write_json(records: Iterable[Record], path: str | os.PathLike) -> Path:
@@ -116,7 +116,7 @@ def read_icot(path: str | os.PathLike) -> list[Record]:
     Raises FileNotFoundError, or ValueError that names the file, the line and what it lacks.
     """
     path = Path(path)
-    return _each(path, "line", _lines(path), _from_icot)
+    return _each(path, "line", _lines(path), from_icot)
 
 
 def read_gsm8k(
@@ -134,20 +134,7 @@ def read_gsm8k(
         raise ValueError(f'steps is {steps!r}; choose "equations" or "sentences"')
     path = Path(path)
 
-    def one(line: str) -> Record:
-        row = json.loads(line)
-        missing = sorted({"question", "answer"} - set(row))
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}; each line needs question and answer")
-        solution, answer = _halves(row["answer"], "####")
-        found = (
-            _MARK.findall(solution)
-            if steps == "equations"
-            else [text for line in _MARK.sub("", solution).split("\n") if (text := line.strip())]
-        )
-        return Record(row["question"], tuple(found), answer.replace(",", ""))
-
-    return _each(path, "line", _lines(path), one)
+    return _each(path, "line", _lines(path), lambda line: from_gsm8k(json.loads(line), steps=steps))
 
 
 def _text(path: Path) -> str:
@@ -177,7 +164,22 @@ def _each(
     return records
 
 
-def _from_row(row: Any) -> Record:
+def from_gsm8k(row: Any, *, steps: Literal["equations", "sentences"] = "equations") -> Record:
+    """One object of GSM8K, see `read_gsm8k`; ValueError says what it lacks."""
+    missing = sorted({"question", "answer"} - set(row))
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}; each line needs question and answer")
+    solution, answer = _halves(row["answer"], "####")
+    found = (
+        _MARK.findall(solution)
+        if steps == "equations"
+        else [text for line in _MARK.sub("", solution).split("\n") if (text := line.strip())]
+    )
+    return Record(row["question"], tuple(found), answer.replace(",", ""))
+
+
+def from_row(row: Any) -> Record:
+    """One object of the released form; ValueError says what it lacks."""
     if not isinstance(row, dict):
         raise ValueError(f"it is a JSON {type(row).__name__}; expected an object")
     missing = [name for name in _FIELDS if name not in row]
@@ -187,7 +189,8 @@ def _from_row(row: Any) -> Record:
     return Record(row["question"], row["steps"], row["answer"], meta)
 
 
-def _from_icot(line: str) -> Record:
+def from_icot(line: str) -> Record:
+    """One line of iCoT's form; ValueError says what it lacks."""
     question, rest = _halves(line, "||")
     steps, answer = _halves(rest, "####")
     return Record(question, tuple(steps.split()), answer)

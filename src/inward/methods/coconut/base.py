@@ -19,8 +19,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 
-from inward.common.bases import CACHE_NAMES, load_causal_lm
-from inward.common.files import read_object
+from inward.common.bases import (
+    CACHE_NAMES,
+    base_record,
+    checked_base,
+    load_causal_lm,
+    recorded_base,
+)
+from inward.common.files import read_object, write_json
 from inward.data.thoughts import tokenizers
 from inward.data.thoughts.segments import Specials
 
@@ -108,36 +114,60 @@ _OWN_TOKENS = 4096
 """Rows that a model with thoughts may have beyond those of the model below its adapter"""
 
 
+RECORD = "base_model.json"
+"""beside an adapter's files: what the model below it is, and where it was"""
+
+
 def load_base(
-    folder: Path, base: nn.Module | None = None, *, num_tokens: int = 0, **kwargs: Any
+    folder: Path,
+    base: nn.Module | str | Path | None = None,
+    *,
+    num_tokens: int = 0,
+    trainable: bool = False,
+    **kwargs: Any,
 ) -> nn.Module:
-    """A saved base: a model, or a PEFT adapter on top of `base` (or of the model it names).
+    """A saved base: a model, or a PEFT adapter on top of `base` (or of the model that was recorded
+    with it, see `inward.common.bases.recorded_base`).
 
     Args:
+        base: a model, or where it lies.
+        trainable: an adapter's weights can be trained on.
         num_tokens: rows that the embedding needs at least; a model below an adapter is given them.
             The adapter holds what stands in them.
 
     Raises:
         FileNotFoundError: there is nothing to load.
-        ValueError: an adapter whose base is not known, or weights that do not fit.
+        ValueError: an adapter whose base is not known, is another model, or weights that do not
+            fit.
     """
+    if isinstance(base, str | Path):
+        base = cast(nn.Module, load_causal_lm(base, **kwargs))
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         from peft import PeftModel
 
-        named: Any = read_object(adapter).get("base_model_name_or_path")
-        if base is None and not named:
-            raise ValueError(
-                f"{folder} is an adapter that does not say of which model; pass it as base="
-            )
-        if base is None:
-            base = load_causal_lm(named, **kwargs)
-        inner = cast(PreTrainedModel, base)
+        inner = cast(PreTrainedModel, _below(folder, base, kwargs))
         _check_rows(folder, inner, num_tokens)
         if cast(Tensor, inner.get_input_embeddings().weight).shape[0] < num_tokens:
             inner.resize_token_embeddings(num_tokens, mean_resizing=False)
-        return PeftModel.from_pretrained(cast(Any, base), str(folder), is_trainable=False)
+        return PeftModel.from_pretrained(cast(Any, inner), str(folder), is_trainable=trainable)
     return base if base is not None else load_causal_lm(folder, **kwargs)
+
+
+def _below(folder: Path, base: nn.Module | None, kwargs: dict[str, Any]) -> nn.Module:
+    """The model below an adapter."""
+    record = folder / RECORD
+    known = read_object(record) if record.is_file() else {}
+    if base is not None:
+        return checked_base(base, known, "the model given as base")
+    if known:
+        return recorded_base(known, folder, **kwargs)
+    named: Any = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not named:
+        raise ValueError(
+            f"{folder} is an adapter that does not say of which model; pass it as base="
+        )
+    return load_causal_lm(named, **kwargs)
 
 
 def _check_rows(folder: Path, base: PreTrainedModel, num_tokens: int) -> None:
@@ -151,8 +181,11 @@ def _check_rows(folder: Path, base: PreTrainedModel, num_tokens: int) -> None:
 
 
 def save_base(base: nn.Module, folder: Path, **kwargs: Any) -> None:
-    """Write a base, or its adapter; of embeddings, an adapter that trains single rows has these."""
+    """Write a base, or its adapter and where the model below it is; of embeddings, an adapter that
+    trains single rows has these."""
     if unwrapped(base) is not base:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / RECORD, base_record(unwrapped(base), folder))
         rows = cast(Any, base).active_peft_config.to_dict().get("trainable_token_indices")
         kwargs = ({"save_embedding_layers": False} if rows else {}) | kwargs
     cast(PreTrainedModel, base).save_pretrained(folder, **kwargs)
@@ -162,8 +195,16 @@ def save_base(base: nn.Module, folder: Path, **kwargs: Any) -> None:
 # Tokens
 
 
+def own_tokens(tokenizer: Any, specials: Specials) -> list[int]:
+    """Ids of the tokens that a model with thoughts has beside its base's: the three, and the pause
+    token where the tokenizer has one."""
+    pause = None if tokenizer is None else tokenizers.pause_of(tokenizer)
+    own = [specials.bot, specials.eot, specials.latent]
+    return own if pause is None else [*own, pause]
+
+
 def add_specials(
-    tokenizer: Any, base: PreTrainedModel, *, init_from: int | None = None
+    tokenizer: Any, base: PreTrainedModel, *, init_from: int | None = None, pause: bool = False
 ) -> Specials:
     """Give a tokenizer the tokens <bot>, <eot> and placeholder (`inward.data.thoughts.tokenizers`),
     and the base their rows. Tokens that are there already keep their rows.
@@ -171,6 +212,7 @@ def add_specials(
     Args:
         init_from: token whose embedding and head rows the new tokens start from (paper: "<<").
             None: the mean of all rows.
+        pause: also the pause token, which "pause as thought" says instead of a thought.
 
     Raises:
         ValueError: `init_from` lies beyond the vocabulary.
@@ -178,8 +220,8 @@ def add_specials(
     old = len(tokenizer)
     if init_from is not None and not 0 <= init_from < old:
         raise ValueError(f"init_from is {init_from}, must be one of the {old} tokens")
-    specials = tokenizers.add_specials(tokenizer)
-    ids = [specials.bot, specials.eot, specials.latent]
+    specials = tokenizers.add_specials(tokenizer, pause=pause)
+    ids = own_tokens(tokenizer, specials)
     size = cast(nn.Embedding, base.get_input_embeddings()).weight.shape[0]
     if max(ids) >= size:
         base.resize_token_embeddings(max(ids) + 1, mean_resizing=False)

@@ -60,6 +60,7 @@ from inward.methods.coconut.base import (
     check_base,
     head_input,
     load_base,
+    own_tokens,
     save_base,
     unwrapped,
     without_frozen,
@@ -506,12 +507,19 @@ class Coconut(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, base: nn.Module | None = None, **kwargs: Any
+        cls,
+        folder: str | Path,
+        *,
+        base: nn.Module | str | Path | None = None,
+        trainable: bool = False,
+        **kwargs: Any,
     ) -> Coconut:
         """Load what `save_pretrained` wrote.
 
         Args:
-            base: use this instead of the saved one (for an adapter: the model below it).
+            base: use this model, or the one in this folder, instead of the saved one (for an
+                adapter: the model below it).
+            trainable: an adapter can be trained on; without it, it is frozen.
             kwargs: for the base's from_pretrained, such as dtype or attn_implementation.
 
         Raises:
@@ -519,10 +527,12 @@ class Coconut(nn.Module):
             ValueError: another kind of model, or weights that do not fit.
         """
         with reading(folder):
-            return cls._read(Path(folder), base, kwargs)
+            return cls._read(Path(folder), base, {"trainable": trainable, **kwargs})
 
     @classmethod
-    def _read(cls, folder: Path, base: nn.Module | None, kwargs: dict[str, Any]) -> Coconut:
+    def _read(
+        cls, folder: Path, base: nn.Module | str | Path | None, kwargs: dict[str, Any]
+    ) -> Coconut:
         path = folder / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{folder} holds no Coconut model: there is no config.json")
@@ -536,7 +546,7 @@ class Coconut(nn.Module):
         if (folder / "tokenizer").is_dir():
             tokenizer = open_tokenizer(folder / "tokenizer")
         specials = Specials(**config["specials"])
-        num_tokens = 1 + max(specials.bot, specials.eot, specials.latent)
+        num_tokens = 1 + max(own_tokens(tokenizer, specials))
         model = cls(
             load_base(folder / "base", base, num_tokens=num_tokens, **kwargs),
             specials,

@@ -8,6 +8,7 @@ mask, a model that combines the mask with a causal one, positions that are ignor
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from inward.common.bases import load_causal_lm
+from inward.common.bases import checked_base, load_causal_lm, recorded_base
 from inward.common.files import read_object
 from inward.methods.tidar import masks
 
@@ -217,27 +218,25 @@ def _try_split(model: PreTrainedModel) -> bool:
 def find_base_model(
     folder: Path,
     base: PreTrainedModel | str | Path | None,
-    name: str | None,
+    saved: Mapping[str, Any],
     options: dict[str, Any],
 ) -> PreTrainedModel:
-    """The model an adapter in `folder` belongs to, by `name` if nothing else tells; see
-    `TiDAR.from_pretrained`."""
+    """The model an adapter in `folder` belongs to, by what was `saved` with it in tidar.json if
+    nothing else tells; see `TiDAR.from_pretrained`."""
+    record = saved.get("below", {})
     if isinstance(base, PreTrainedModel):
-        return base
-    if base is None and (folder / "base" / "config.json").exists():
-        base = folder / "base"
-    if base is None:
-        base = name
-    if base is None:
-        config = read_object(folder / "adapter_config.json")
-        base = config.get("base_model_name_or_path") or ""
-    path = Path(cast("str | Path", base))
-    if not str(base) or not path.is_dir():
-        raise FileNotFoundError(
-            f"the adapter in {folder} belongs to the model {str(base)!r}, which is no folder here; "
-            "pass base=, the model or its folder"
-        )
-    return load_causal_lm(path, **options)
+        return checked_base(base, record, "the model given as base")
+    if base is not None:
+        return checked_base(load_causal_lm(base, **options), record, base)
+    if (folder / "base" / "config.json").exists():
+        return load_causal_lm(folder / "base", **options)
+    if not record:  # of earlier versions and of others
+        name = saved.get("base")
+        if name is None:
+            config = read_object(folder / "adapter_config.json")
+            name = config.get("base_model_name_or_path") or ""
+        record = {"name": name}
+    return recorded_base(record, folder, **options)
 
 
 def base_name(model: PreTrainedModel) -> str:

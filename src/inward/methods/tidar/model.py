@@ -47,7 +47,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from inward.common import IGNORE
-from inward.common.bases import load_causal_lm, with_cache
+from inward.common.bases import base_record, load_causal_lm, open_tokenizer, with_cache
 from inward.common.draws import Batch, Draws, Loss
 from inward.common.files import read_object, reading, write_json
 from inward.methods.tidar import masks
@@ -89,6 +89,7 @@ class TiDAR(nn.Module):
               adapter's own row if the id lies beyond the vocabulary
     settings  or just a block size
     adapter   draft-only weights; then the model is frozen and only they are trained
+    tokenizer saved and loaded with the model
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class TiDAR(nn.Module):
         settings: TiDARSettings | int = 8,
         *,
         adapter: DraftAdapter | None = None,
+        tokenizer: Any = None,
         probe: bool = True,
     ) -> None:
         """probe: make sure that the model honours the mask (a few tiny forwards).
@@ -112,6 +114,7 @@ class TiDAR(nn.Module):
         self.mask_id = mask_id
         self.settings = settings
         self.adapter = adapter
+        self.tokenizer = tokenizer
         self._check_mask_id()
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         if probe:
@@ -364,16 +367,20 @@ class TiDAR(nn.Module):
     # -- saving ------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write the model's own files and tidar.json; with an adapter its files (PEFT format) in
-        place of the model's, which did not change."""
+        """Write the model's own files, its tokenizer and tidar.json; with an adapter its files
+        (PEFT format) in place of the model's, which did not change."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.adapter is None:
             self.model.save_pretrained(folder, **options)
         else:
             self.adapter.save_pretrained(folder, base=base_name(self.model))
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
         content = {"mask_id": self.mask_id, "settings": asdict(self.settings)}
         content |= {"adapter": self.adapter is not None, "base": base_name(self.model)}
+        if self.adapter is not None:
+            content["below"] = base_record(self.model, folder)
         # last, so that a folder with this file is complete
         write_json(folder / SETTINGS_FILE, content)
 
@@ -385,8 +392,8 @@ class TiDAR(nn.Module):
 
         Args:
             base: the model an adapter belongs to, or its folder; default: base/ in the adapter's
-                folder, if there is one, else the name in tidar.json (or, in adapters of earlier
-                versions and of others, in the adapter's file).
+                folder, if there is one, else where tidar.json says that it lies as seen from the
+                folder, or by its name in $INWARD_MODELS.
             options: for the model's own from_pretrained (dtype, attn_implementation, ...).
 
         Raises:
@@ -404,14 +411,22 @@ class TiDAR(nn.Module):
             raise FileNotFoundError(f"{folder} holds no TiDAR model: there is no {SETTINGS_FILE}")
         saved = read_object(folder / SETTINGS_FILE, "settings", "adapter", "mask_id")
         settings, adapter = TiDARSettings(**saved["settings"]), None
+        tokenizer = _tokenizer_in(folder)
         if not saved["adapter"]:
             model = load_causal_lm(folder, **options)
-            return cls(model, saved["mask_id"], settings).eval()
+            return cls(model, saved["mask_id"], settings, tokenizer=tokenizer).eval()
         from inward.methods.tidar.adapter import DraftAdapter
 
-        model = find_base_model(folder, base, saved.get("base"), options)
+        model = find_base_model(folder, base, saved, options)
         adapter = DraftAdapter.from_pretrained(folder, model)
-        return cls(model, saved["mask_id"], settings, adapter=adapter).eval()
+        more = {"adapter": adapter, "tokenizer": tokenizer}
+        return cls(model, saved["mask_id"], settings, **more).eval()
+
+
+def _tokenizer_in(folder: Path) -> Any:
+    """The tokenizer in a model's folder; None: there is none."""
+    held = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+    return open_tokenizer(folder) if any((folder / name).is_file() for name in held) else None
 
 
 def _without_model(module: nn.Module, tensors: dict[str, Tensor], prefix: str, _: Any) -> None:

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from inward.common.bases import fingerprint
+
 
 def own_text(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    path: str | Path,
+    path: str | Path | None,
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -28,22 +30,24 @@ def own_text(
     """Let the plain model continue prompts; returns (prompt, continuation) pairs.
 
     They are kept in `path`, JSON lines: the same call goes on where it was killed and has the same
-    result, because each batch draws from a seed of its own. A continuation ends with the first
+    result, because each batch draws from a seed of its own. The file says which model wrote it
+    (`inward.common.bases.fingerprint`). A continuation ends with the first
     end-of-text token, which belongs to it.
 
     Args:
         prompts: token ids, none empty.
+        path: None: a file in runs/own-text that is named after the model and the call.
         temperature: 0 is greedy: the text that greedy decoding will have to draft.
         progress: called with (done, all) after each batch.
 
     Raises:
-        ValueError: an empty prompt, or `path` holds text that another call made.
+        ValueError: an empty prompt, or `path` holds text that another call or another model made.
     """
     if not all(prompts) or not prompts:
         raise ValueError("a prompt without tokens cannot be continued; begin it with a first token")
-    path = Path(path)
     call = {
         "inward": "own text",
+        "base": fingerprint(model),
         "prompts": hashlib.sha256(json.dumps([list(p) for p in prompts]).encode()).hexdigest(),
         "num_prompts": len(prompts),
         "max_new_tokens": max_new_tokens,
@@ -51,6 +55,7 @@ def own_text(
         "batch_size": batch_size,
         "seed": seed,
     }
+    path = _kept_in(model, call) if path is None else Path(path)
     done = _resume(path, call)
     with path.open("a", encoding="utf-8") as file:
         for first in range(len(done), len(prompts), batch_size):
@@ -66,6 +71,13 @@ def own_text(
             if progress is not None:
                 progress(len(done), len(prompts))
     return list(zip([list(p) for p in prompts], done, strict=True))
+
+
+def _kept_in(model: PreTrainedModel, call: dict[str, Any]) -> Path:
+    """A file of its own in runs/own-text for what this model says to these prompts."""
+    mark = hashlib.sha256(json.dumps(call, sort_keys=True).encode()).hexdigest()[:12]
+    name = Path(model.config._name_or_path or "model").name
+    return Path("runs/own-text") / f"{name}-{mark}.jsonl"
 
 
 def _devices(model: PreTrainedModel) -> list[int]:
@@ -84,6 +96,11 @@ def _resume(path: Path, call: dict[str, Any]) -> list[list[int]]:
     before = _row(path, whole, 0)
     if before != call:
         differing = [n for n in call if not isinstance(before, dict) or before.get(n) != call[n]]
+        if "base" in differing:
+            raise ValueError(
+                f"{path} holds text that another model wrote, and drafts are learned from the "
+                "model's own; give another path, or remove the file"
+            )
         raise ValueError(
             f"{path} holds text made by another call (different: {', '.join(differing)}); give the "
             "same arguments or another path"
