@@ -54,7 +54,7 @@ def open_thinker(
         FileNotFoundError: there is no such model, or nothing that turns text into tokens.
         ValueError: weights or files that do not fit.
     """
-    folder = _folder(name)
+    folder = find_model(name)
     options: dict[str, Any] = {} if base is None else {"base": base}
     if base is not None and hub.method_of(folder) not in ("coconut", "tidar"):
         raise ValueError(f"{name} is no adapter, so it has no use for base={base!r}")
@@ -66,8 +66,11 @@ def open_thinker(
     return Thinker.of(model, folder=folder, name=str(name), tokenizer=tokenizer)
 
 
-def _folder(name: str | Path) -> Path:
-    """A model's folder, or that of a base which `inward.common.bases` knows by name."""
+def find_model(name: str | Path) -> Path:
+    """A model's folder, or that of a base which `inward.common.bases` knows by name.
+
+    Raises FileNotFoundError: there is none.
+    """
     try:
         return hub.resolve(name)
     except FileNotFoundError:

@@ -23,7 +23,7 @@ VERBS = {
     "ask": "any model answers what you type, and shows how it thought",
     "chat": "talk with a language model, word by word",
     "train": "run a recipe; every field can be set from here",
-    "eval": "accuracy and cost of a model on held-out puzzles or a file",
+    "eval": "accuracy and cost of any model on held-out data or a file",
     "effort": "measure what low, medium and high mean for a model",
     "arc": "score models on ARC-AGI by votes, write a submission",
     "data": "make or look at puzzles: sudoku, maze, arc, show",
@@ -31,7 +31,7 @@ VERBS = {
     "env": "versions and hardware, for bug reports",
 }
 
-HOMES = {"eval": "puzzles", "env": "bench"}
+HOMES = {"env": "bench"}
 """Files of verbs that do not have one of their own"""
 
 USAGE = "usage: inward VERB [options]      inward VERB --help      inward --version"

@@ -1,4 +1,4 @@
-"""`inward eval`: a dataclass whose fields are the options.
+"""`inward eval` of models that solve puzzles: a dataclass whose fields are the options.
 
 tyro reads the fields' types at run time, so there is no `from __future__ import annotations` here.
 Heavy imports (torch, matplotlib) stay inside `run`, so that a wrong option is told at once.
@@ -17,21 +17,9 @@ if TYPE_CHECKING:
     pass
 
 
-def eval(words: list[str]) -> int:
-    """Measure a model."""
+def eval_puzzles(words: list[str]) -> int:
+    """Measure a model that solves puzzles."""
     return _go(Eval, "eval", words)
-
-
-def _load(name: str) -> Any:
-    from inward.hub import load
-
-    model = load(name)
-    if not hasattr(model, "solve"):
-        raise ValueError(
-            f"{name} is a {type(model).__name__}, which writes text; eval is for models that "
-            "solve puzzles so far"
-        )
-    return model
 
 
 def _check_pictures(*paths: Path | None) -> None:
@@ -115,6 +103,7 @@ class Eval(_Thinking):
         """Run it."""
         from inward.evals.puzzles import evaluate
         from inward.evals.rows import append_row, command_line
+        from inward.hub import load
         from inward.viz import plots
 
         if self.figure is not None and not self.by_step:
@@ -122,7 +111,7 @@ class Eval(_Thinking):
         _check_pictures(self.figure)
         check_targets(self.out, self.figure)
         puzzles, task, dataset = self.puzzles()
-        model = _load(self.model)
+        model = load(self.model)
         result = evaluate(
             model,
             puzzles,

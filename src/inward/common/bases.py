@@ -212,8 +212,8 @@ def recorded_base(record: Mapping[str, Any], folder: Path, **options: Any) -> An
             tried.append(f"{name} in INWARD_MODELS")
     raise FileNotFoundError(
         f"the model below the adapter in {folder} is not there "
-        f"({', nor '.join(tried) or 'it has no name'}); pass base=, the model or its folder (--base "
-        "at the command line), or set INWARD_MODELS to the folder it lies in"
+        f"({', nor '.join(tried) or 'it has no name'}); pass base=, the model or its folder "
+        "(--base at the command line), or set INWARD_MODELS to the folder it lies in"
     )
 
 

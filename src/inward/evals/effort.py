@@ -18,22 +18,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inward import hub
+from inward.evals.questions import HeldOut, held_out
 from inward.evals.stats import Interval, paired_difference, wilson
 
 if TYPE_CHECKING:
-    from inward.common.thinking import Answer, Method
+    from inward.common.thinking import Method
     from inward.thinker import Thinker
+
+__all__ = ["HeldOut", "Point", "candidates", "choose", "frontier", "held_out", "measure", "save"]
 
 HALF = 0.5
 """Low is the cheapest point with at least this share of high's accuracy."""
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """A question that the model was not trained on, and how to tell a right answer."""
-
-    question: Any
-    right: Callable[[Answer], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,77 +56,6 @@ class Point:
             "flops": self.flops,
             "steps": self.steps,
         }
-
-
-# --------------------------------------------------------------------------------------------------
-# Questions
-
-
-def held_out(recipe: Any, *, num: int, split: str = "valid", seed: int = 0) -> list[HeldOut]:
-    """`num` questions of a recipe's validation data, drawn by a seed.
-
-    Raises:
-        ValueError: a recipe whose data has no questions with right answers.
-    """
-    from inward.recipes.coconut import CoconutRecipe
-    from inward.recipes.huginn import HuginnRecipe, TokenData
-    from inward.recipes.trm import TRMRecipe
-
-    if isinstance(recipe, TRMRecipe):
-        found = _puzzles(recipe, split)
-    elif isinstance(recipe, HuginnRecipe) and not isinstance(recipe.data, TokenData):
-        found = _texts(recipe, split)
-    elif isinstance(recipe, CoconutRecipe):
-        found = _records(recipe, split)
-    else:
-        raise ValueError(
-            f"the data of {recipe.name} has no questions with a right answer, so there is nothing "
-            "to measure effort by"
-        )
-    if num > len(found):
-        raise ValueError(
-            f"asked for {num} questions, {recipe.name} has {len(found)} in {split!r}; choose fewer"
-        )
-    rng = np.random.default_rng(seed)
-    return [found[i] for i in np.sort(rng.permutation(len(found))[:num])]
-
-
-def _puzzles(recipe: Any, split: str) -> list[HeldOut]:
-    puzzles, task = recipe.data.puzzles(split), recipe.task()
-
-    def judge(row: int) -> Callable[[Answer], bool]:
-        def right(answer: Answer) -> bool:
-            said = np.asarray(answer.tokens)[None]
-            if task.name == "arc":
-                return bool(task.exact(puzzles.labels[row : row + 1], said)[0])
-            return bool(task.verify(puzzles.inputs[row : row + 1], said)[0])
-
-        return right
-
-    cells = puzzles.inputs.astype(np.int64)
-    return [HeldOut(row.reshape(puzzles.grid), judge(i)) for i, row in enumerate(cells)]
-
-
-def _texts(recipe: Any, split: str) -> list[HeldOut]:
-    task, found = recipe.task(), []
-    for questions in recipe.data.questions(split).values():
-        for i in range(len(questions)):
-            wanted = tuple(questions.answer(i).tolist())
-
-            def right(answer: Answer, wanted: tuple[int, ...] = wanted) -> bool:
-                return answer.tokens[: len(wanted)] == wanted
-
-            found.append(HeldOut(task.format(questions.prompt(i)), right))
-    return found
-
-
-def _records(recipe: Any, split: str) -> list[HeldOut]:
-    task = recipe.task()
-
-    def judge(record: Any) -> Callable[[Answer], bool]:
-        return lambda answer: bool(task.score(record, answer.text).right)
-
-    return [HeldOut(r.question, judge(r)) for r in task.ask(recipe.data.split(split))]
 
 
 # --------------------------------------------------------------------------------------------------

@@ -235,26 +235,30 @@ class CoconutRecipe:
         """The same with all that generation knows, batch by batch."""
         from inward.methods.coconut.generate import generate
 
-        prompts = self.prompts(model, [record.question for record in asked])
-        options = self.options(model) | options
+        stage = options.pop("stage", None)
+        prompts = self.prompts(model, [record.question for record in asked], stage=stage)
+        options = self.options(model, stage=stage) | options
         for start in range(0, len(prompts), batch):
             yield generate(model, prompts[start : start + batch], **options)
 
-    def options(self, model: Coconut) -> dict[str, Any]:
+    def options(self, model: Coconut, *, stage: int | None = None) -> dict[str, Any]:
         """Of `generate`, and of the measurements in `inward.studies.thoughts_ablate`, for this
-        run."""
+        run; `stage`: as the model was asked there, None: at the last one."""
         return {
             "max_new_tokens": self.max_new_tokens,
-            "switch": self.switch(model),
+            "switch": self.switch(model, stage=stage),
             "boundaries": self.curriculum.layout.boundaries != "none",
             "do_sample": False,
         }
 
-    def prompts(self, model: Coconut, questions: Sequence[str]) -> list[Sample]:
-        """Questions with the thoughts that the last stage opens with."""
+    def prompts(
+        self, model: Coconut, questions: Sequence[str], *, stage: int | None = None
+    ) -> list[Sample]:
+        """Questions with the thoughts that a stage (None: the last one) opens with."""
         from inward.data.thoughts.tokenizers import encode_question, pause_of
 
-        stage, pause = self.curriculum.pattern.last_stage, pause_of(model.tokenizer)
+        stage = self.curriculum.pattern.last_stage if stage is None else stage
+        pause = pause_of(model.tokenizer)
         pieces = [Pieces(encode_question(q, model.tokenizer), (), ()) for q in questions]
         return [self.curriculum.prompt(p, stage, model.specials, pause=pause) for p in pieces]
 
@@ -275,27 +279,30 @@ class CoconutRecipe:
             "max_new_tokens": self.max_new_tokens,
         }
 
-    def _switching(self, model: Coconut) -> dict[str, Any]:
-        """Who switches at inference: the model if boundaries are learned, else the rhythm."""
+    def _switching(self, model: Coconut, stage: int | None = None) -> dict[str, Any]:
+        """Who switches at inference: the model if boundaries are learned, else the rhythm, which
+        at an early stage has fewer blocks."""
         from inward.data.thoughts.tokenizers import encode_text
 
         pattern, layout = self.curriculum.pattern, self.curriculum.layout
         if layout.boundaries == "supervised":
             return {"name": "boundary"}
-        if not isinstance(pattern, Rhythm) or layout.thought != "latent":
+        last = stage is None or stage >= pattern.last_stage
+        num = self.max_new_tokens if last else stage  # more than will ever be needed
+        if not isinstance(pattern, Rhythm) or layout.thought != "latent" or not num:
             return {"name": "speak"}
         return {
             "name": "scripted",
-            "thoughts": [pattern.thoughts] * self.max_new_tokens,  # more than will ever be needed
+            "thoughts": [pattern.thoughts] * num,
             "sentences": pattern.sentences,
             "ends": [encode_text(model.tokenizer, Form().after_step)[-1]],
         }
 
-    def switch(self, model: Coconut) -> Any:
+    def switch(self, model: Coconut, *, stage: int | None = None) -> Any:
         """The same as a function of a view."""
         from inward.methods.coconut.asking import switch_from
 
-        return switch_from(self._switching(model))
+        return switch_from(self._switching(model, stage))
 
 
 def _fitting(

@@ -188,16 +188,7 @@ class FileData:
 
         Raises ValueError: `score_by` asks for what the records lack.
         """
-        held = self.split("valid")
-        name = self.score_by if self.score_by != "auto" else _judge_of(held)
-        if name == "exact":
-            ExactTask().check(held)
-            return ExactTask()
-        if name == "equations":
-            return ChainTask()
-        for record in held:
-            prosqa.graph_of(record)
-        return ProsQATask("text")
+        return judge_for(self.split("valid"), self.score_by)
 
     @property
     def has_test(self) -> bool:
@@ -304,6 +295,24 @@ def _last(records: list[Record], num_valid: int, num_test: int) -> dict[str, lis
         )
     rest, held = records[: -num_valid - num_test], records[-num_valid - num_test :]
     return {"train": rest, "valid": held[:num_valid], "test": held[num_valid:]}
+
+
+def judge_for(records: Sequence[Record], name: str = "auto") -> AnyTask:
+    """The task by which answers to these records are judged, see `FileData.score_by`.
+
+    Raises ValueError: a name that there is not, or one that asks for what the records lack.
+    """
+    if name not in ("auto", "exact", "equations", "prosqa"):
+        raise ValueError(f"score_by is {name!r}; choose auto, exact, equations or prosqa")
+    name = _judge_of(records) if name == "auto" else name
+    if name == "exact":
+        ExactTask().check(records)
+        return ExactTask()
+    if name == "equations":
+        return ChainTask()
+    for record in records:
+        prosqa.graph_of(record)
+    return ProsQATask("text")
 
 
 def _judge_of(records: Sequence[Record]) -> str:
