@@ -2,7 +2,8 @@
 
     inward bench                       start-up and two small recipes
     inward bench maze11 --threads 1    one recipe
-    inward bench runs/mine/model       solving with a trained model, steps with its recipe
+    inward bench runs/mine             a run: solving and training steps (puzzles), or answers in
+                                       text beside transformers' ways (see texts.py)
     inward bench trm --reference DIR   TRM beside the official code (see trm.py)
     inward bench huginn --reference D  Huginn beside the official module (see huginn.py)
     inward bench coconut --reference D Coconut beside the official module (see coconut.py)
@@ -20,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -76,13 +77,14 @@ def bench(
     reference_packages: Path | None = None,
     dtype: str | None = None,
     compile: bool = False,
+    texts: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[BenchRow]:
     """Measure every subject.
 
     num_rows: rows of a training batch (default: the recipe's); reference, reference_packages,
-    dtype, compile: of the subjects that `BESIDE` names, see their `job`; say: told what is being
-    measured.
+    dtype, compile: of the subjects that `BESIDE` names, see their `job`; texts: fields of
+    `inward.bench.texts.TextBench`, of models that write; say: told what is being measured.
 
     Raises ValueError for an unknown subject, a number below 1 or an option without its subject,
     before anything is measured.
@@ -97,9 +99,19 @@ def bench(
         "dtype": dtype,
         "compile": compile or None,
     }
-    _check_options(subjects, {name for name, value in given.items() if value is not None})
+    writers = [subject for subject in subjects if _writes(subject)]
+    if texts and not writers:
+        raise ValueError(f"{', '.join(texts)}: of models that write; name a run of one")
+    puzzles = tuple(subject for subject in subjects if subject not in writers)
+    _check_options(puzzles, {name for name, value in given.items() if value is not None})
     jobs = []
     for subject in subjects:
+        if subject in writers:
+            from inward.bench.texts import TextBench
+            from inward.bench.texts import job as texts_job
+
+            jobs.append(texts_job(subject, TextBench(**(texts or {})), say))
+            continue
         if subject not in BESIDE:
             jobs.append(_job(subject, num_rows))
             continue
@@ -116,6 +128,25 @@ def bench(
                     BenchRow(subject, what, median, low, high, unit, len(times), used, note)
                 )
     return rows
+
+
+def _writes(subject: str) -> bool:
+    """Whether a subject is a model that answers in text."""
+    from inward import hub
+    from inward.recipes import RECIPES
+    from inward.thinker import find_model
+
+    if subject in SUBJECTS or subject in BESIDE:
+        return False
+    try:
+        return hub.door(hub.method_of(find_model(subject))).reads == "text"
+    except (FileNotFoundError, NotADirectoryError):
+        if subject in RECIPES:
+            return False
+        raise ValueError(
+            f"cannot bench {subject!r}: it is neither {', '.join([*SUBJECTS, *BESIDE])}, a recipe "
+            f"({', '.join(RECIPES)}) nor a model"
+        ) from None
 
 
 def _check_options(subjects: tuple[str, ...], given: set[str]) -> None:
@@ -168,8 +199,8 @@ def _recipe(subject: str) -> Any:
         recipe = recipes.find(subject)() if known else recipe_of(subject)
         if not isinstance(recipe, TRMRecipe):
             raise ValueError(
-                f"bench measures recipes of TRM so far, {subject} is a {type(recipe).__name__}; "
-                "the language models have scripts of their own in benchmarks/"
+                f"bench measures recipes of TRM, {subject} is a {type(recipe).__name__}; of the "
+                "others it measures what they train: name a run's folder"
             )
         return recipe
     except FileNotFoundError as error:
@@ -312,6 +343,16 @@ def _solving(model: Any, recipe: Any, repeats: int) -> Iterator[Measured]:
 
 SUBJECTS: dict[str, Job] = {"startup": _startup}
 """Subjects that are no recipe."""
+
+
+def bench_tables(rows: Sequence[BenchRow]) -> list[Table]:
+    """The rows for a terminal; of models that write, one table each with a line a side."""
+    from inward.bench.texts import UNITS, sides_table
+
+    writers = list(dict.fromkeys(row.subject for row in rows if row.unit in UNITS))
+    others = [row for row in rows if row.subject not in writers]
+    tables = [bench_table(others)] if others else []
+    return tables + [sides_table([row for row in rows if row.subject == w]) for w in writers]
 
 
 def bench_table(rows: Sequence[BenchRow]) -> Table:

@@ -27,7 +27,7 @@ VERBS = {
     "effort": "measure what low, medium and high mean for a model",
     "arc": "score models on ARC-AGI by votes, write a submission",
     "data": "make or look at puzzles: sudoku, maze, arc, show",
-    "bench": "start-up, training and solving speed on this machine",
+    "bench": "start-up, training, solving and answering speed on this machine",
     "env": "versions and hardware, for bug reports",
 }
 
