@@ -299,6 +299,7 @@ class ThoughtsRecipe:
             data_keys=(
                 *("data", "valid", "test", "format", "question", "steps", "answer", "split_field"),
                 *("num_valid", "num_test", "num_train", "longest", "without_steps"),
+                "max_new_tokens",  # left open, it follows from the data
             ),
         )
 
