@@ -310,4 +310,3 @@ def test_the_texts_of_a_model_are_its_own(at_home, tmp_path, monkeypatch, capsys
     named = [*words, "--own-text", str(files[0]), "--base", "b", "--out", "runs/c"]
     assert main(named) == 1
     assert "text that another model wrote" in capsys.readouterr().err
-

@@ -62,12 +62,14 @@ def published_gsm8k_cot() -> CoconutRecipe:
 
 
 def published_gsm8k() -> CoconutRecipe:
-    """34.1 % in the paper. `base.path` is the CoT checkpoint; epochs 3 to 24 of the released 25."""
+    """34.1 % in the paper. It starts from the run of `coconut-gsm8k-cot` (--start names another
+    folder); epochs 3 to 24 of the released 25."""
     return CoconutRecipe(
         name="coconut-gsm8k",
         about="NOT RUN HERE: GSM8k-Aug, Coconut from CoT; ~0.6 EFLOP at 100 tokens a record",
         curriculum=GSM8K_COCONUT,
-        base=PretrainedBase("runs/coconut-gsm8k-cot/best"),
+        base=PretrainedBase(),
+        start="runs/coconut-gsm8k-cot",
         data=FileData("data/gsm/train.txt", "data/gsm/valid.txt", "data/gsm/test.txt", "icot"),
         train=replace(_PUBLISHED, steps=22 * 3013, eval_every=3013, save_every=3013),
     )
