@@ -503,7 +503,7 @@ def _about(folder: Path, model: Any) -> dict[str, Any]:
 
 def about_of(recipe: Any, model: Any) -> dict[str, Any]:
     """What a recipe tells of how its models are asked: processor and "ask" of inward.json."""
-    task = getattr(recipe, "task", None)
+    task = getattr(recipe, "task", None) if getattr(recipe, "has_task", True) else None
     processor = None if task is None else processor_for(task())
     spec = {"kind": "tokenizer"} if processor is None else processor.to_dict()
     asked = getattr(recipe, "asked", None)

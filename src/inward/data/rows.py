@@ -19,7 +19,7 @@ from inward.common.files import digest, read_text
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class FileRows:
     """What a file holds.
 
     kind: "objects" (dicts, each with its number in `numbers`), "named" (one JSON object of objects:
@@ -57,7 +57,7 @@ def place_of(name: str | os.PathLike) -> Path:
     )
 
 
-def read_rows(name: str | os.PathLike) -> Rows:
+def read_rows(name: str | os.PathLike) -> FileRows:
     """Rows of a file; empty lines of text files are kept, those of JSON lines are not rows.
 
     Raises FileNotFoundError, or ValueError that names the file and the line that is no JSON.
@@ -70,20 +70,20 @@ def read_rows(name: str | os.PathLike) -> Rows:
     sha256 = digest(path)
     if begin == "[":
         found = _whole(path, text)
-        return Rows(path, "objects", found, "entry", [*range(1, len(found) + 1)], sha256)
+        return FileRows(path, "objects", found, "entry", [*range(1, len(found) + 1)], sha256)
     lines = text.removeprefix("\ufeff").rstrip("\n").split("\n")
     if begin == "{":
         return _objects(path, text, lines, sha256)
-    return Rows(path, "lines", lines, "line", [*range(1, len(lines) + 1)], sha256)
+    return FileRows(path, "lines", lines, "line", [*range(1, len(lines) + 1)], sha256)
 
 
-def _objects(path: Path, text: str, lines: list[str], sha256: str) -> Rows:
+def _objects(path: Path, text: str, lines: list[str], sha256: str) -> FileRows:
     """JSON lines; or one object for all, which holds the examples by name."""
     full = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if len(full) == 1 or not _is_json(full[0][1]):
         whole = _whole(path, text)
         if isinstance(whole, dict) and whole and all(isinstance(v, dict) for v in whole.values()):
-            return Rows(path, "named", [whole], "entry", [1], sha256)
+            return FileRows(path, "named", [whole], "entry", [1], sha256)
         if len(full) > 1:
             raise ValueError(
                 f"{path} holds one JSON object; expected a list of objects, or one object a line"
@@ -97,7 +97,7 @@ def _objects(path: Path, text: str, lines: list[str], sha256: str) -> Rows:
                 f"{path}, line {number} is not JSON: {error}; if the file was cut off, fetch it "
                 "again"
             ) from error
-    return Rows(path, "objects", rows, "line", [number for number, _ in full], sha256)
+    return FileRows(path, "objects", rows, "line", [number for number, _ in full], sha256)
 
 
 def _is_json(line: str) -> bool:

@@ -152,6 +152,11 @@ class HuginnRecipe:
     depths: tuple[int, ...] = (4, 8, 16)
     """at which held-out questions are answered during training, rising"""
 
+    @property
+    def has_task(self) -> bool:
+        """Whether there are questions to write and check: token files hold none."""
+        return not isinstance(self.data, TokenData)
+
     def task(self) -> Any:
         """How to write and check questions; ValueError for a recipe without a task."""
         if isinstance(self.data, TokenData):

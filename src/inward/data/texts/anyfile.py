@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from inward.common.checks import checked_seed
-from inward.data.rows import Rows, read_rows
+from inward.data.rows import FileRows, read_rows
 from inward.data.thoughts.anyfile import Names, chat_of, read_any
 from inward.data.thoughts.records import Record
 from inward.data.thoughts.tokenizers import Form
@@ -85,7 +85,7 @@ def read_texts(name: str | os.PathLike, kind: TextKind = "auto") -> TextFile:
     return TextFile(rows.path, found, passages, skipped, rows.sha256)
 
 
-def _kind_of(rows: Rows) -> str:
+def _kind_of(rows: FileRows) -> str:
     first = rows.rows[0] if rows.rows else ""
     if rows.kind == "named":
         return "records"
@@ -98,7 +98,7 @@ def _kind_of(rows: Rows) -> str:
     return "records"
 
 
-def _rows(rows: Rows, kind: str) -> list[tuple[int, Any]]:
+def _rows(rows: FileRows, kind: str) -> list[tuple[int, Any]]:
     """Rows with their places; of plain text its paragraphs, where there are some."""
     if kind != "text":
         return list(enumerate(rows.rows))

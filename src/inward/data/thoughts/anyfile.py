@@ -30,7 +30,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from inward.common.checks import checked_seed
-from inward.data.rows import Rows, read_rows
+from inward.data.rows import FileRows, read_rows
 from inward.data.thoughts.prontoqa import read_prontoqa
 from inward.data.thoughts.records import Record, from_gsm8k, from_icot, from_row
 
@@ -116,7 +116,7 @@ def read_any(
     return ReadFile(rows.path, found, records, splits, dict(skipped), rows.sha256)
 
 
-def kind_of(rows: Rows, names: Names) -> str:
+def kind_of(rows: FileRows, names: Names) -> str:
     """What a file seems to be, by its first row.
 
     Raises ValueError that says what was looked for.
@@ -144,7 +144,7 @@ def kind_of(rows: Rows, names: Names) -> str:
     return "json"
 
 
-def _records(rows: Rows, kind: str, names: Names) -> Any:
+def _records(rows: FileRows, kind: str, names: Names) -> Any:
     """(where, a record or why it is skipped, its split) of every row."""
     if kind == "prontoqa":
         for number, record in enumerate(read_prontoqa(rows.path), start=1):
