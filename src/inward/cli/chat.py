@@ -56,8 +56,8 @@ class Talk:
 
     def __init__(self, thinker: Any, options: dict[str, Any], seed: int):
         self.thinker, self.options, self.seed = thinker, options, seed
-        tokenizer = getattr(thinker.processor, "tokenizer", None)
-        self.has_turns = getattr(tokenizer, "chat_template", None) is not None
+        # a model that was trained on single questions has never seen a conversation
+        self.has_turns = getattr(thinker.processor, "chats", False)
         self.messages: list[dict[str, str]] = []
         self.last: Any = None
 

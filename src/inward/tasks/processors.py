@@ -80,6 +80,9 @@ class TextProcessor:
 
     def __init__(self, tokenizer: Any, after: str = ""):
         self.tokenizer, self.after = tokenizer, after
+        self.chats = getattr(tokenizer, "chat_template", None) is not None and not after
+        """Whether conversations are what the model reads: the template is there, and training did
+        not put single questions in another form"""
         self._pieces: dict[int, str] = {}
 
     def read(self, question: Any) -> Prompt:
