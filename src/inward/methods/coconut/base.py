@@ -160,7 +160,7 @@ def _below(folder: Path, base: nn.Module | None, kwargs: dict[str, Any]) -> nn.M
     known = read_object(record) if record.is_file() else {}
     if base is not None:
         return checked_base(base, known, "the model given as base")
-    if known:
+    if known.get("name"):
         return recorded_base(known, folder, **kwargs)
     named: Any = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
     if not named:
