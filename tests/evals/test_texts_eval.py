@@ -1,6 +1,7 @@
 """Evaluation of what answers in text: every shipped model by its command, and what is counted."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,8 @@ def test_every_shipped_model_that_writes_is_scored(name, tmp_path, capsys, monke
 
 def test_the_last_stage_is_how_a_model_is_asked():
     """Asked as at its last stage, a model says what `inward ask` gets."""
-    recipe, thinker = recipe_of("prosqa"), open_thinker("prosqa")
+    recipe: Any = recipe_of("prosqa")
+    thinker = open_thinker("prosqa")
     task = recipe.task()
     asked = of_records(task, task.ask(recipe.data.split("test")[:8]))
     stages = texts.by_stage(thinker, recipe, asked)

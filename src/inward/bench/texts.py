@@ -270,7 +270,7 @@ def _ours(method: Any, model: Any, requests: list[Request], settings: TextBench)
             work = method.begin(model, batch_size=settings.batch)
             for answer in answers(work, requests[first : first + settings.batch]):
                 said.append(list(answer.tokens))
-                forwards += answer.cost.forwards
+                forwards += round(answer.cost.forwards)
                 thoughts += int(answer.details.get("thoughts", 0))
         seconds = time.perf_counter() - began
         note = f"{thoughts} thoughts" if thoughts else ""

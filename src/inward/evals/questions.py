@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -74,7 +74,7 @@ def questions_of(recipe: Any, split: str) -> list[HeldOut]:
         return _texts(whole, split)
     if isinstance(whole, CoconutRecipe):
         task = whole.task()
-        return of_records(task, task.ask(whole.data.split(split)))
+        return of_records(task, task.ask(whole.data.split(cast(Any, split))))
     raise ValueError(
         f"the data of {recipe.name} has no questions with a right answer, so there is nothing to "
         "measure by; name a file of questions with --data"

@@ -154,7 +154,7 @@ def judged(questions: Sequence[HeldOut], answers: Sequence[Answer]) -> np.ndarra
     )
 
 
-def _means(answers: Sequence[Answer]) -> dict[str, float]:
+def _means(answers: Sequence[Answer]) -> dict[str, Any]:
     def mean(values: Any) -> float:
         return float(np.mean([float(value) for value in values]))
 
