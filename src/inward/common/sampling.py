@@ -37,16 +37,12 @@ import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
-    MinPLogitsWarper,
-    NoBadWordsLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
-    TypicalLogitsWarper,
 )
+
+from inward.common.generation import ACTS, OF_CALLS, OF_PROMPTS, check_fields, processors_of
 
 Rule = Literal["greedy", "match", "rejection", "gumbel"]
 
@@ -115,23 +111,14 @@ class Sampling:
         return tuple(steps)
 
 
-_REFUSED = (
-    *("num_beams", "num_beam_groups", "num_return_sequences", "penalty_alpha", "dola_layers"),
-    *("constraints", "force_words_ids", "guidance_scale", "watermarking_config", "max_time"),
-    *("min_length", "min_new_tokens", "forced_bos_token_id", "forced_eos_token_id", "top_h"),
-    *("epsilon_cutoff", "eta_cutoff", "sequence_bias", "encoder_repetition_penalty"),
-    *("exponential_decay_length_penalty", "begin_suppress_tokens", "assistant_early_exit"),
-)
-_COUNTS = {"min_new_tokens", "max_time", "penalty_alpha"}
-"""of these 1 is a wish like any other, not the default"""
-
-
 def sampling_of(
     config: GenerationConfig | None,
     seed: int = 0,
     *,
     rule: Rule = "gumbel",
     refuse: Sequence[str] = (),
+    prompt: Sequence[int] | None = None,
+    **facts: Any,
 ) -> Sampling:
     """How a generation config of transformers draws tokens, by transformers' own processors.
 
@@ -142,45 +129,21 @@ def sampling_of(
         config: None: greedy.
         rule: if it samples.
         refuse: further fields that the caller does not honour.
+        prompt: the tokens that a text begins with; None: fields that count from its end, or read
+            it, are refused.
+        facts: of `inward.common.generation.processors_of`.
     Raises:
-        ValueError: it asks for a search over several texts, or a processor that is not offered
-            here; build a `Sampling` with processors instead.
+        ValueError: it asks for a search over several texts, or for what is not done here; build a
+            `Sampling` with processors instead.
     """
     if config is None:
         return Sampling(seed=seed)
-    asked = {k: v for k, v in config.to_dict().items() if v not in (None, False, [], {})}
-    other = sorted(
-        name
-        for name in {*_REFUSED, *refuse} & set(asked)
-        if asked[name] not in (0, 1) or (name in _COUNTS and asked[name])
-    )
-    if other:
-        raise ValueError(
-            f"the generation config sets {other}, which is not done here; unset it, or pass "
-            "sampling=Sampling(processors=...), which takes any of transformers' LogitsProcessors"
-        )
-    chain: list[Any] = []
-    if asked.get("repetition_penalty", 1.0) != 1.0:
-        chain.append(RepetitionPenaltyLogitsProcessor(float(asked["repetition_penalty"])))
-    if "no_repeat_ngram_size" in asked:
-        chain.append(NoRepeatNGramLogitsProcessor(asked["no_repeat_ngram_size"]))
-    if "bad_words_ids" in asked:
-        chain.append(NoBadWordsLogitsProcessor(asked["bad_words_ids"], config.eos_token_id))
-    if "suppress_tokens" in asked:
-        chain.append(SuppressTokensLogitsProcessor(asked["suppress_tokens"]))
-    if not config.do_sample:
-        return Sampling(processors=tuple(chain), seed=seed)
-    if asked.get("temperature", 1.0) != 1.0:
-        chain.append(TemperatureLogitsWarper(float(asked["temperature"])))
-    if "top_k" in asked:
-        chain.append(TopKLogitsWarper(asked["top_k"]))
-    if asked.get("top_p", 1.0) < 1.0:
-        chain.append(TopPLogitsWarper(float(asked["top_p"])))
-    if "min_p" in asked:
-        chain.append(MinPLogitsWarper(float(asked["min_p"])))
-    if asked.get("typical_p", 1.0) < 1.0:
-        chain.append(TypicalLogitsWarper(float(asked["typical_p"])))
-    return Sampling(rule, processors=tuple(chain), seed=seed)
+    unknown = {*OF_CALLS, *refuse} | (set(OF_PROMPTS) if prompt is None else set())
+    # a habit of files, which say how much else by `max_new_tokens`
+    keeps = (ACTS - unknown) | {"max_length", "bos_token_id"}
+    check_fields(config, own=config, keeps=keeps)
+    first, last = processors_of(config, prompt or (), **facts)
+    return Sampling(rule if config.do_sample else "greedy", processors=(*first, *last), seed=seed)
 
 
 @dataclass(frozen=True)

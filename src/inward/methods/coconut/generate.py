@@ -12,17 +12,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from inward.common.clients import prompt_ids, streaming
 from inward.common.requests import end_tokens, prompts_of
-from inward.common.thinking import Event, Request, run
+from inward.common.thinking import Answer, Event, Request, run
 from inward.common.trace import Cost, Trace
-from inward.data.thoughts.segments import Sample, parse
+from inward.data.thoughts.segments import Sample, flat, parse
+from inward.methods.coconut.calls import Call, call_of
 from inward.methods.coconut.door import METHOD
-from inward.methods.coconut.plan import requests_of
 from inward.methods.coconut.work import CoconutLanes, own_words
 
 if TYPE_CHECKING:
@@ -64,23 +65,29 @@ def generate(
 
     Args:
         prompts: samples; the last block of thoughts may be open.
-        streamer: one of transformers' (for one prompt): gets the tokens as they are spoken.
-        options: see `plan.requests_of`, and `door.METHOD`.
+        streamer: one of transformers' (for one prompt): gets the prompt, then the tokens as they
+            are spoken.
+        options: see `calls.call_of`, and `door.METHOD`.
 
     Raises:
         ValueError: bad prompts or options, before any work.
     """
-    if streamer is not None and len(prompts) != 1:
-        raise ValueError(f"a streamer takes one prompt, not {len(prompts)}; use `stream`")
-    work = begun(model, requests_of(model, prompts, **options))
-    for event in run(work):
-        if streamer is not None and event.kind == "word":
-            streamer.put(torch.tensor(event.tokens))
-    if streamer is not None:
-        streamer.end()
-    answers = [work.result(number) for number in range(len(prompts))]
+    return _generated(model, call_of(model, prompts, **options), streamer)[0]
+
+
+def _generated(model: Coconut, call: Call, streamer: Any) -> tuple[CoconutGenerated, list[Answer]]:
+    rows = call.prompts
+    work = begun(model, call.requests)
+    ids = None
+    if streamer is not None and rows:
+        ids = torch.tensor([flat(rows[0], latent=model.specials.latent)[0]])
+    with streaming(streamer, ids, len(rows)) as tell:
+        for event in run(work):
+            if event.kind == "word":
+                tell(event.tokens)
+    answers = [work.result(number) for number in range(len(rows))]
     sums = [own_words(model, a.tokens, a.logprobs) for a in answers if a.logprobs is not None]
-    return CoconutGenerated(
+    out = CoconutGenerated(
         tokens=[list(answer.tokens) for answer in answers],
         samples=[answer.details["sample"] for answer in answers],
         thoughts=[answer.details["thoughts"] for answer in answers],
@@ -90,31 +97,48 @@ def generate(
         traces=[answer.trace for answer in answers if answer.trace is not None],
         costs=[answer.cost for answer in answers],
     )
+    return out, answers
 
 
 def stream(model: Coconut, prompts: Sequence[Sample], **options: Any) -> Iterator[Event]:
     """As `generate`, event by event as they happen; `Event.request` is the row. Bad arguments raise
     at once."""
-    return run(begun(model, requests_of(model, prompts, **options)))
+    return run(begun(model, call_of(model, prompts, **options).requests))
 
 
 def continued(
-    model: Coconut, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
-) -> torch.LongTensor:
+    model: Coconut,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    *,
+    inputs: Tensor | None = None,
+    streamer: Any = None,
+    **options: Any,
+) -> Any:
     """See `Coconut.generate`."""
+    if asked := [name for name in ("trace", "logprobs") if options.pop(name, False)]:
+        raise ValueError(
+            f"{' and '.join(asked)} do not fit into a tensor; inward.methods.coconut.generate"
+            ".generate gives them (or return_dict_in_generate=True with output_scores=True)"
+        )
+    ids = prompt_ids(input_ids, inputs, options, model.base.generation_config)
     limit = model.max_positions or sys.maxsize
     size = model.embedding.weight.shape[0]
-    prompts = prompts_of(input_ids, attention_mask, context=limit, vocab_size=size)
-    samples = [parse(ids, specials=model.specials, may_end_open=True) for ids in prompts]
-    said = generate(model, samples, **options).tokens
-    config = options.get("generation_config") or model.base.generation_config
-    ends = end_tokens(options.get("eos_token_id"), config)
-    pad = getattr(config, "pad_token_id", None)
+    prompts = prompts_of(ids, attention_mask, context=limit, vocab_size=size)
+    samples = [parse(row, specials=model.specials, may_end_open=True) for row in prompts]
+    call = call_of(model, samples, **options)
+    out, answers = _generated(model, call, streamer)
+    config = call.wishes.config
+    ends, pad = end_tokens(None, config), config.pad_token_id
     pad = min(ends, default=0) if pad is None else int(pad)
-    rows = [[*ids, *new] for ids, new in zip(prompts, said, strict=True)]
+    asked_rows = [row for row in prompts for _ in range(call.wishes.copies)]
+    rows = [[*row, *new] for row, new in zip(asked_rows, out.tokens, strict=True)]
     longest = max(map(len, rows))
     padded = [row + [pad] * (longest - len(row)) for row in rows]
-    return cast(torch.LongTensor, torch.tensor(padded, device=input_ids.device))
+    device = ids.device if isinstance(ids, Tensor) else model.device
+    sequences = torch.tensor(padded, device=device)
+    recorded = call.recorded(answers) if call.recorders else []
+    return call.wishes.output(sequences, out.tokens, recorded, pad=pad)
 
 
 def begun(model: Coconut, requests: Sequence[Request]) -> CoconutLanes:

@@ -458,17 +458,19 @@ class Coconut(nn.Module):
     # -- use
 
     def generate(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
-    ) -> torch.LongTensor:
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **options: Any
+    ) -> Any:
         """Continue prompts, as models of transformers do.
 
         Args:
             input_ids: (B, S) int64; placeholders in them are thoughts. attention_mask: (B, S), 1
                 where a token is, padded on either side.
-            options: of `inward.methods.coconut.generate.generate`, which also tells what was
-                thought.
+            options: of transformers' generate (fields of its configuration, streamer, processors,
+                criteria: each acts or is refused, see `inward.common.generation`), and of
+                `inward.methods.coconut.generate.generate`, which also tells what was thought.
         Returns:
-            (B, L) int64: the prompts and the words said, padded on the right.
+            (B, L) int64: the prompts and the words said, padded on the right; with
+            return_dict_in_generate transformers' output, `sequences` and what was asked for.
 
         Raises:
             ValueError: bad prompts or options, before any work.

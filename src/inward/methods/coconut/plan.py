@@ -7,7 +7,6 @@ it (`inward.common.sampling.sampling_of`).
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -107,7 +106,7 @@ def plan_of(model: Coconut, request: Request, traces: Sequence[str]) -> CoconutP
     vocab = model.embedding.weight.shape[0]
     chosen = CoconutPlan(
         switch=_switch(model, own["switch"], own["thoughts"]),
-        sampling=_sampling(request, config),
+        sampling=_sampling(model, request, config, max_new),
         ends=end_tokens(None if request.ends is None else [*request.ends], config, vocab),
         max_new_tokens=max_new,
         max_new_thoughts=own["max_new_thoughts"],
@@ -130,11 +129,22 @@ def plan_of(model: Coconut, request: Request, traces: Sequence[str]) -> CoconutP
     return chosen
 
 
-def _sampling(request: Request, config: GenerationConfig) -> Sampling:
+def _sampling(model: Coconut, request: Request, config: GenerationConfig, max_new: int) -> Sampling:
     seed = request.seed
     if request.sampling is None:
-        return sampling_of(config, seed or 0, rule="match")
+        facts = facts_of(model, request.prompt)
+        return sampling_of(config, seed or 0, rule="match", limit=max_new, **facts)
     return request.sampling if seed is None else replace(request.sampling, seed=seed)
+
+
+def facts_of(model: Coconut, prompt: Sample) -> dict[str, Any]:
+    """What processors are made from (`inward.common.generation.processors_of`)."""
+    return {
+        "prompt": [i for s in prompt.segments if isinstance(s, Text) for i in s.ids],
+        "silent": prompt.num_thoughts,
+        "vocab_size": model.config.get_text_config().vocab_size,
+        "device": model.device,
+    }
 
 
 def _check_prompt(model: Coconut, prompt: Any, thought: str) -> None:
@@ -219,64 +229,3 @@ def _switch(model: Coconut, switch: Any, thoughts: Sequence[int] | None) -> Swit
     if len(thoughts) > 1 and model.tokenizer is not None:
         ends = frozenset(encode_text(model.tokenizer, "\n")[-1:])
     return Scripted(tuple(thoughts), ends=ends)
-
-
-# --------------------------------------------------------------------------------------------------
-# A batch of prompts
-
-
-def requests_of(
-    model: Coconut,
-    prompts: Sequence[Sample],
-    *,
-    generation_config: GenerationConfig | None = None,
-    sampling: Sampling | None = None,
-    seed: int = 0,
-    max_new_tokens: int | None = None,
-    trace: bool | Sequence[str] = False,
-    logprobs: bool = False,
-    **overrides: Any,
-) -> list[Request]:
-    """The requests of `generate`.
-
-    Args:
-        generation_config: default: the base's. `overrides` are fields of it (do_sample,
-            temperature, top_k, top_p, min_p, repetition_penalty, eos_token_id, stop_strings, ...),
-            or options of the method (`door.METHOD`).
-        sampling: instead of what the generation config says about drawing tokens.
-        seed: row r draws with seed + r.
-        max_new_tokens: words a row may say, boundary tokens included; default: the generation
-            config's, or 128.
-        trace: record what happens; names of what the record shall hold beside it ("lens").
-        logprobs: add up the log-probability of each row's words.
-
-    Raises:
-        ValueError: an option that there is not, or that is not supported.
-    """
-    own = {name: overrides.pop(name) for name in tuple(overrides) if name in DEFAULTS}
-    config = deepcopy(generation_config or model.base.generation_config) or GenerationConfig()
-    unknown = config.update(**overrides)
-    if unknown:
-        raise ValueError(f"there are no options {sorted(unknown)}; see methods/coconut/plan.py")
-    stop = config.stop_strings or ()
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    if stop and model.tokenizer is None:
-        raise ValueError("stop_strings need a tokenizer; give one to the Coconut model")
-    drawn = sampling or sampling_of(config, seed, rule="match")
-    first = drawn.seed
-    names = None if trace is False else frozenset(() if trace is True else trace)
-    edit = own.get("edit")
-    return [
-        Request(
-            prompt,
-            max_new_tokens=config.max_new_tokens if max_new_tokens is None else max_new_tokens,
-            sampling=drawn,
-            seed=first + r * own.get("votes", 1),
-            ends=end_tokens(None, config),
-            stop=StopWords(stop, model.tokenizer.decode) if stop else None,
-            trace=names,
-            logprobs=logprobs,
-            own=own if edit is None else {**own, "edit": BatchEdit(edit, r, len(prompts))},
-        )
-        for r, prompt in enumerate(prompts)
-    ]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from inward.common.thinking import run
 from inward.data.thoughts.segments import Sample
+from inward.methods.coconut.calls import call_of
 from inward.methods.coconut.generate import begun
-from inward.methods.coconut.plan import requests_of
 
 if TYPE_CHECKING:
     from inward.methods.coconut.model import Coconut
@@ -50,12 +50,12 @@ def vote(
         ValueError: bad options; or nothing differs between the tries.
     """
     ballot = {} if num_samples == 1 else {"ballot": answer}
-    requests = requests_of(model, prompts, noise=noise, votes=num_samples, **ballot, **options)
-    work = begun(model, requests)
+    call = call_of(model, prompts, noise=noise, votes=num_samples, **ballot, **options)
+    work = begun(model, call.requests)
     for _ in run(work):
         pass
     found = []
-    for number in range(len(prompts)):
+    for number in range(len(call.requests)):
         made = work.result(number)
         facts = made.details
         if num_samples == 1:

@@ -349,20 +349,23 @@ class TiDAR(nn.Module):
     # -- decoding ----------------------------------------------------------------------------------
 
     def generate(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
-    ) -> Tensor:
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **options: Any
+    ) -> Any:
         """(B, S + longest) ids: the prompts as they are, padding included, then what the model
-        says, shorter texts padded at the right.
+        says, shorter texts padded at the right; with return_dict_in_generate transformers' output.
 
         Args:
             input_ids: (B, S) prompts. attention_mask: (B, S), 0 on padding, at either side.
-            options: of `inward.methods.tidar.decode.decode`: max_new_tokens, scheme, K, sampling,
-                eos_token_id, ...; and pad_id, else the padding token of the generation config.
+            options: of transformers' generate (fields of its configuration, streamer, processors,
+                criteria: each acts or is refused, see `inward.common.generation`); fields of
+                `DecodeSettings`: scheme, K, ...; rule and seed, with do_sample=True; or sampling=
+                in their place; pad_id, else the padding token of the generation config.
+                max_new_tokens=None: up to the end of the context.
 
         Raises:
             ValueError: see `decode`.
         """
-        return continued(self, input_ids, attention_mask=attention_mask, **options)
+        return continued(self, input_ids, attention_mask, **options)
 
     # -- saving ------------------------------------------------------------------------------------
 
