@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from inward import hub
 from inward.common.speaking import Speaker, StopWords
-from inward.common.thinking import Answer, Event, Method, Request, Work
+from inward.common.thinking import Answer, Event, Memory, Method, Request, Work
 from inward.tasks.processors import Processor, Prompt, processor_for, processor_of
 
 if TYPE_CHECKING:
@@ -219,6 +219,7 @@ class Thinker:
         effort: int | str | None = None,
         trace: bool | str | Iterable[str] = False,
         logprobs: bool = False,
+        memory: Memory | None = None,
         **own: Any,
     ) -> Generator[Event, None, None]:
         """Ask one question and get what happens as it happens; see `ask` for the arguments.
@@ -227,6 +228,11 @@ class Thinker:
         character, the beginning of a stop word) is held back. The last event, "end", carries the
         `Answer`. Closing the iterator ends the work.
 
+        Args:
+            memory: of a conversation, a new `Memory` at its beginning: what this question shares
+                with the one before, from its first token on, is not read again. The answer is the
+                same; `details["reused"]` tells how many of `num_prompt` tokens.
+
         Raises:
             ValueError: a bad question or option, at the call and not at the first event.
         """
@@ -234,6 +240,10 @@ class Thinker:
             raise ValueError(f"stream takes one question, not {len(question)}; ask takes a list")
         how = self._how(max_new_tokens, sampling, stop, effort, trace, logprobs, own)
         asked = self._question(question, how, _seeds(seed, 1)[0])
+        if memory is not None:
+            if not self.method.remembers:
+                raise ValueError(f"{self.method.name} reads every question anew; give no memory")
+            asked = replace(asked, request=replace(asked.request, memory=memory))
         work = self.begin()
         number = work.add(asked.request)
         return self._stream(work, number, asked)

@@ -30,7 +30,8 @@ def chat(words: list[str]) -> int:
 @dataclass(kw_only=True)
 class Chat(Asking):
     """Talk with a model; /help says what else can be typed. Where the model's tokenizer has a chat
-    template, it sees the whole conversation; elsewhere every line is a question of its own."""
+    template, it sees the whole conversation (of which a plain model and a TiDAR read only what is
+    new); elsewhere every line is a question of its own."""
 
     def run(self, words: list[str]) -> int:
         """Run it."""
@@ -55,10 +56,13 @@ class Talk:
     """A conversation."""
 
     def __init__(self, thinker: Any, options: dict[str, Any], seed: int):
+        from inward.common.thinking import Memory
+
         self.thinker, self.options, self.seed = thinker, options, seed
         # a model that was trained on single questions has never seen a conversation
         self.has_turns = getattr(thinker.processor, "chats", False)
         self.messages: list[dict[str, str]] = []
+        self.memory = Memory() if self.has_turns and thinker.method.remembers else None
         self.last: Any = None
 
     def hear(self, line: str) -> None:
@@ -96,15 +100,23 @@ class Talk:
             raise ValueError("nothing has been answered yet")
         show(self.last.trace)
 
+    def _reused(self) -> str:
+        """What of the conversation was not read again."""
+        facts = self.last.details
+        if not facts.get("reused"):
+            return ""
+        return f", {facts['reused']} of {facts['num_prompt']} tokens of the prompt known already"
+
     def _answer(self, line: str) -> None:
         question: Any = line
         if self.has_turns:
             question = [*self.messages, {"role": "user", "content": line}]
-        for event in self.thinker.stream(question, seed=self.seed, trace=True, **self.options):
+        asked = {"seed": self.seed, "trace": True, "memory": self.memory} | self.options
+        for event in self.thinker.stream(question, **asked):
             if event.kind == "word":
                 print(event.text, end="", flush=True)
             elif event.kind == "end":
                 self.last = event.answer
-        print(f"\n  [{summary(self.thinker, self.last)}]")
+        print(f"\n  [{summary(self.thinker, self.last)}{self._reused()}]")
         if self.has_turns:
             self.messages = [*question, {"role": "assistant", "content": self.last.text}]

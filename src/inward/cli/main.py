@@ -1,6 +1,6 @@
 """The command `inward`: which verbs there are, how their options are read, how errors are told.
 
-    inward demo | ask | chat | train | eval | effort | arc | data | bench | env
+    inward demo | ask | chat | train | eval | effort | arc | convert | data | bench | env
 
 The top-level help is written by hand and imports nothing, so it costs what Python costs to start.
 A verb has a file of its name here (see `HOMES`): dataclasses whose fields are the options, which
@@ -26,6 +26,7 @@ VERBS = {
     "eval": "accuracy and cost of any model on held-out data or a file",
     "effort": "measure what low, medium and high mean for a model",
     "arc": "score models on ARC-AGI by votes, write a submission",
+    "convert": "files of the Coconut paper's own code into ours, and back",
     "data": "make or look at puzzles: sudoku, maze, arc, show",
     "bench": "start-up, training, solving and answering speed on this machine",
     "env": "versions and hardware, for bug reports",

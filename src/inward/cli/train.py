@@ -22,14 +22,20 @@ def train(words: list[str]) -> int:
         return 0
     name, *rest = words
     if name in ("-h", "--help"):
-        print("usage: inward train RECIPE [options]; inward train lists the recipes,")
+        print("usage: inward train RECIPE [options]; inward train lists the recipes (RECIPE may be")
+        print("       a .json file that a run or inward convert wrote),")
         print("       inward train RECIPE --help shows every field with its default")
         return 0
     if name.startswith("-"):
         raise UsageError(f"name the recipe before its options: inward train RECIPE {name} ...")
-    if name not in RECIPES:
+    if name.endswith(".json"):
+        from inward.recipes.of import read_recipe
+
+        recipe = read_recipe(Path(name))
+    elif name not in RECIPES:
         raise UsageError(unknown("recipe", name, RECIPES))
-    recipe = find(name)()
+    else:
+        recipe = find(name)()
     options = parse(_overrides(recipe), rest, f"inward train {name}")
     if options is None:
         return 0

@@ -37,6 +37,28 @@ _FREE = Cost()
 Kind = Literal["word", "thought", "draft", "rewrite", "end"]
 
 
+@dataclass(eq=False)
+class Memory:
+    """What a conversation has read so far, so that its next turn reads only what is new. It belongs
+    to one model, whose weights stay as they are, and to one request at a time.
+
+    tokens: those that are kept. past: of each layer their keys and values (heads, length, head
+        width). key: of whom. reused: tokens that the last request took over.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    past: list[tuple[Any, Any]] = field(default_factory=list)
+    key: Any = None
+    reused: int = 0
+
+    def take(self, prompt: Sequence[int], key: Any) -> int:
+        """How many of the first tokens of a prompt need not be read; its last one always is."""
+        most = min(len(self.tokens), len(prompt) - 1) if key == self.key else 0
+        pairs = enumerate(zip(self.tokens[:most], prompt, strict=False))
+        self.reused = next((place for place, (a, b) in pairs if a != b), most)
+        return self.reused
+
+
 @dataclass(frozen=True, eq=False)
 class Request:
     """One question, ready for a method.
@@ -50,6 +72,7 @@ class Request:
     trace: None: no trace; else the names of what it shall hold beside the plain record.
     logprobs: keep the log-probability of every token said.
     own: options of the method, as `Method.options` names them.
+    memory: what was read before, if the method `remembers`; it then holds this text too.
     """
 
     prompt: Any
@@ -61,6 +84,7 @@ class Request:
     trace: frozenset[str] | None = None
     logprobs: bool = False
     own: Mapping[str, Any] = field(default_factory=dict)
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +199,7 @@ class Method:
         tokens of a question, and options that follow from how the model was trained to be asked
         (`ask`, as saved with it) where `own` does not say otherwise; None: the tokens themselves,
         and ask["own"].
+    remembers: whether a request's `memory` acts.
     """
 
     name: str
@@ -185,6 +210,7 @@ class Method:
     why_no_effort: str = ""
     reads: Literal["text", "puzzle"] = "text"
     prepare: Prepare | None = None
+    remembers: bool = False
 
     def check_options(self, own: Mapping[str, Any], others: Sequence[Method] = ()) -> None:
         """Raise a ValueError that names every option that is not this method's, and whose it is."""

@@ -42,7 +42,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -168,6 +168,7 @@ class Decoder:
         if fresh:
             longest = max(min(row.limit, row.num_prompt + 512) for row in fresh)
             cache = RaggedCache(len(fresh), min(longest, self.context) + (self.K + 1) * self.K)
+            self._recall(fresh, cache)
             self._forward(fresh, cache)
             del self.waiting[: len(fresh)]
             if self.rows:
@@ -212,12 +213,40 @@ class Decoder:
         stay = [b for b, row in enumerate(self.rows) if not row.stopped]
         if len(stay) < len(self.rows):
             ended = [row for row in self.rows if row.stopped]
+            self._remember()
             self.rows = [self.rows[b] for b in stay]
             if stay:
                 self.cache.select(stay)
             else:
                 self.cache = RaggedCache(0, 0)
             self._end(ended)
+
+    # what conversations have read
+
+    @property
+    def _memory_key(self) -> tuple[Any, ...]:
+        """What keys and values of tokens depend on."""
+        return (self.lm, *sorted(self.settings.options.items()))
+
+    def _recall(self, rows: Sequence[TextRow], cache: RaggedCache) -> None:
+        """Texts whose beginning has been read before begin behind it."""
+        for b, row in enumerate(rows):
+            memory = row.request.memory
+            if memory is not None and not row.cached:
+                row.reused = row.cached = memory.take(row.tokens, self._memory_key)
+                if row.reused:
+                    past = [(k[:, : row.reused], v[:, : row.reused]) for k, v in memory.past]
+                    cache.insert(b, row.reused, past)
+
+    def _remember(self) -> None:
+        """Before texts that have ended go."""
+        for b, row in enumerate(self.rows):
+            memory = row.request.memory
+            if row.stopped and memory is not None:
+                layers = range(len(self.cache.layers))
+                past = [self.cache.committed(b, layer) for layer in layers]
+                memory.past = [(k.clone(), v.clone()) for k, v in past]
+                memory.tokens, memory.key = row.tokens[: row.cached], self._memory_key
 
     def _end(self, rows: Sequence[TextRow]) -> None:
         settings = self.settings

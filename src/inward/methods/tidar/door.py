@@ -43,6 +43,7 @@ METHOD = Method(
     begin=_begin,
     options=_DRAFTING | _ANY_MODEL,
     traces=("canvas",),
+    remembers=True,
     why_no_effort="verified drafts change no word: they make an answer faster, never better",
 )
 
@@ -51,5 +52,6 @@ PLAIN = Method(
     begin=_begin_plain,
     options=_ANY_MODEL,
     traces=("canvas",),
+    remembers=True,
     why_no_effort="a plain model says each token after one forward: there is nothing to turn",
 )

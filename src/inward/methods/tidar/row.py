@@ -32,6 +32,8 @@ class TextRow:
     ends: frozenset[int]
     acceptance: Acceptance = field(default_factory=Acceptance)
     cached: int = 0
+    reused: int = 0
+    """tokens of the prompt that were read in an earlier request"""
     guesses: list[int] = field(default_factory=list)
     laws: list[Law] = field(default_factory=list)
     canvas: list[int | None] = field(default_factory=list)
@@ -147,5 +149,10 @@ class TextRow:
             cost=self.cost,
             logprobs=tuple(self.odds) if asked.logprobs else None,
             trace=trace,
-            details={**meta, "accepted": dict(sorted(stood.items()))},
+            details={
+                **meta,
+                "accepted": dict(sorted(stood.items())),
+                "reused": self.reused,
+                "num_prompt": self.num_prompt,
+            },
         )
