@@ -1,6 +1,7 @@
 """`inward eval`: accuracy and cost of any model; which options there are depends on what it reads.
 
 puzzles   `inward.cli.puzzles`
+tasks     `inward.cli.harness`: those of lm-eval, by --harness
 texts     here: questions with answers (accuracy), and what a drafting model drafts
 """
 
@@ -20,6 +21,10 @@ DRAWN = 200
 
 def eval(words: list[str]) -> int:
     """Measure a model."""
+    from inward.cli.harness import asked_for, harness
+
+    if asked_for(words):
+        return harness(words)
     if not _reads_text(words):
         from inward.cli.puzzles import eval_puzzles
 
