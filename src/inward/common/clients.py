@@ -140,6 +140,7 @@ class Wishes:
         config = merged(own, given, fields)
         check_fields(config, own=own)
         check_output(config)
+        _check_tokens(config)
         _check_drawn(drawn, fields, processors, allowed)
         if config.max_time is not None:
             criteria.append(MaxTimeCriteria(max_time=config.max_time))
@@ -164,6 +165,10 @@ class Wishes:
             ValueError: `max_length` leaves no room.
         """
         config = self.config
+        for name in ("max_new_tokens", "max_length"):
+            value = getattr(config, name)
+            if value is not None and not (_whole(value) and value >= 1):
+                raise ValueError(f"{name} is {value!r}, must be a whole number of 1 or more")
         if config.max_new_tokens is not None:
             return config.max_new_tokens
         if config.max_length is None:
@@ -280,11 +285,23 @@ def check_output(config: GenerationConfig) -> None:
     if asked and not config.return_dict_in_generate:
         raise ValueError(f"{' and '.join(asked)} come back with return_dict_in_generate=True alone")
     copies = config.num_return_sequences or 1
-    if copies < 1 or (copies > 1 and not config.do_sample):
+    if not _whole(copies) or copies < 1 or (copies > 1 and not config.do_sample):
         raise ValueError(
             f"num_return_sequences is {copies}; without do_sample=True all answers to a prompt are "
             "the same one"
         )
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_tokens(config: GenerationConfig) -> None:
+    for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        value: Any = getattr(config, name)
+        each = value if isinstance(value, list | tuple) and name == "eos_token_id" else [value]
+        if value is not None and not all(map(_whole, each)):
+            raise ValueError(f"{name} is {value!r}; a token is a whole number")
 
 
 def _check_drawn(drawn: Any, fields: Mapping[str, Any], processors: Any, allowed: Any) -> None:

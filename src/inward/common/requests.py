@@ -21,12 +21,15 @@ def end_tokens(
     """Tokens that end a text: those given, else those of the generation config; () for none.
 
     Raises:
-        ValueError: a token that is no part of a vocabulary of `vocab_size`.
+        ValueError: a token that is no part of a vocabulary of `vocab_size`, or no token.
     """
     chosen: Any = given
     if chosen is None and generation is not None:
         chosen = generation.eos_token_id
-    ends = frozenset() if chosen is None else frozenset(np.atleast_1d(chosen).astype(int).tolist())
+    given_ends = np.asarray([] if chosen is None else chosen).reshape(-1)
+    if given_ends.size and not np.issubdtype(given_ends.dtype, np.integer):
+        raise ValueError(f"end tokens are {chosen!r}; give a token id, or several")
+    ends = frozenset(given_ends.astype(int).tolist())
     if vocab_size is not None and any(not 0 <= token < vocab_size for token in ends):
         raise ValueError(f"end tokens {sorted(ends)}: the vocabulary has {vocab_size}")
     return ends
@@ -55,12 +58,36 @@ def prompts_of(
     elif attention_mask is not None:
         raise ValueError("attention_mask belongs to a tensor of input_ids; lists need none")
     else:
-        prompts = [torch.as_tensor(row, dtype=torch.long).tolist() for row in input_ids]
+        prompts = _rows(input_ids)
     if not prompts:
         raise ValueError("there is no prompt; input_ids is empty")
     for row, prompt in enumerate(prompts):
         check_prompt(prompt, f"prompt {row}", context=context, vocab_size=vocab_size)
     return prompts
+
+
+def _rows(given: Any) -> list[list[int]]:
+    """Sequences of token ids, as they are."""
+    told = "expected a tensor (rows, tokens) of integers, or a sequence of such for each prompt"
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence | np.ndarray):
+        raise ValueError(f"input_ids is a {type(given).__name__}; {told}")
+    found = []
+    for row in given:
+        try:
+            ids = row if isinstance(row, Tensor) else np.asarray(row)
+        except ValueError:  # of unequal lengths
+            ids = np.asarray(None)
+        whole = _is_whole(ids)
+        if ids.ndim != 1 or (len(ids) and not whole):
+            raise ValueError(f"input_ids holds {str(row)[:40]!r}; {told}")
+        found.append(list(map(int, ids.tolist())))
+    return found
+
+
+def _is_whole(ids: Any) -> bool:
+    if isinstance(ids, Tensor):
+        return not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    return bool(np.issubdtype(ids.dtype, np.integer))
 
 
 def check_prompt(
@@ -80,13 +107,17 @@ def check_prompt(
 
 
 def _unpad(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
-    if input_ids.ndim != 2 or input_ids.is_floating_point():
+    if input_ids.ndim != 2 or not _is_whole(input_ids):
         raise ValueError(
             f"input_ids is {input_ids.dtype} of shape {tuple(input_ids.shape)}; expected integers "
             "(rows, tokens); for one prompt pass input_ids[None]"
         )
     if attention_mask is None:
         return input_ids.tolist()
+    if not isinstance(attention_mask, Tensor):
+        raise ValueError(
+            f"attention_mask is a {type(attention_mask).__name__}; expected a tensor (rows, tokens)"
+        )
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids "

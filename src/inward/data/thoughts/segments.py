@@ -44,7 +44,7 @@ class Latent:
     num: int
 
     def __post_init__(self) -> None:
-        if self.num < 1:
+        if not isinstance(self.num, int) or isinstance(self.num, bool) or self.num < 1:
             raise ValueError(
                 f"a latent segment has {self.num} thoughts; give 1 or more, or leave it out"
             )

@@ -61,6 +61,13 @@ def call_of(
     Raises:
         ValueError: an option that there is not, or that is not supported.
     """
+    if not isinstance(prompts, Sequence) or not all(isinstance(p, Sample) for p in prompts):
+        raise ValueError(
+            f"the prompts are {str(prompts)[:60]}; give a list of Samples, which "
+            "inward.data.thoughts.segments.parse makes of token ids"
+        )
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed is {seed!r}, must be a whole number of 0 or more")
     own = {name: options.pop(name) for name in tuple(options) if name in DEFAULTS}
     config = model.base.generation_config
     wishes, unknown = Wishes.read(config, options, tokenizer=model.tokenizer)

@@ -66,6 +66,7 @@ from inward.methods.coconut.base import (
     without_frozen,
 )
 from inward.methods.coconut.cache import new_cache
+from inward.methods.coconut.checks import check_columns
 from inward.methods.coconut.feedback import feedback_module
 from inward.methods.coconut.losses import extra_losses
 from inward.methods.coconut.output import CoconutOutput, PassOutput
@@ -413,6 +414,8 @@ class Coconut(nn.Module):
         return values.new_zeros(3, len(read)).index_add(1, rows, values)
 
     def _check(self, batch: LatentBatch) -> None:
+        head = cast(nn.Linear, self.base.get_output_embeddings())
+        check_columns(batch, self.embedding.weight.shape[0], head.weight.shape[0])
         latent, mask = batch["latent"], batch["attention_mask"].bool()
         if bool(latent[:, 0].any()):
             raise ValueError("a batch has a thought in column 0; nothing comes before it")

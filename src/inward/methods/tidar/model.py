@@ -108,7 +108,7 @@ class TiDAR(nn.Module):
             ValueError: it does not; or the mask id has no row, or is another special token's.
         """
         super().__init__()
-        if isinstance(settings, int):
+        if not isinstance(settings, TiDARSettings):
             settings = TiDARSettings(block_size=settings)
         self.model = model
         self.mask_id = mask_id
@@ -127,6 +127,8 @@ class TiDAR(nn.Module):
 
     def _check_mask_id(self) -> None:
         size = num_embedded(self.model)
+        if not isinstance(self.mask_id, int) or isinstance(self.mask_id, bool):
+            raise ValueError(f"mask_id is {self.mask_id!r}, must be a token's id")
         own = self.adapter is not None and self.adapter.mask_embedding is not None
         if self.mask_id < 0 or (self.mask_id >= size and not own):
             raise ValueError(
@@ -178,6 +180,7 @@ class TiDAR(nn.Module):
             unread: stop before the vocabulary head; only for a model that `splits`.
             options: cache (or past_key_values), use_cache, and whatever else the model takes.
         """
+        self._check_ids(input_ids)
         masked = input_ids == self.mask_id
         if self._keeps_logits and not unread:
             options["logits_to_keep"] = logits_to_keep
@@ -327,8 +330,21 @@ class TiDAR(nn.Module):
             "use_cache": False,
         }
 
+    def _check_ids(self, ids: Any) -> None:
+        """Before an embedding table says that an index is out of range."""
+        if not isinstance(ids, Tensor) or ids.dtype not in (torch.long, torch.int):
+            kind = ids.dtype if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
+            raise ValueError(f"input_ids is {kind}, must be a tensor of integers")
+        if not ids.numel():
+            return
+        size = num_embedded(self.model)
+        low, high = (int(found) for found in ids.masked_fill(ids == self.mask_id, 0).aminmax())
+        if low < 0 or high >= size:
+            raise ValueError(f"input_ids run from {low} to {high}, the model knows 0 to {size - 1}")
+
     def _check_batch(self, batch: Batch) -> None:
         ids = batch["input_ids"]
+        self._check_ids(ids)
         if "weight" not in batch:
             raise ValueError(
                 "the batch has no weight, the number of tokens to predict, by which the loop "
@@ -336,8 +352,8 @@ class TiDAR(nn.Module):
             )
         if bool((ids == self.mask_id).any()):
             raise ValueError(
-                f"the mask id {self.mask_id} is among the clean tokens of the batch; it must not "
-                "occur in data"
+                f"the mask id {self.mask_id} is among the clean tokens of the batch, padding "
+                "included; it must not occur in data: pad with another token"
             )
         limit = context_limit(self.model)
         if ids.shape[1] > limit:

@@ -213,6 +213,10 @@ def check_mode(lm: PreTrainedModel) -> None:
 
 def check_ids(lm: PreTrainedModel, input_ids: Tensor) -> None:
     """Raise ValueError unless these are ids of texts, where the model is."""
+    if not isinstance(input_ids, Tensor):
+        raise ValueError(
+            f"input_ids is a {type(input_ids).__name__}, must be a tensor (texts, tokens) int64"
+        )
     if input_ids.ndim != 2 or input_ids.dtype != torch.long:
         raise ValueError(
             f"input_ids must be (texts, tokens) int64; got {tuple(input_ids.shape)} "

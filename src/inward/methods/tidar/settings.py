@@ -52,6 +52,8 @@ class TiDARSettings:
 
     def __post_init__(self) -> None:
         need(self.max_logits >= 0, "max_logits", self.max_logits, "0 (no limit) or more")
+        whole = isinstance(self.block_size, int) and not isinstance(self.block_size, bool)
+        need(whole, "block_size", self.block_size, "a whole number of tokens")
         least = 1 + self.shifted
         need(self.block_size >= least, "block_size", self.block_size, f"{least} or more")
         if self.shifted and self.masking != "full":
