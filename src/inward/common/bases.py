@@ -20,6 +20,7 @@ import importlib.util
 import inspect
 import os
 from dataclasses import fields
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -142,12 +143,21 @@ T = TypeVar("T", bound=type)
 def cache_name(model: Any) -> str:
     """Under which name the forward of a model takes its cache; the old one if it does not say."""
     inner = getattr(model, "get_base_model", lambda: model)()  # the forward of PEFT's names none
-    parents = [kind.forward for kind in type(inner).__mro__ if "forward" in vars(kind)]
-    for forward in (inner.forward, *parents):  # a subclass may pass on whatever it is given
-        parameters = inspect.signature(forward).parameters
-        if found := [name for name in CACHE_NAMES if name in parameters]:
-            return found[0]
-    return CACHE_NAMES[-1]
+    if "forward" in vars(inner) and (own := _named_cache(inner.forward)):
+        return own
+    # a subclass may pass on whatever it is given
+    forwards = [kind.forward for kind in type(inner).__mro__ if "forward" in vars(kind)]
+    return next(filter(None, map(_kept_name, forwards)), CACHE_NAMES[-1])
+
+
+def _named_cache(forward: Any) -> str | None:
+    parameters = inspect.signature(forward).parameters
+    return next((name for name in CACHE_NAMES if name in parameters), None)
+
+
+_kept_name = cache(_named_cache)
+"""Of functions of classes: asked in every forward, and reading a signature takes as long as a layer
+of a small model"""
 
 
 def cache_field(output: type) -> str:

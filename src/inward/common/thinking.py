@@ -246,7 +246,9 @@ class Lanes:
         for key, lane in list(self._lanes.items()):
             if lane.busy:
                 for event in lane.step():
-                    self._found.append(replace(event, request=self._numbers[key, event.request]))
+                    number = self._numbers[key, event.request]
+                    same = number == event.request  # as in a lane that is alone
+                    self._found.append(event if same else replace(event, request=number))
         found, self._found = self._found, []
         return found
 

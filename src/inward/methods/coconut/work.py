@@ -287,6 +287,7 @@ class CoconutWork:
         silent = self._silent(group, live, reading)
         words = {}
         forced: dict[int, int] = {}
+        limit = self.model.max_positions  # to ask a configuration takes as long as a small layer
         for seat, row in live:
             thinks = silent[seat] and row.new_thoughts < row.plan.max_new_thoughts
             silent[seat] = thinks
@@ -300,6 +301,7 @@ class CoconutWork:
             if silent[seat] != row.thinking:
                 row.reference = reading.entropy[seat]
             self._act(row, seat, reading, silent[seat], words.get(seat), forced.get(seat))
+            row.stopped = row.reason(limit)
             if seat in chances:
                 row.logprobs.append(chances[seat])
         self._end(group, [row for _, row in live if row.stopped])
@@ -324,7 +326,6 @@ class CoconutWork:
             row.say(token)
             if forced is not None:
                 (row.enter if thinks else row.leave)()
-        row.stopped = row.reason(self.model.max_positions)
 
     def _silent(
         self, group: Seats, live: Sequence[tuple[int, ThinkingRow]], reading: Reading

@@ -261,8 +261,8 @@ class Decoder:
         cache.commit(counts)
         seconds = time.perf_counter() - began
         for row in rows:
-            cost = self.runner.cost(row.layout, past=row.past, reads=row.reads)
-            self._events += row.tell(replace(cost, seconds=seconds))
+            cost = self.runner.cost(row.layout, past=row.past, reads=row.reads, seconds=seconds)
+            self._events += row.tell(cost)
 
     def _choose(self, num_rows: int) -> None:
         """The scheme of this forward, if the fastest one is wanted. Costs are measured when they
