@@ -74,10 +74,13 @@ class Prefilled:
         for layer in cast(Iterable[Any], self.cache.layers):
             if layer.keys is None or layer.keys.shape[2] != S:
                 break  # of a base that went less deep in a later pass
-            both = layer.keys, layer.values
+            keys, values = layer.keys, layer.values
             if order is not None:
-                both = tuple(t.gather(2, order.expand(-1, t.shape[1], -1, t.shape[3])) for t in both)
-            layers.append(cast(tuple[Tensor, Tensor], both))
+                keys, values = (
+                    t.gather(2, order.expand(-1, t.shape[1], -1, t.shape[3]))
+                    for t in (keys, values)
+                )
+            layers.append((keys, values))
         return layers
 
 

@@ -200,7 +200,7 @@ class Runner:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the model lives. Kept: to ask a model, as for its dtype, walks through its parts."""
+        """Where the model lives. Kept: to ask a model walks through its parts."""
         return self.lm.device
 
     @cached_property
