@@ -58,6 +58,8 @@ TIDAR = "tidar.json"
 ABOUT = "inward.json"
 """what `inward.open` needs beside weights: see `read_about`"""
 
+_WEIGHTS = ("safetensors", "gguf")
+
 SHIPPED = Path(__file__).parent / "checkpoints"
 
 
@@ -123,6 +125,11 @@ def load(name_or_path: str | Path, **kwargs: Any) -> Any:
     """
     folder = resolve(name_or_path)
     name = method_of(folder)
+    if not any(next(folder.rglob(f"*.{kind}"), None) for kind in _WEIGHTS):
+        raise FileNotFoundError(
+            f"{folder} holds a configuration and no weights (.{', .'.join(_WEIGHTS)}); copy them "
+            "there, or name the folder that has them"
+        )
     with quiet():
         if name == "plain":
             from inward.common.bases import load_causal_lm

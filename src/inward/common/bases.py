@@ -160,6 +160,13 @@ _kept_name = cache(_named_cache)
 of a small model"""
 
 
+def parameters_of(model: Any) -> set[str]:
+    """Names that the forward of a model of transformers takes, or one that it passes on to."""
+    # a subclass may pass on whatever it is given
+    forwards = [kind.forward for kind in type(model).__mro__ if "forward" in vars(kind)]
+    return {name for forward in forwards for name in inspect.signature(forward).parameters}
+
+
 def cache_field(output: type) -> str:
     """What a class of outputs calls the cache."""
     return next(name for name in CACHE_NAMES if name in {field.name for field in fields(output)})

@@ -3,6 +3,9 @@ torch, and nothing of the package: anybody may import it."""
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 MAX_SEED = 2**32 - 1
 """One word of a seed sequence: [seed, step, row] cannot be ambiguous."""
 
@@ -11,6 +14,19 @@ def need(good: bool, name: str, value: object, limit: str) -> None:
     """Raise the one kind of error that a wrong field causes, unless `good`."""
     if not good:
         raise ValueError(f"{name} is {value!r}, but must be {limit}")
+
+
+def takes(function: Any, num: int) -> bool:
+    """Whether something can be called with so many arguments, as far as it says what it takes."""
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(*range(num))
+    except TypeError:
+        return False
+    except ValueError:  # written in C, without a signature
+        return True
+    return True
 
 
 def checked_seed(seed: int) -> int:

@@ -224,6 +224,11 @@ def find_base_model(
     `TiDAR.from_pretrained`."""
     if isinstance(base, PreTrainedModel):
         return base
+    if base is not None and not (str(base) and Path(base).is_dir()):
+        raise FileNotFoundError(
+            f"base is {str(base)!r}, which is no folder here; give the model that the adapter in "
+            f"{folder} belongs to, or its folder"
+        )
     if base is None and (folder / "base" / "config.json").exists():
         base = folder / "base"
     if base is None:

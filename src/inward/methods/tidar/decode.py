@@ -17,6 +17,7 @@ from inward.common.thinking import Event, Request, run
 from inward.common.trace import Trace
 from inward.methods.tidar.base import context_limit, lm_of
 from inward.methods.tidar.decoder import Decoder
+from inward.methods.tidar.door import METHOD
 from inward.methods.tidar.measure import measured
 from inward.methods.tidar.request import MAX_NEW_TOKENS, DecodeSettings, check_ids
 
@@ -117,6 +118,7 @@ def begin(
             raise ValueError("stop_strings need the tokenizer; pass tokenizer=")
         criteria.append(StopStringCriteria(tokenizer, list(stop_strings)))
     asked = DecodeSettings(stopping_criteria=criteria, **settings)
+    METHOD.check_acts(model, Request(None, own=settings))
     check_ids(lm, input_ids)
     context = context_limit(lm)
     decoder = Decoder(model, asked, batch_size=len(input_ids), measured=measured)

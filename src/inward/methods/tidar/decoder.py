@@ -64,6 +64,7 @@ from inward.methods.tidar.request import (
     ends_of,
     find_mask,
     prompt_of,
+    tokens_of,
 )
 from inward.methods.tidar.row import TextRow
 from inward.methods.tidar.schemes import Costs, Scheme
@@ -308,7 +309,7 @@ class Decoder:
     def _look_up(self, row: TextRow, num: int) -> None:
         """Guesses of the drafter instead of the drafted ones, if it has any."""
         assert self.settings.drafter is not None, "no drafter"
-        found = list(self.settings.drafter(row.tokens, num))[:num]
+        found = tokens_of(self.settings.drafter(row.tokens, num), self.num_embedded)[:num]
         if found and (self.chooser is None or self.chooser.worth(len(found))):
             row.offers, row.offer_laws, row.looked_up = found, [], True
 

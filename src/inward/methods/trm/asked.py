@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from inward.common import halting
+from inward.common.checks import takes
 from inward.common.trace import Cost, Step
 from inward.data.puzzles.puzzles import Symmetry
 
@@ -182,6 +183,7 @@ def asked(model: TRM, method: Method, request: Request) -> PuzzleAsk:
     grid = model.settings.layout(len(tokens), _grid(own["grid"]))
     max_steps = model.settings.n_sup if own["max_steps"] is None else own["max_steps"]
     _check_choices(own)
+    method.check_acts(model, request)
     return PuzzleAsk(
         tokens=tokens,
         identifier=_identifier(model, own["identifier"]),
@@ -259,7 +261,7 @@ def _whole(name: str, value: Any, least: int) -> int:
 
 def _rule(halt: Any) -> halting.Rule:
     rule = halting.rule(halt)
-    if not callable(rule):
+    if not takes(rule, 1):
         raise ValueError(f"trm: halt is {halt!r}, expected a name or a rule")
     return rule
 
@@ -291,9 +293,11 @@ def _check_choices(own: dict[str, Any]) -> None:
         raise ValueError(
             f"trm: until_right needs a verifier that says what is right, select is {select!r}"
         )
-    if not callable(select) and select not in ("q", "majority"):
+    named = isinstance(select, str) and select in ("q", "majority")
+    if not named and not takes(select, 2):
         raise ValueError(
-            f"trm: select is {select!r}, must be 'q', 'majority' or a verifier function"
+            f"trm: select is {select!r}, must be 'q', 'majority' or a verifier, a function of "
+            "(puzzles, answers)"
         )
     if below is not None and not 0.0 <= below <= 1.0:
         raise ValueError(f"trm: abstain_below is {below}, a probability lies in 0..1")

@@ -127,10 +127,14 @@ def solve(
         "abstain_below": abstain_below,
     }
     recorded = frozenset() if trace else None
+    noisy = rollouts != 1 and noise != 0
     numbers = [
         work.add(
             Request(
-                row, seed=seed, trace=recorded, own={**own, "identifier": name, "puzzle": puzzle}
+                row,
+                seed=seed,
+                trace=recorded,
+                own={**own, "identifier": name, "puzzle": puzzle if noisy else 0},
             )
         )
         for puzzle, (row, name) in enumerate(zip(tokens, names, strict=True))
