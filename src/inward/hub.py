@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inward.common.bases import model_type
 from inward.common.files import read_object, reading, write_json
 
 if TYPE_CHECKING:
@@ -107,7 +108,10 @@ def method_of(folder: Path) -> str:
     """The row that a model folder belongs to."""
     if (folder / TIDAR).exists():
         return "tidar"  # its config.json is that of the model it wraps
-    kind = read_object(folder / "config.json").get("model_type")
+    return _method_named(model_type(folder))
+
+
+def _method_named(kind: str) -> str:
     rows = [name for name, row in METHODS.items() if row.model_type == kind and kind]
     return rows[0] if rows else "plain"
 
@@ -124,8 +128,9 @@ def load(name_or_path: str | Path, **kwargs: Any) -> Any:
             shape, NaN).
     """
     folder = resolve(name_or_path)
-    name = method_of(folder)
-    if not any(next(folder.rglob(f"*.{kind}"), None) for kind in _WEIGHTS):
+    kind = model_type(folder)
+    name = "tidar" if (folder / TIDAR).exists() else _method_named(kind)
+    if not any(next(folder.rglob(f"*.{ending}"), None) for ending in _WEIGHTS):
         raise FileNotFoundError(
             f"{folder} holds a configuration and no weights (.{', .'.join(_WEIGHTS)}); copy them "
             "there, or name the folder that has them"
@@ -134,21 +139,20 @@ def load(name_or_path: str | Path, **kwargs: Any) -> Any:
         if name == "plain":
             from inward.common.bases import load_causal_lm
 
-            _known_to_transformers(folder)
+            _known_to_transformers(folder, kind)
             return load_causal_lm(folder, **kwargs)
         with reading(folder):
             return _found(METHODS[name].model).from_pretrained(folder, **kwargs).eval()
 
 
-def _known_to_transformers(folder: Path) -> None:
+def _known_to_transformers(folder: Path, kind: str) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
-    kind = read_object(folder / "config.json").get("model_type")
-    if not isinstance(kind, str) or kind not in KNOWN:
+    if kind not in KNOWN:
         ours = sorted(row.model_type for row in METHODS.values() if row.model_type)
         raise ValueError(
-            f"{folder}: model_type is {kind!r}, which is neither one of ours ({', '.join(ours)}) "
-            "nor a causal language model of the installed transformers"
+            f"{folder}: model_type is {kind or None!r}, which is neither one of ours "
+            f"({', '.join(ours)}) nor a causal language model of the installed transformers"
         )
 
 

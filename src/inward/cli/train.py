@@ -7,7 +7,7 @@ from dataclasses import asdict, field, fields, is_dataclass, make_dataclass, rep
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from inward.cli.options import UsageError, _console, parse, quiet, unknown
+from inward.cli.options import UsageError, _console, parse, unknown
 
 
 def train(words: list[str]) -> int:
@@ -58,6 +58,7 @@ def _overrides(recipe: Any) -> type:
 
 
 def _train_recipe(recipe: Any, out: Path, *, resume: bool) -> int:
+    from inward import hub
     from inward.common.files import check_free
     from inward.recipes.trm import TRMRecipe
     from inward.train import train as train_run
@@ -65,15 +66,14 @@ def _train_recipe(recipe: Any, out: Path, *, resume: bool) -> int:
     if resume and not (out / "states").is_dir():
         raise ValueError(f"there is no run to resume in {out}; name its folder with --out")
     check_free(out)  # before data is made, which may take long
-    quiet()
-    run = recipe.build()
-    if isinstance(recipe, TRMRecipe) and os.environ.get("RANK", "0") == "0":
-        for note in recipe.notes():
-            print(note)
-    summary = train_run(run, recipe.train, out)
+    with hub.quiet():
+        run = recipe.build()
+        if isinstance(recipe, TRMRecipe) and os.environ.get("RANK", "0") == "0":
+            for note in recipe.notes():
+                print(note)
+        summary = train_run(run, recipe.train, out)
     if os.environ.get("RANK", "0") != "0":
         return 0
-    from inward import hub
     from inward.data.puzzles.folder import write_json
     from inward.thinker import about_of
 

@@ -100,13 +100,18 @@ def load_causal_lm(source: str | Path, **options: Any) -> Any:
     if path.suffix == ".gguf":
         with reading(path):
             return _unpacked(path, options)
-    if (path / "config.json").is_file():
-        kind = read_object(path / "config.json").get("model_type")
-        if isinstance(kind, str) and kind in OWN:
-            import_module(OWN[kind])  # registers its Auto classes
+    if (kind := model_type(path)) in OWN:
+        import_module(OWN[kind])  # registers its Auto classes
     options = {"use_safetensors": True} | options  # or a pickled file would be read
     with reading(path):
         return strict(AutoModelForCausalLM.from_pretrained, path, **options).eval()
+
+
+def model_type(folder: Path) -> str:
+    """What a folder's config.json calls its model; "" if it does not say, or is not there."""
+    path = folder / "config.json"
+    kind = read_object(path).get("model_type") if path.is_file() else None
+    return kind if isinstance(kind, str) else ""
 
 
 def _place(name: str | Path) -> Path:
