@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inward.common.bases import model_type
+from inward.common.bases import load_causal_lm, model_type
 from inward.common.files import read_object, reading, write_json
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ TIDAR = "tidar.json"
 ABOUT = "inward.json"
 """what `inward.open` needs beside weights: see `read_about`"""
 
-_WEIGHTS = ("safetensors", "gguf")
+_WEIGHTS = ("safetensors", "gguf", "bin", "pt", "pth")
+"""endings of weights, readable or not"""
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 
@@ -130,19 +131,21 @@ def load(name_or_path: str | Path, **kwargs: Any) -> Any:
     folder = resolve(name_or_path)
     kind = model_type(folder)
     name = "tidar" if (folder / TIDAR).exists() else _method_named(kind)
-    if not any(next(folder.rglob(f"*.{ending}"), None) for ending in _WEIGHTS):
-        raise FileNotFoundError(
-            f"{folder} holds a configuration and no weights (.{', .'.join(_WEIGHTS)}); copy them "
-            "there, or name the folder that has them"
-        )
     with quiet():
         if name == "plain":
-            from inward.common.bases import load_causal_lm
-
             _known_to_transformers(folder, kind)
-            return load_causal_lm(folder, **kwargs)
-        with reading(folder):
-            return _found(METHODS[name].model).from_pretrained(folder, **kwargs).eval()
+        try:
+            if name == "plain":
+                return load_causal_lm(folder, **kwargs)
+            with reading(folder):
+                return _found(METHODS[name].model).from_pretrained(folder, **kwargs).eval()
+        except (OSError, ValueError) as error:
+            if any(next(folder.rglob(f"*.{ending}"), None) for ending in _WEIGHTS):
+                raise
+            raise FileNotFoundError(
+                f"{folder} holds a configuration and no weights (*.safetensors); copy them there, "
+                "or name the folder that has them"
+            ) from error
 
 
 def _known_to_transformers(folder: Path, kind: str) -> None:
