@@ -213,16 +213,18 @@ class Method:
 
     def idle(self, model: Any, request: Request) -> list[str]:
         """Options of a request that are given and would do nothing."""
-        known = self.options.keys() & request.own.keys()
-        given = {name: request.own[name] for name in known if request.own[name] is not None}
-        whole = {name: option.default for name, option in self.options.items()} | given
-        return [
-            name
-            for name, value in given.items()
-            if (option := self.options[name]).acts is not None
+        asked = [
+            (name, option.acts)
+            for name, value in request.own.items()
+            if (option := self.options.get(name)) is not None
+            and option.acts is not None
             and option.says(value)
-            and not option.acts.under(model, request, whole)
         ]
+        if not asked:
+            return []
+        given = {name: value for name, value in request.own.items() if value is not None}
+        whole = {name: option.default for name, option in self.options.items()} | given
+        return [name for name, acts in asked if not acts.under(model, request, whole)]
 
     def check_acts(self, model: Any, request: Request) -> None:
         """Raise a ValueError that names the options of a request which would do nothing."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -117,10 +117,27 @@ def continued(
     return cast(torch.LongTensor, torch.tensor(padded, device=input_ids.device))
 
 
+def acting_rows(model: Coconut, requests: Sequence[Request]) -> list[Request]:
+    """The requests of a batch, each without the options that have nothing to do in its row: they
+    were said of all rows.
+
+    Raises:
+        ValueError: an option that has nothing to do in any row.
+    """
+    idle = [METHOD.idle(model, request) for request in requests]
+    if set.intersection(*map(set, idle)):
+        METHOD.check_acts(model, requests[0])
+    return [
+        replace(request, own={k: v for k, v in request.own.items() if k not in names})
+        for request, names in zip(requests, idle, strict=True)
+    ]
+
+
 def begun(model: Coconut, requests: Sequence[Request]) -> CoconutLanes:
     """Work on all of these requests together."""
     if not requests:
         raise ValueError("there is no prompt; give at least one")
+    requests = acting_rows(model, requests)
     rows = sum(request.own.get("votes", 1) for request in requests)
     work = METHOD.begin(model, batch_size=max(1, rows))
     assert isinstance(work, CoconutLanes), "of this method"

@@ -199,6 +199,7 @@ class CoconutWork:
             self.fast = Decoding(self.base, wanted=self.packed)
             self.sizes = None if hasattr(self.base, "forward_cost") else sizes_of(self.base)
             self.per_pass = request.own.get("per_pass")
+            self.limit = self.model.max_positions
         number, self.next = self.next, self.next + 1
         rows = [
             ThinkingRow.of(
@@ -302,7 +303,6 @@ class CoconutWork:
         silent = self._silent(group, live, reading)
         words = {}
         forced: dict[int, int] = {}
-        limit = self.model.max_positions  # to ask a configuration takes as long as a small layer
         for seat, row in live:
             thinks = silent[seat] and row.new_thoughts < row.plan.max_new_thoughts
             silent[seat] = thinks
@@ -316,7 +316,7 @@ class CoconutWork:
             if silent[seat] != row.thinking:
                 row.reference = reading.entropy[seat]
             self._act(row, seat, reading, silent[seat], words.get(seat), forced.get(seat))
-            row.stopped = row.reason(limit)
+            row.stopped = row.reason(self.limit)
             if seat in chances:
                 row.logprobs.append(chances[seat])
         self._end(group, [row for _, row in live if row.stopped])

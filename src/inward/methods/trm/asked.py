@@ -169,8 +169,11 @@ def layout_of(model: TRM, request: Request) -> tuple[int, tuple[int, int]]:
     return num, model.settings.layout(num, _grid(request.own.get("grid")))
 
 
-def asked(model: TRM, method: Method, request: Request) -> PuzzleAsk:
-    """What a request asks.
+def asked(
+    model: TRM, method: Method, request: Request, rules: dict[Any, halting.Rule]
+) -> PuzzleAsk:
+    """What a request asks. Equal rules become one, which `rules` remembers: so a step finds quickly
+    who shares one.
 
     Raises:
         ValueError: a part of it is out of range, or not for TRM.
@@ -189,7 +192,7 @@ def asked(model: TRM, method: Method, request: Request) -> PuzzleAsk:
         identifier=_identifier(model, own["identifier"]),
         grid=grid,
         max_steps=_whole("max_steps", max_steps, 1),
-        rule=_rule(own["halt"]),
+        rule=_rule(own["halt"], rules),
         rollouts=own["rollouts"],
         noise=float(own["noise"]),
         noise_on=own["noise_on"],
@@ -225,7 +228,7 @@ def _tokens(model: TRM, prompt: Any) -> np.ndarray:
     tokens = prompt.cpu().numpy() if isinstance(prompt, torch.Tensor) else np.asarray(prompt)
     if tokens.ndim != 1 or tokens.size == 0:
         raise ValueError(f"trm: a puzzle has shape {tokens.shape}, expected (cells,), at least 1")
-    if not np.issubdtype(tokens.dtype, np.integer):
+    if tokens.dtype.kind not in "iu":
         raise ValueError(f"trm: the cells are {tokens.dtype}, expected integer tokens")
     low, high, V = int(tokens.min()), int(tokens.max()), model.settings.tokens(len(tokens))
     if low < 0 or high >= V:
@@ -259,11 +262,14 @@ def _whole(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
-def _rule(halt: Any) -> halting.Rule:
+def _rule(halt: Any, rules: dict[Any, halting.Rule]) -> halting.Rule:
     rule = halting.rule(halt)
     if not takes(rule, 1):
         raise ValueError(f"trm: halt is {halt!r}, expected a name or a rule")
-    return rule
+    try:
+        return rules.setdefault(rule, rule)
+    except TypeError:  # it has no hash
+        return rules.setdefault(id(rule), rule)
 
 
 def _check_choices(own: dict[str, Any]) -> None:

@@ -102,9 +102,7 @@ class PuzzleWork:
 
     def add(self, request: Request) -> int:
         """See `Work`."""
-        ask = asked(self.model, self.method, request)
-        # equal rules become one, so that a step finds quickly who shares one
-        ask = replace(ask, rule=self.rules.setdefault(_same(ask.rule), ask.rule))
+        ask = asked(self.model, self.method, request, self.rules)
         number, self.next = self.next, self.next + 1
         puzzle = OpenPuzzle(number, ask)
         puzzle.chains = chains_of(puzzle, ask)
@@ -343,15 +341,6 @@ class PuzzleWork:
 _KEPT = ("q", "tokens", "confidence")
 _TOLD = (*_KEPT, "change")
 _VIEW = ("step", "q", "tokens", "stable_for", "change")
-
-
-def _same(rule: halting.Rule) -> Any:
-    """Equal for rules that are one and the same."""
-    try:
-        hash(rule)
-    except TypeError:
-        return id(rule)
-    return rule
 
 
 def _verdict(view: halting.StepView, rows: Sequence[PuzzleChain]) -> Tensor:
