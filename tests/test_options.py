@@ -176,7 +176,7 @@ ACTS: Mapping[str, Mapping[str, When]] = {
         "max_wave": When(1, proof=_shares),
     },
     "coconut": {
-        "switch": When("entropy:longest=2,max_blocks=1", shows=("thoughts",)),
+        "switch": When("entropy:longest=2,max_blocks=1", shows=("tokens",)),
         "thoughts": When((2,), shows=("thoughts",)),
         "boundaries": When(False, THINKS, shows=("tokens",)),
         "thought": When("soft", THINKS, shows=("logprobs",)),

@@ -250,7 +250,7 @@ def test_events_are_the_answer(gpt2):
     assert [e.kind for e in events[:-1]] == [step.kind for step in answer.trace.steps]
     assert [e.step for e in events[:-1]] == [step.index for step in answer.trace.steps]
     assert all(len(e.tokens) == 3 for e in events if e.kind == "thought")
-    assert [len(s.view["lens"].ids) for s in answer.trace.steps if s.kind == "thought"] == [3] * 6
+    assert [len(s.view["lens"].ids) for s in answer.trace.steps if s.kind == "thought"] == [3] * 4
     assert events[-1].kind == "end" and events[-1].answer is answer
     assert answer.steps == 4 and answer.details["thoughts"] == 2
     assert answer.cost == answer.trace.cost and answer.cost.seconds > 0

@@ -596,7 +596,7 @@ def test_a_tidar_model_knows_its_mask_and_block_size():
         ({"scheme": "diffusion", "drafter": PromptLookup()}, "no use for a drafter"),
         ({"scheme": "three_pass"}, "scheme is 'three_pass'"),
         ({"scheme": "partial", "num_blocks": 0}, "num_blocks is 0"),
-        ({"threshold": 2.0}, "threshold is 2.0"),
+        ({"scheme": "diffusion", "threshold": 2.0}, "threshold is 2.0"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"mask_id": None}, "pass mask_id="),
         ({"mask_id": V}, f"mask_id is {V}, but the model embeds ids 0..{V - 1}"),

@@ -22,7 +22,7 @@ from inward.common.thinking import Event, Request, run
 from inward.common.trace import Cost, Trace
 from inward.data.thoughts.segments import Sample, parse
 from inward.methods.coconut.door import METHOD
-from inward.methods.coconut.plan import requests_of
+from inward.methods.coconut.plan import plan_of, requests_of
 from inward.methods.coconut.work import CoconutLanes, own_words
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def acting_rows(model: Coconut, requests: Sequence[Request]) -> list[Request]:
     """
     idle = [METHOD.idle(model, request) for request in requests]
     if set.intersection(*map(set, idle)):
+        plan_of(model, requests[0], METHOD.traces)  # a value out of range is told first
         METHOD.check_acts(model, requests[0])
     return [
         replace(request, own={k: v for k, v in request.own.items() if k not in names})
