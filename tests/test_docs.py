@@ -25,3 +25,10 @@ def test_every_option_has_its_line():
         for trace in method.traces:
             assert f"`{trace}`" in part
         assert (method.unit[1] if method.unit else method.why_no_effort) in part
+
+
+def test_when_options_act_has_its_line():
+    for method in doors():
+        for name, option in method.options.items():
+            if option.acts is not None:
+                assert f"| {method.name} | `{name}` | {option.acts.told} |" in PAGE

@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inward.common.bases import load_causal_lm, model_type
 from inward.common.files import read_object, reading, write_json
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ TIDAR = "tidar.json"
 
 ABOUT = "inward.json"
 """what `inward.open` needs beside weights: see `read_about`"""
+
+_WEIGHTS = ("safetensors", "gguf", "bin", "pt", "pth")
+"""endings of weights, readable or not"""
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 
@@ -105,7 +109,10 @@ def method_of(folder: Path) -> str:
     """The row that a model folder belongs to."""
     if (folder / TIDAR).exists():
         return "tidar"  # its config.json is that of the model it wraps
-    kind = read_object(folder / "config.json").get("model_type")
+    return _method_named(model_type(folder))
+
+
+def _method_named(kind: str) -> str:
     rows = [name for name, row in METHODS.items() if row.model_type == kind and kind]
     return rows[0] if rows else "plain"
 
@@ -122,26 +129,33 @@ def load(name_or_path: str | Path, **kwargs: Any) -> Any:
             shape, NaN).
     """
     folder = resolve(name_or_path)
-    name = method_of(folder)
+    kind = model_type(folder)
+    name = "tidar" if (folder / TIDAR).exists() else _method_named(kind)
     with quiet():
         if name == "plain":
-            from inward.common.bases import load_causal_lm
+            _known_to_transformers(folder, kind)
+        try:
+            if name == "plain":
+                return load_causal_lm(folder, **kwargs)
+            with reading(folder):
+                return _found(METHODS[name].model).from_pretrained(folder, **kwargs).eval()
+        except (OSError, ValueError) as error:
+            if any(next(folder.rglob(f"*.{ending}"), None) for ending in _WEIGHTS):
+                raise
+            raise FileNotFoundError(
+                f"{folder} holds a configuration and no weights (*.safetensors); copy them there, "
+                "or name the folder that has them"
+            ) from error
 
-            _known_to_transformers(folder)
-            return load_causal_lm(folder, **kwargs)
-        with reading(folder):
-            return _found(METHODS[name].model).from_pretrained(folder, **kwargs).eval()
 
-
-def _known_to_transformers(folder: Path) -> None:
+def _known_to_transformers(folder: Path, kind: str) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
-    kind = read_object(folder / "config.json").get("model_type")
-    if not isinstance(kind, str) or kind not in KNOWN:
+    if kind not in KNOWN:
         ours = sorted(row.model_type for row in METHODS.values() if row.model_type)
         raise ValueError(
-            f"{folder}: model_type is {kind!r}, which is neither one of ours ({', '.join(ours)}) "
-            "nor a causal language model of the installed transformers"
+            f"{folder}: model_type is {kind or None!r}, which is neither one of ours "
+            f"({', '.join(ours)}) nor a causal language model of the installed transformers"
         )
 
 

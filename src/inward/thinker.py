@@ -54,16 +54,42 @@ def open_thinker(
         FileNotFoundError: there is no such model, or nothing that turns text into tokens.
         ValueError: weights or files that do not fit.
     """
+    if not isinstance(name, str | Path) or not str(name):
+        known = ", ".join(hub.shipped())
+        raise ValueError(f"name is {name!r}; give a folder, or a shipped model: {known}")
     folder = find_model(name)
     options: dict[str, Any] = {} if base is None else {"base": base}
     if base is not None and hub.method_of(folder) not in ("coconut", "tidar"):
         raise ValueError(f"{name} is no adapter, so it has no use for base={base!r}")
+    _check_base(base)
     if dtype is not None:
-        options["dtype"] = dtype
+        options["dtype"] = _dtype(dtype)
     model = hub.load(folder, **options)
     if device is not None:
-        model.to(device)
+        _move(model, device)
     return Thinker.of(model, folder=folder, name=str(name), tokenizer=tokenizer)
+
+
+def _check_base(base: Any) -> None:
+    if not (base is None or isinstance(base, str | Path) or hasattr(base, "get_input_embeddings")):
+        raise ValueError(f"base is {base!r:.60}; give the model below the adapter, or its folder")
+
+
+def _dtype(dtype: Any) -> Any:
+    import torch
+
+    known = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(known, torch.dtype) or not known.is_floating_point:
+        raise ValueError(f"dtype is {dtype!r}; give torch.float32, torch.bfloat16, ...")
+    return known
+
+
+def _move(model: Any, device: Any) -> None:
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        told = str(error).splitlines()[0]
+        raise ValueError(f"device is {device!r}, and the model cannot go there: {told}") from error
 
 
 def find_model(name: str | Path) -> Path:
@@ -315,10 +341,12 @@ class Thinker:
             stop=stops,
             trace=how.trace,
             logprobs=how.logprobs,
-            own=self.processor.options(
-                trained | dict(prompt.own) | dict(how.own), prompt, seed or 0
-            ),
+            own=trained | dict(prompt.own) | dict(how.own),
         )
+        # what belongs to the training and has nothing to do under the caller's options goes
+        gone = [name for name in self.method.idle(self.model, request) if name not in how.own]
+        own = {name: value for name, value in request.own.items() if name not in gone}
+        request = replace(request, own=self.processor.options(own, prompt, seed or 0))
         return _Question(prompt, request, Speaker(decode, stops, self.processor.unsettled))
 
     def _effort(self, effort: Any, own: Mapping[str, Any]) -> dict[str, Any]:

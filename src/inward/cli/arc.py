@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from inward.cli.options import UsageError, _go, quiet
+from inward.cli.options import UsageError, _go
 from inward.common.files import check_targets
 
 if TYPE_CHECKING:
@@ -74,7 +74,6 @@ class Arc:
         from inward.evals.rows import append_row, command_line
 
         questions, dataset = self.questions()
-        quiet()
         result = evaluate_arc(
             self.model,
             questions.part(num_tasks=self.tasks, num_variants=self.variants, seed=self.seed),

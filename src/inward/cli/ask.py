@@ -328,8 +328,6 @@ def summary(thinker: Thinker, answer: Answer) -> str:
         parts.append(f"belief {answer.believed:.2f}")
     if thinker.method.reads == "text":
         parts.append(f"{len(answer.tokens)} tokens")
-    unit = {"coconut": "thoughts", "tidar": "forwards", "plain": "forwards"}.get(
-        thinker.method.name, thinker.method.unit[1] if thinker.method.unit else "steps"
-    )
-    parts += [f"{answer.steps} {unit}", flops_text(answer.cost.flops), answer.stopped]
+    steps = f"{answer.steps} {thinker.method.steps}"
+    parts += [steps, flops_text(answer.cost.flops), answer.stopped]
     return ", ".join(parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from inward.cli.options import _console, _go, quiet
+from inward.cli.options import _console, _go
 from inward.common.files import check_target
 
 
@@ -30,8 +30,15 @@ class Demo:
     def run(self, words: list[str]) -> int:
         """Run it."""
         from inward.demo.demo import demo
+        from inward.hub import quiet
 
         check_target(self.out / "picture")
-        quiet()
-        demo(seed=self.seed, num=self.num, out=self.out, console=_console(), seconds=self.seconds)
+        with quiet():
+            demo(
+                seed=self.seed,
+                num=self.num,
+                out=self.out,
+                console=_console(),
+                seconds=self.seconds,
+            )
         return 0

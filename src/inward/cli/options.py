@@ -69,13 +69,6 @@ def _one_line(box: str) -> str:
     return message
 
 
-def quiet() -> None:
-    """Switch off the progress bars with which transformers reports each load and save."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
 def _go(kind: Any, name: str, words: list[str]) -> int:
     options = parse(kind, words, f"inward {name}")
     return 0 if options is None else options.run(words)

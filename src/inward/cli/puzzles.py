@@ -7,14 +7,11 @@ Heavy imports (torch, matplotlib) stay inside `run`, so that a wrong option is t
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from inward.cli.options import _console, _go
 from inward.common.files import check_targets
 from inward.evals.tables import result_tables
-
-if TYPE_CHECKING:
-    pass
 
 
 def eval_puzzles(words: list[str]) -> int:
@@ -34,9 +31,23 @@ def _check_pictures(*paths: Path | None) -> None:
 
 
 @dataclass(kw_only=True)
-class _Thinking:
-    """Options of solving."""
+class Eval:
+    """Accuracy of a model on its recipe's held-out puzzles, or on those of a file."""
 
+    model: str
+    """a shipped model's name, or the folder of a run or a model"""
+    data: Path | None = None
+    """.npz, .csv, .txt (Sudoku lines) or a dataset folder; None: the recipe's test puzzles"""
+    num: int | None = None
+    """so many of the puzzles, drawn by --seed; None: all"""
+    size: int | None = None
+    """mazes: side of the test mazes, if not that of the training"""
+    by_step: bool = True
+    """leave out the second run, without halting, that counts after every step"""
+    out: Path | None = None
+    """file to which the result is added as one JSON line"""
+    figure: Path | None = None
+    """.svg or .png of accuracy by step"""
     task: str = ""
     """sudoku4, sudoku6, sudoku9, maze, arc; empty: that of the model's recipe"""
     max_steps: int | None = None
@@ -65,39 +76,6 @@ class _Thinking:
     """rows in work at a time"""
     threads: int | None = None
     """threads of torch"""
-
-    def options(self, task: Any) -> dict[str, Any]:
-        """Keywords for `solve`, those that eval and solve hand over alike."""
-        if self.threads is not None:
-            import torch
-
-            if self.threads < 1:
-                raise ValueError(f"threads is {self.threads}; use at least 1")
-            torch.set_num_threads(self.threads)
-        names = ("halt", "rollouts", "noise", "noise_when", "first_to_halt", "abstain_below")
-        given = {name: getattr(self, name) for name in (*names, "until_right", "batch_size")}
-        checks = self.select == "verify" or self.until_right
-        return given | {"select": task.verify if checks else self.select}
-
-
-@dataclass(kw_only=True)
-class Eval(_Thinking):
-    """Accuracy of a model on its recipe's held-out puzzles, or on those of a file."""
-
-    model: str
-    """a shipped model's name, or the folder of a run or a model"""
-    data: Path | None = None
-    """.npz, .csv, .txt (Sudoku lines) or a dataset folder; None: the recipe's test puzzles"""
-    num: int | None = None
-    """so many of the puzzles, drawn by --seed; None: all"""
-    size: int | None = None
-    """mazes: side of the test mazes, if not that of the training"""
-    by_step: bool = True
-    """leave out the second run, without halting, that counts after every step"""
-    out: Path | None = None
-    """file to which the result is added as one JSON line"""
-    figure: Path | None = None
-    """.svg or .png of accuracy by step"""
 
     def run(self, words: list[str]) -> int:
         """Run it."""
@@ -132,6 +110,19 @@ class Eval(_Thinking):
         if self.figure is not None:
             plots.save(plots.accuracy_by_step([result.to_row()]), self.figure)
         return 0
+
+    def options(self, task: Any) -> dict[str, Any]:
+        """Keywords for `solve`, as given."""
+        if self.threads is not None:
+            import torch
+
+            if self.threads < 1:
+                raise ValueError(f"threads is {self.threads}; use at least 1")
+            torch.set_num_threads(self.threads)
+        names = ("halt", "rollouts", "noise", "noise_when", "first_to_halt", "abstain_below")
+        given = {name: getattr(self, name) for name in (*names, "until_right", "batch_size")}
+        checks = self.select == "verify" or self.until_right
+        return given | {"select": task.verify if checks else self.select}
 
     def puzzles(self) -> tuple[Any, Any, str]:
         """Puzzles, their task, and what to call them (a drawn part says so)."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, field, fields, is_dataclass, make_dataclass, rep
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from inward.cli.options import UsageError, _console, parse, quiet, unknown
+from inward.cli.options import UsageError, _console, parse, unknown
 
 
 def train(words: list[str]) -> int:
@@ -66,6 +66,7 @@ def _overrides(recipe: Any) -> type:
 
 
 def _train_recipe(recipe: Any, out: Path, *, resume: bool, other_data: bool) -> int:
+    from inward import hub
     from inward.common.files import check_free
     from inward.recipes.trm import TRMRecipe
     from inward.train import train as train_run
@@ -73,22 +74,21 @@ def _train_recipe(recipe: Any, out: Path, *, resume: bool, other_data: bool) -> 
     if resume and not (out / "states").is_dir():
         raise ValueError(f"there is no run to resume in {out}; name its folder with --out")
     check_free(out)  # before data is made, which may take long
-    quiet()
-    if hasattr(recipe, "settled"):
-        recipe = recipe.settled()
-    run = recipe.build()
-    if other_data:
-        if not run.data_keys:
-            raise ValueError(f"{recipe.name} makes its own data; leave --other-data out")
-        run.other_data = True
     main = os.environ.get("RANK", "0") == "0"
-    notes = (*run.notes, *(recipe.notes() if isinstance(recipe, TRMRecipe) else ()))
-    for note in notes if main else ():
-        print(note)
-    summary = train_run(run, recipe.train, out)
+    with hub.quiet():
+        if hasattr(recipe, "settled"):
+            recipe = recipe.settled()
+        run = recipe.build()
+        if other_data:
+            if not run.data_keys:
+                raise ValueError(f"{recipe.name} makes its own data; leave --other-data out")
+            run.other_data = True
+        notes = (*run.notes, *(recipe.notes() if isinstance(recipe, TRMRecipe) else ()))
+        for note in notes if main else ():
+            print(note)
+        summary = train_run(run, recipe.train, out)
     if not main:
         return 0
-    from inward import hub
     from inward.data.puzzles.folder import write_json
     from inward.thinker import about_of
 

@@ -22,6 +22,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,13 +108,18 @@ def load_causal_lm(source: str | Path, **options: Any) -> Any:
     if path.suffix == ".gguf":
         with reading(path):
             return _unpacked(path, options)
-    if (path / "config.json").is_file():
-        kind = read_object(path / "config.json").get("model_type")
-        if isinstance(kind, str) and kind in OWN:
-            import_module(OWN[kind])  # registers its Auto classes
+    if (kind := model_type(path)) in OWN:
+        import_module(OWN[kind])  # registers its Auto classes
     options = {"use_safetensors": True} | options  # or a pickled file would be read
     with reading(path):
         return strict(AutoModelForCausalLM.from_pretrained, path, **options).eval()
+
+
+def model_type(folder: Path) -> str:
+    """What a folder's config.json calls its model; "" if it does not say, or is not there."""
+    path = folder / "config.json"
+    kind = read_object(path).get("model_type") if path.is_file() else None
+    return kind if isinstance(kind, str) else ""
 
 
 def _place(name: str | Path) -> Path:
@@ -250,12 +256,28 @@ T = TypeVar("T", bound=type)
 def cache_name(model: Any) -> str:
     """Under which name the forward of a model takes its cache; the old one if it does not say."""
     inner = getattr(model, "get_base_model", lambda: model)()  # the forward of PEFT's names none
-    parents = [kind.forward for kind in type(inner).__mro__ if "forward" in vars(kind)]
-    for forward in (inner.forward, *parents):  # a subclass may pass on whatever it is given
-        parameters = inspect.signature(forward).parameters
-        if found := [name for name in CACHE_NAMES if name in parameters]:
-            return found[0]
-    return CACHE_NAMES[-1]
+    if "forward" in vars(inner) and (own := _named_cache(inner.forward)):
+        return own
+    # a subclass may pass on whatever it is given
+    forwards = [kind.forward for kind in type(inner).__mro__ if "forward" in vars(kind)]
+    return next(filter(None, map(_kept_name, forwards)), CACHE_NAMES[-1])
+
+
+def _named_cache(forward: Any) -> str | None:
+    parameters = inspect.signature(forward).parameters
+    return next((name for name in CACHE_NAMES if name in parameters), None)
+
+
+_kept_name = cache(_named_cache)
+"""Of functions of classes: asked in every forward, and reading a signature takes as long as a layer
+of a small model"""
+
+
+def parameters_of(model: Any) -> set[str]:
+    """Names that the forward of a model of transformers takes, or one that it passes on to."""
+    # a subclass may pass on whatever it is given
+    forwards = [kind.forward for kind in type(model).__mro__ if "forward" in vars(kind)]
+    return {name for forward in forwards for name in inspect.signature(forward).parameters}
 
 
 def cache_field(output: type) -> str:

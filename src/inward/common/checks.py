@@ -3,6 +3,11 @@ torch, and nothing of the package: anybody may import it."""
 
 from __future__ import annotations
 
+import inspect
+from functools import cache, partial
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
+
 MAX_SEED = 2**32 - 1
 """One word of a seed sequence: [seed, step, row] cannot be ambiguous."""
 
@@ -11,6 +16,32 @@ def need(good: bool, name: str, value: object, limit: str) -> None:
     """Raise the one kind of error that a wrong field causes, unless `good`."""
     if not good:
         raise ValueError(f"{name} is {value!r}, but must be {limit}")
+
+
+def takes(function: Any, num: int) -> bool:
+    """Whether something can be called with so many arguments, as far as it says what it takes."""
+    if not callable(function):
+        return False
+    if isinstance(function, _SINGLE):
+        return _binds(function, num)
+    return _kept(type(function).__call__, num + 1)  # an object: itself comes first
+
+
+_SINGLE = (FunctionType, MethodType, BuiltinFunctionType, partial, type)
+
+
+def _binds(function: Any, num: int) -> bool:
+    try:
+        inspect.signature(function).bind(*range(num))
+    except TypeError:
+        return False
+    except ValueError:  # written in C, without a signature
+        return True
+    return True
+
+
+_kept = cache(_binds)
+"""Of classes: to read a signature takes long beside a small request"""
 
 
 def checked_seed(seed: int) -> int:

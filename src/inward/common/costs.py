@@ -36,9 +36,8 @@ def sizes_of(model: Any) -> Sizes:
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = cast(Any, model.get_output_embeddings())
     kept = {} if head is None else {id(head.weight): head.weight}
-    matrices = {
-        id(p): p for p in model.parameters() if p.ndim > 1 and id(p) not in (tables | kept.keys())
-    }
+    apart = tables | kept.keys()
+    matrices = {id(p): p for p in model.parameters() if p.ndim > 1 and id(p) not in apart}
     config = model.config.get_text_config()
     layers, heads = int(config.num_hidden_layers), int(config.num_attention_heads)
     width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)

@@ -14,6 +14,7 @@ A field that stands in none of them (a newer release may bring one) must have it
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -110,7 +111,7 @@ def check_fields(
         own: the model's, in whose files anything may stand that other programs know.
         keeps: those of `ACTS` that the caller honours.
     """
-    plain, files = vars(GenerationConfig()), {} if own is None else vars(own)
+    plain, files = _plain(), {} if own is None else vars(own)
     told = []
     for name, value in sorted(vars(config).items()):
         if name.startswith("_") or name in METADATA or value is None or name in keeps:
@@ -133,6 +134,13 @@ def check_fields(
             f"the generation config asks for what is not done here: {'; '.join(told)}. (Any of "
             "transformers' LogitsProcessors acts as sampling=Sampling(processors=...).)"
         )
+
+
+@functools.cache
+def _plain() -> Mapping[str, Any]:
+    """Every field as transformers leaves it; made once, for it takes longer than a small model's
+    token."""
+    return vars(GenerationConfig())
 
 
 _ONE = {"min_new_tokens", "max_time", "max_length"}

@@ -41,6 +41,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inward.common.checks import takes
+
 
 @dataclass(frozen=True)
 class StepView:
@@ -388,7 +390,7 @@ def depth_rule(choice: str | Rule, *, max_steps: int, min_steps: int = 1, every:
                 f"there is no halting rule {choice!r}; named rules are {', '.join(NAMED_DEPTH)}"
             )
         choice = NAMED_DEPTH[choice]
-    if not callable(choice):
+    if not takes(choice, 1):
         raise ValueError(f"halt is {choice!r}, expected a name, a rule, or a function of a view")
     for name, value in (("max_steps", max_steps), ("min_steps", min_steps), ("every", every)):
         if value < 1:

@@ -81,15 +81,17 @@ class RaggedLayer(CacheLayerMixin):
                 for t in cast("tuple[Tensor, Tensor]", (self.keys, self.values))
             )
 
-    def put(self, text: int, keys: Tensor, values: Tensor) -> None:
-        """Let a text's past be these keys and values (heads, length, head width)."""
+    def put(self, texts: Sequence[int], keys: Tensor, values: Tensor) -> None:
+        """Let the past of these texts be these keys and values (texts, heads, length, head
+        width)."""
+        num = len(self.book.lengths)
         if not self.is_initialized:
-            texts = len(self.book.lengths)
             self.lazy_initialization(
-                keys.expand(texts, *keys.shape), values.expand(texts, *values.shape)
+                keys[:1].expand(num, *keys.shape[1:]), values[:1].expand(num, *values.shape[1:])
             )
+        where = slice(None) if [*texts] == [*range(num)] else [*texts]
         for store, new in zip((self.keys, self.values), (keys, values), strict=True):
-            cast(Tensor, store)[text, :, : new.shape[1]] = new
+            cast(Tensor, store)[where, :, : new.shape[2]] = new
 
     def change(self, select: Tensor | None = None) -> None:
         """Keep the texts `select`, or grow to the book's capacity."""
@@ -163,15 +165,18 @@ class RaggedCache(Cache):
         for layer in cast("list[RaggedLayer]", self.layers):
             layer.extend(num)
 
-    def insert(self, text: int, length: int, past: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Let a text begin anew with this past: of each layer keys and values (heads, length, head
-        width), all committed."""
-        self.reserve(length)
+    def insert(
+        self, texts: Sequence[int], lengths: Sequence[int], past: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
+        """Let texts begin anew with this past: of each layer keys and values (texts, heads, longest
+        length, head width), of which the first `lengths` are committed."""
+        self.reserve(max([*lengths, *(keys.shape[2] for keys, _ in past)]))
         while len(self.layers) < len(past):
             self.layers.append(cast(Any, self.layer_class_to_replicate)())
         for layer, (keys, values) in zip(self.layers, past, strict=False):
-            cast(RaggedLayer, layer).put(text, keys, values)
-        self.book.lengths[text] = length
+            cast(RaggedLayer, layer).put(texts, keys, values)
+        for text, length in zip(texts, lengths, strict=True):
+            self.book.lengths[text] = length
 
     def commit(self, counts: Sequence[int]) -> None:
         """Keep the first counts[b] rows that text b has just put in; the rest is out of sight."""

@@ -173,13 +173,31 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True)
+class Acts:
+    """When an option does something: in words that follow "it acts", and of a model, a request and
+    all its options, defaults too."""
+
+    told: str
+    under: Callable[[Any, Request, Mapping[str, Any]], bool]
+
+
+@dataclass(frozen=True)
 class Option:
     """An option of one method: a `default` to show, what it means in one line, and, where it can
-    be written on a command line, its type."""
+    be written on a command line, its type. `acts`: when it does something; None: always."""
 
     default: Any
     about: str
     type: Any = None
+    acts: Acts | None = None
+
+    def says(self, value: Any) -> bool:
+        """Whether a value is another than the default."""
+        if value is None or value is self.default:
+            return False
+        if isinstance(self.default, tuple | Mapping) and hasattr(value, "__len__"):
+            return len(value) > 0 or len(self.default) > 0
+        return not (type(value) is type(self.default) and value == self.default)
 
 
 Prepare = Callable[[Any, Any, Mapping[str, Any], Mapping[str, Any]], tuple[Any, dict[str, Any]]]
@@ -193,6 +211,7 @@ class Method:
     options: what a request may say in `own`.
     unit: which of the options an effort sets, and the name of one of it: ("max_steps",
         "recurrences"); None: there is no dial, and `why_no_effort` says why.
+    step: the name of what `Answer.steps` counts; "": the unit's.
     traces: what a trace can hold beside the plain record.
     reads: "text" or "puzzle".
     prepare: (model, tokens, ask, own) -> (prompt, options): what `Request.prompt` shall be for the
@@ -208,9 +227,40 @@ class Method:
     traces: tuple[str, ...] = ()
     unit: tuple[str, str] | None = None
     why_no_effort: str = ""
+    step: str = ""
     reads: Literal["text", "puzzle"] = "text"
     prepare: Prepare | None = None
     remembers: bool = False
+
+    @property
+    def steps(self) -> str:
+        """What `Answer.steps` counts."""
+        return self.step or (self.unit[1] if self.unit else "steps")
+
+    def idle(self, model: Any, request: Request) -> list[str]:
+        """Options of a request that are given and would do nothing."""
+        asked = [
+            (name, option.acts)
+            for name, value in request.own.items()
+            if (option := self.options.get(name)) is not None
+            and option.acts is not None
+            and option.says(value)
+        ]
+        if not asked:
+            return []
+        given = {name: value for name, value in request.own.items() if value is not None}
+        whole = {name: option.default for name, option in self.options.items()} | given
+        return [name for name, acts in asked if not acts.under(model, request, whole)]
+
+    def check_acts(self, model: Any, request: Request) -> None:
+        """Raise a ValueError that names the options of a request which would do nothing."""
+        if idle := self.idle(model, request):
+            told = [
+                f"{name}={request.own[name]!r} would do nothing: it acts {acts.told}"
+                for name in idle
+                if (acts := self.options[name].acts) is not None
+            ]
+            raise ValueError(f"{self.name}: {'; '.join(told)}. Leave it out")
 
     def check_options(self, own: Mapping[str, Any], others: Sequence[Method] = ()) -> None:
         """Raise a ValueError that names every option that is not this method's, and whose it is."""
@@ -231,6 +281,11 @@ def check_options(
     raise ValueError(
         f"{name} has no option {', '.join(told)}; it has {', '.join(options) or 'none of its own'}"
     )
+
+
+def is_never(halt: Any) -> bool:
+    """Whether a halting rule, or its name, ends nothing."""
+    return type(halt).__name__ == "Never" or (isinstance(halt, str) and halt == "never")
 
 
 class Lanes:
@@ -259,6 +314,8 @@ class Lanes:
 
     def add(self, request: Request) -> int:
         """See `Work`."""
+        if not isinstance(request, Request):
+            raise ValueError(f"{request!r} is no Request; make one of a question, see `Request`")
         key = self._key(request)
         lane = self._lanes.get(key) or self._engine(key)
         place = (key, lane.add(request))  # may refuse: nothing is kept before
@@ -272,7 +329,9 @@ class Lanes:
         for key, lane in list(self._lanes.items()):
             if lane.busy:
                 for event in lane.step():
-                    self._found.append(replace(event, request=self._numbers[key, event.request]))
+                    number = self._numbers[key, event.request]
+                    same = number == event.request  # as in a lane that is alone
+                    self._found.append(event if same else replace(event, request=number))
         found, self._found = self._found, []
         return found
 

@@ -3,6 +3,7 @@
 import inspect
 import math
 import random
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -19,6 +20,7 @@ from inward.methods.coconut.door import METHOD
 from inward.methods.coconut.generate import generate
 from inward.methods.coconut.model import Coconut
 from inward.methods.coconut.switch import Boundary, EntropySwitch, Scripted
+from tests.acting import acting
 from tests.methods.coconut.toys import (
     SPECIALS,
     bot,
@@ -78,7 +80,7 @@ def asked(dice: random.Random) -> Request:
     if not prompt.blocks and dice.random() < 0.3:
         own["thought"] = "soft"
     draws = [Sampling(), Sampling("match", temperature=1.7), Sampling("gumbel", top_k=9)]
-    return Request(
+    request = Request(
         prompt,
         max_new_tokens=dice.randint(1, 9),
         sampling=dice.choice(draws),
@@ -88,6 +90,9 @@ def asked(dice: random.Random) -> Request:
         logprobs=True,
         own=own,
     )
+    if not prompt.blocks and switch is None:
+        own.pop("votes", None)
+    return acting(METHOD, SimpleNamespace(specials=SPECIALS), request)
 
 
 class Close(float):
@@ -236,7 +241,7 @@ def test_cancel_before_while_and_after(gpt2):
 def test_events_are_the_answer(gpt2):
     prompt = Sample((text(3, 2), bot(), Latent(2)))
     own = {"switch": Scripted((4,)), "lens": 3}
-    request = Request(prompt, max_new_tokens=5, trace=frozenset(), own=own)
+    request = Request(prompt, max_new_tokens=5, trace=frozenset({"lens"}), own=own)
     work = METHOD.begin(gpt2)
     number = work.add(request)
     events = list(run(work))
@@ -245,7 +250,7 @@ def test_events_are_the_answer(gpt2):
     assert [e.kind for e in events[:-1]] == [step.kind for step in answer.trace.steps]
     assert [e.step for e in events[:-1]] == [step.index for step in answer.trace.steps]
     assert all(len(e.tokens) == 3 for e in events if e.kind == "thought")
-    assert all("lens" not in step.view for step in answer.trace.steps), "it was not asked for"
+    assert [len(s.view["lens"].ids) for s in answer.trace.steps if s.kind == "thought"] == [3] * 4
     assert events[-1].kind == "end" and events[-1].answer is answer
     assert answer.steps == 4 and answer.details["thoughts"] == 2
     assert answer.cost == answer.trace.cost and answer.cost.seconds > 0

@@ -15,17 +15,19 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from inward.common.sampling import Sampler, Sampling
-from inward.common.thinking import Event
+from inward.common.thinking import Event, Request
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.model import HuginnForCausalLM
 from inward.methods.tidar import decoder as tidar_decode
 from inward.methods.tidar.adapter import DraftAdapter
 from inward.methods.tidar.base import add_mask_token
 from inward.methods.tidar.decode import Decoded, decode, stream
+from inward.methods.tidar.door import METHOD
 from inward.methods.tidar.hf_generate import generate
 from inward.methods.tidar.model import TiDAR
 from inward.methods.tidar.request import PromptLookup
 from inward.methods.tidar.schemes import Costs
+from tests.acting import acting
 from tests.common.test_sampling import p_value
 from tests.methods.tidar.toys import (
     CONTEXT,
@@ -59,7 +61,7 @@ def plain_text(leaning) -> list[int]:
 
 def run(model: Any, ids: Tensor, **settings: Any) -> Decoded:
     settings = {"mask_id": MASK, "K": 4, "max_new_tokens": 40, "costs": CHEAP, **settings}
-    return decode(model, ids, **settings)
+    return decode(model, ids, **acting(METHOD, model, Request(None, own=settings)).own)
 
 
 # --- greedy, beta = 1: the text of plain decoding -------------------------------------------------
@@ -594,7 +596,7 @@ def test_a_tidar_model_knows_its_mask_and_block_size():
         ({"scheme": "diffusion", "drafter": PromptLookup()}, "no use for a drafter"),
         ({"scheme": "three_pass"}, "scheme is 'three_pass'"),
         ({"scheme": "partial", "num_blocks": 0}, "num_blocks is 0"),
-        ({"threshold": 2.0}, "threshold is 2.0"),
+        ({"scheme": "diffusion", "threshold": 2.0}, "threshold is 2.0"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"mask_id": None}, "pass mask_id="),
         ({"mask_id": V}, f"mask_id is {V}, but the model embeds ids 0..{V - 1}"),

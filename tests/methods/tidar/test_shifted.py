@@ -10,14 +10,17 @@ from torch.nn import functional as F
 
 from inward.common.draws import Draws
 from inward.common.sampling import Sampler, Sampling
+from inward.common.thinking import Request
 from inward.methods.tidar import masks
 from inward.methods.tidar.acceptance import acceptance
 from inward.methods.tidar.choose import Chooser, speed
 from inward.methods.tidar.decode import Decoded, decode
+from inward.methods.tidar.door import METHOD
 from inward.methods.tidar.model import TiDAR
 from inward.methods.tidar.samples import Part, targets, training_rows
 from inward.methods.tidar.schemes import Acceptance, Costs, Scheme
 from inward.methods.tidar.settings import TiDARSettings
+from tests.acting import acting
 from tests.methods.tidar import toys as toys
 from tests.methods.tidar.test_adapter import shaken
 from tests.methods.tidar.test_decode import CHEAP, VERIFYING
@@ -149,7 +152,7 @@ def leaning() -> Any:
 def run(model: Any, ids: Tensor, **settings: Any) -> Decoded:
     tidar = TiDAR(model, toys.MASK, TiDARSettings(block_size=8, shifted=True)).eval()
     settings = {"K": 4, "max_new_tokens": 40, "costs": CHEAP, **settings}
-    return decode(tidar, ids, **settings)
+    return decode(tidar, ids, **acting(METHOD, tidar, Request(None, own=settings)).own)
 
 
 @pytest.mark.parametrize("scheme", ("plain", *VERIFYING, "auto"))

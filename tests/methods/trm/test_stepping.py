@@ -12,6 +12,7 @@ from inward.common.thinking import STOPPED, Request, answers, run
 from inward.common.trace import Trace
 from inward.data.puzzles.dihedral import Dihedral
 from inward.methods.trm.door import METHOD, begin
+from tests.acting import acting
 from tests.methods.trm.test_model import KINDS, SMALL, batch_of, build
 from tests.methods.trm.test_solve import Flip, Shift
 
@@ -53,13 +54,14 @@ def anything(rng: np.random.Generator) -> Request:
         own["symmetries"] = [Flip(), Shift()][: rng.integers(3)]
     if rng.integers(2):
         own["abstain_below"] = 0.5
-    return Request(
+    request = Request(
         puzzle(rng, grid[0] * grid[1]),
         seed=[None, 7][rng.integers(2)],
         trace=[None, frozenset()][rng.integers(2)],
         logprobs=bool(rng.integers(2)),
         own=own,
     )
+    return acting(METHOD, None, request)
 
 
 def small_third_cell(questions: np.ndarray, given: np.ndarray) -> np.ndarray:
@@ -293,7 +295,10 @@ def raises(view: halting.StepView) -> torch.Tensor:
     [
         ({"halt": raises}, "no opinion on 1 rows"),
         ({"halt": lambda view: view.q}, "expected a boolean tensor"),
-        ({"select": lambda questions, given: given}, "the verifier returned"),
+        (
+            {"select": lambda questions, given: given, "abstain_below": 0.5},
+            "the verifier returned",
+        ),
     ],
 )
 def test_a_function_that_fails_ends_its_request_alone(model, own, message):

@@ -141,6 +141,7 @@ class Sample:
             for s in self.segments
         )
         inside, place = False, 0
+        marks = {specials.bot, specials.eot, specials.latent}
         for segment in self.segments:
             if isinstance(segment, Latent):
                 if uses and not inside:
@@ -148,6 +149,9 @@ class Sample:
                         f"thoughts at position {place} are not preceded by <bot> ({specials.bot}), "
                         "although the sample has boundary tokens; mark all blocks or none"
                     )
+                place += len(segment)
+                continue
+            if not marks.intersection(segment.ids):
                 place += len(segment)
                 continue
             for token in segment.ids:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from inward.common.thinking import Method, Option
+from inward.common.thinking import Acts, Method, Option
 
 if TYPE_CHECKING:
     from inward.methods.coconut.work import CoconutLanes
@@ -27,6 +27,34 @@ def _prepare(model: Any, tokens: Any, ask: Any, own: Any) -> tuple[Any, dict[str
     return prepare(model, tokens, ask, own)
 
 
+def _switches(_model: Any, _asked: Any, own: Any) -> bool:
+    """Whether somebody may switch to thoughts."""
+    speaks = own["switch"] == "speak" or type(own["switch"]).__name__ == "Speaking"
+    return own["thoughts"] is not None or not speaks
+
+
+def _thinks(model: Any, asked: Any, own: Any) -> bool:
+    """Whether there are thoughts, or may be."""
+    return bool(getattr(asked.prompt, "blocks", ())) or _switches(model, asked, own)
+
+
+def _opens(model: Any, asked: Any, own: Any) -> bool:
+    """Whether a block begins, or has begun at the prompt's end."""
+    last = getattr(asked.prompt, "segments", ((),))[-1]
+    begun = (getattr(last, "ids", None) or (model.specials.bot,))[-1] == model.specials.bot
+    return begun or _switches(model, asked, own)
+
+
+def _shown(model: Any, asked: Any, own: Any) -> bool:
+    return "lens" in (asked.trace or ()) and _thinks(model, asked, own)
+
+
+_SWITCH = Acts("where somebody switches to thoughts (switch, thoughts)", _switches)
+_THOUGHT = Acts("on thoughts; say when to think (switch, thoughts)", _thinks)
+_BLOCK = Acts("around thoughts; say when to think (switch, thoughts)", _opens)
+_LENS = Acts('on thoughts in a trace with a lens (trace="lens")', _shown)
+_VOTES = Acts("where tries vote (votes=2 or more)", lambda _model, _asked, own: own["votes"] != 1)
+
 METHOD = Method(
     name="coconut",
     begin=begin,
@@ -41,20 +69,34 @@ METHOD = Method(
             "numbers: thoughts of each block, a sentence between two blocks",
             tuple[int, ...],
         ),
-        "boundaries": Option(True, "say <bot> and <eot> around thoughts"),
-        "thought": Option("hidden", "hidden: the last hidden state; soft: the mean embedding"),
-        "noise": Option(0.0, "Gaussian noise on thoughts, share of their size; 0.1 with votes"),
-        "edit": Option(
-            None, "(thought (1, d), which think (1,), its number (1,)) -> thought to feed in"
+        "boundaries": Option(True, "say <bot> and <eot> around thoughts", None, _BLOCK),
+        "thought": Option(
+            "hidden", "hidden: the last hidden state; soft: the mean embedding", None, _SWITCH
         ),
-        "max_new_thoughts": Option(256, "thoughts that may be added; then it must speak"),
-        "lens": Option(None, "likeliest tokens shown of each thought; 5 if a trace holds a lens"),
+        "noise": Option(
+            0.0, "Gaussian noise on thoughts, share of their size; 0.1 with votes", None, _THOUGHT
+        ),
+        "edit": Option(
+            None,
+            "(thought (1, d), which think (1,), its number (1,)) -> thought to feed in",
+            None,
+            _THOUGHT,
+        ),
+        "max_new_thoughts": Option(
+            256, "thoughts that may be added; then it must speak", None, _SWITCH
+        ),
+        "lens": Option(
+            None, "likeliest tokens shown of each thought; 5 if a trace holds a lens", None, _LENS
+        ),
         "votes": Option(1, "tries with noise on their thoughts; the commonest answer wins"),
-        "ballot": Option(None, "from the tokens of a try to what is counted; None: all tokens"),
+        "ballot": Option(
+            None, "from the tokens of a try to what is counted; None: all tokens", None, _VOTES
+        ),
         "per_pass": Option(None, "further arguments of the base's forward, or (start, stop) -> "),
         "packed": Option(None, "pack weights for a CPU: True, False, None: where it pays"),
     },
     unit=("votes", "votes"),
+    step="thoughts",
     traces=("lens",),
     reads="text",
     prepare=_prepare,

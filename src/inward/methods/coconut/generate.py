@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +24,7 @@ from inward.common.trace import Cost, Trace
 from inward.data.thoughts.segments import Sample, flat, parse
 from inward.methods.coconut.calls import Call, call_of
 from inward.methods.coconut.door import METHOD
+from inward.methods.coconut.plan import plan_of
 from inward.methods.coconut.work import CoconutLanes, own_words
 
 if TYPE_CHECKING:
@@ -141,10 +142,28 @@ def continued(
     return call.wishes.output(sequences, out.tokens, recorded, pad=pad)
 
 
+def acting_rows(model: Coconut, requests: Sequence[Request]) -> list[Request]:
+    """The requests of a batch, each without the options that have nothing to do in its row: they
+    were said of all rows.
+
+    Raises:
+        ValueError: an option that has nothing to do in any row.
+    """
+    idle = [METHOD.idle(model, request) for request in requests]
+    if set.intersection(*map(set, idle)):
+        plan_of(model, requests[0], METHOD.traces)  # a value out of range is told first
+        METHOD.check_acts(model, requests[0])
+    return [
+        replace(request, own={k: v for k, v in request.own.items() if k not in names})
+        for request, names in zip(requests, idle, strict=True)
+    ]
+
+
 def begun(model: Coconut, requests: Sequence[Request]) -> CoconutLanes:
     """Work on all of these requests together."""
     if not requests:
         raise ValueError("there is no prompt; give at least one")
+    requests = acting_rows(model, requests)
     rows = sum(request.own.get("votes", 1) for request in requests)
     work = METHOD.begin(model, batch_size=max(1, rows))
     assert isinstance(work, CoconutLanes), "of this method"

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import GenerationConfig
 
+from inward.common.bases import parameters_of
+from inward.common.checks import takes
 from inward.common.requests import end_tokens
 from inward.common.sampling import Sampling, sampling_of
 from inward.common.speaking import StopWords
 from inward.common.thinking import Request
 from inward.data.thoughts.segments import Sample, Text
 from inward.data.thoughts.tokenizers import encode_text
+from inward.methods.coconut.base import unwrapped
 from inward.methods.coconut.switch import Scripted, Speaking, Switch, named
 
 if TYPE_CHECKING:
@@ -195,12 +198,18 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "thoughts": ("numbers of thoughts, such as (2, 2)", _several),
     "boundaries": ("True or False", lambda value: isinstance(value, bool)),
     "noise": ("a number", lambda value: isinstance(value, float) or _whole(value)),
-    "edit": ("a function", lambda value: callable(value) or isinstance(value, BatchEdit)),
+    "edit": (
+        "a function of a thought, which rows think, and its number",
+        lambda value: takes(value, 3) or isinstance(value, BatchEdit),
+    ),
     "max_new_thoughts": ("a whole number", _whole),
     "lens": ("a whole number", _whole),
     "votes": ("a whole number", _whole),
-    "ballot": ("a function", callable),
-    "per_pass": ("a mapping, or a function", lambda v: callable(v) or isinstance(v, Mapping)),
+    "ballot": ("a function of the tokens of a try", lambda value: takes(value, 1)),
+    "per_pass": (
+        "a mapping, or a function of (start, stop)",
+        lambda value: takes(value, 2) or isinstance(value, Mapping),
+    ),
     "packed": ("True, False or None", lambda value: isinstance(value, bool)),
 }
 
@@ -216,6 +225,31 @@ def _check_numbers(max_new: int, own: Mapping[str, Any], noise: float) -> None:
         raise ValueError(f"lens {lens} and votes {votes} must be 1 or more")
     if own["ballot"] is not None and votes == 1:
         raise ValueError("ballot says what votes, but votes is 1; ask for more votes")
+
+
+_OURS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "use_cache")
+_OURS = (*_OURS, "cache", "past_key_values", "output_hidden_states")
+"""Arguments of a forward that thinking gives itself"""
+
+
+def check_passes(model: Coconut, per_pass: Any) -> None:
+    """Refuse further arguments of a forward that it does not take."""
+    if per_pass is not None:
+        check_names(model, per_pass if isinstance(per_pass, Mapping) else per_pass(0, 1))
+
+
+def check_names(model: Coconut, options: Any) -> Mapping[str, Any]:
+    """Arguments of one forward, if the base takes them."""
+    if not isinstance(options, Mapping):
+        raise ValueError(f"per_pass gave {options!r:.60}, must give arguments by name")
+    if clash := sorted(set(options) & set(_OURS)):
+        raise ValueError(f"per_pass names {', '.join(clash)}, which thinking gives the base itself")
+    if strange := sorted(set(options) - parameters_of(unwrapped(model.base))):
+        raise ValueError(
+            f"per_pass names {', '.join(strange)}, but the forward of "
+            f"{type(unwrapped(model.base)).__name__} takes no such argument"
+        )
+    return options
 
 
 def _switch(model: Coconut, switch: Any, thoughts: Sequence[int] | None) -> Switch:

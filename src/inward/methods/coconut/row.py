@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain, groupby
+from typing import Any, cast
 
 from inward.common.costs import Sizes, forward_cost
 from inward.common.sampling import Sampler
@@ -124,15 +125,16 @@ class ThinkingRow:
     def sample(self) -> Sample:
         """The prompt and what followed, neighbours of one kind joined."""
         segments: list[Segment] = []
-        for segment in (*self.prompt.segments, *self.added):
-            last = segments[-1] if segments else None
-            if isinstance(segment, Latent) and isinstance(last, Latent):
-                segments[-1] = Latent(last.num + segment.num)
-            elif isinstance(segment, Text) and isinstance(last, Text):
-                both = last.supervised and segment.supervised
-                segments[-1] = Text(last.ids + segment.ids, both)
+        for kind, run in groupby((*self.prompt.segments, *self.added), type):
+            some = list(run)
+            if len(some) == 1:
+                segments += some
+            elif kind is Latent:
+                segments.append(Latent(sum(map(len, some))))
             else:
-                segments.append(segment)
+                texts = cast(list[Text], some)
+                ids = tuple(chain.from_iterable(text.ids for text in texts))
+                segments.append(Text(ids, all(text.supervised for text in texts)))
         return Sample(tuple(segments))
 
     # -- the record

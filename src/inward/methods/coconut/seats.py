@@ -63,16 +63,24 @@ class Prefilled:
     seen: list[list[tuple[int, Tensor]]]
     num_passes: int
 
-    def past(self, row: int) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values (heads, length, head width) of each layer that saw all columns."""
+    def past(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (rows, heads, S, head width) of each layer that saw all columns; what a
+        row has kept comes first, in order."""
         S = self.mask.shape[1]
-        kept = self.mask[row].bool()
-        own = slice(None) if bool(kept.all()) else kept.nonzero()[:, 0]
+        order = None
+        if not bool(self.mask.all()):
+            order = self.mask.argsort(dim=1, descending=True, stable=True)[:, None, :, None]
         layers: list[tuple[Tensor, Tensor]] = []
         for layer in cast(Iterable[Any], self.cache.layers):
             if layer.keys is None or layer.keys.shape[2] != S:
                 break  # of a base that went less deep in a later pass
-            layers.append((layer.keys[row][:, own], layer.values[row][:, own]))
+            keys, values = layer.keys, layer.values
+            if order is not None:
+                keys, values = (
+                    t.gather(2, order.expand(-1, t.shape[1], -1, t.shape[3]))
+                    for t in (keys, values)
+                )
+            layers.append((keys, values))
         return layers
 
 
@@ -122,11 +130,11 @@ class SharedPast:
         self.cache = RaggedCache(0, capacity)
         self.depth: int | None = None
 
-    def take(self, seat: int, read: Prefilled, row: int) -> None:
-        """Give a seat the past of a row that has been read."""
-        past = read.past(row)
+    def take(self, seats: Sequence[int], read: Prefilled) -> None:
+        """Give seats the past of the rows that have been read, in order."""
+        past = read.past()
         self.depth = len(past) if self.depth is None else min(self.depth, len(past))
-        self.cache.insert(seat, int(read.mask[row].sum()), past)
+        self.cache.insert(seats, read.mask.sum(1).tolist(), past)
 
     def begin(
         self, live: Sequence[bool], device: torch.device, dtype: torch.dtype
@@ -194,13 +202,19 @@ class Seats:
     def __init__(self, model: Coconut, past: SharedPast | OwnPast) -> None:
         self.model = model
         self.past = past
-        self.rows: list[ThinkingRow | None] = []
         self.hidden = self.logits = torch.empty(0)
+        self.rows = []
 
     @property
-    def live(self) -> list[tuple[int, ThinkingRow]]:
-        """(seat, row) of all rows."""
-        return [(seat, row) for seat, row in enumerate(self.rows) if row is not None]
+    def rows(self) -> list[ThinkingRow | None]:
+        """Of each seat; to be set, not changed."""
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: Sequence[ThinkingRow | None]) -> None:
+        self._rows = [*rows]
+        self.live = [(seat, row) for seat, row in enumerate(rows) if row is not None]
+        """(seat, row) of all rows"""
 
     def join(self, rows: Sequence[ThinkingRow], read: Prefilled) -> None:
         """Seat rows that have been read."""
@@ -211,17 +225,17 @@ class Seats:
         if isinstance(past, SharedPast):
             past.cache.extend(more)
             past.cache.reserve(_room(rows))
-            for r, seat in enumerate(seats):
-                past.take(seat, read, r)
+            past.take(seats, read)
         if not self.rows:
             self.rows = [*rows]
             self.hidden, self.logits = read.hidden, read.logits
             return
-        self.rows += [None] * more
         self.hidden = _placed(self.hidden, read.hidden, seats, more)
         self.logits = _placed(self.logits, read.logits, seats, more)
+        seated = [*self.rows, *[None] * more]
         for seat, row in zip(seats, rows, strict=True):
-            self.rows[seat] = row
+            seated[seat] = row
+        self.rows = seated
 
     def leave(self, gone: Iterable[ThinkingRow]) -> None:
         """These rows have ended; if few are left they move together."""
@@ -344,7 +358,7 @@ def _keeps_promises(model: Coconut, asked: Asked) -> bool:
         past = SharedPast(8)
         past.cache.extend(2)
         for seat, num in enumerate((2, 6)):
-            past.take(seat, read(num), 0)
+            past.take([seat], read(num))
         for layer in cast(Iterable[Any], past.cache.layers):
             layer.keys[0, :, 2:] = layer.values[0, :, 2:] = garbage
         mask = past.begin([True, True], ids.device, embeds.dtype)

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inward.common.checks import takes
 from inward.data.thoughts.segments import Specials
 
 
@@ -218,7 +219,7 @@ def named(choice: str | Switch) -> Switch:
         ValueError: no such name or number, a number out of range, or no function at all.
     """
     if not isinstance(choice, str):
-        if not callable(choice):
+        if not takes(choice, 1):
             raise ValueError(
                 f"switch is {choice!r}; give a name ({', '.join(NAMED)}), or a function of a view"
             )

@@ -41,7 +41,13 @@ from inward.common.thinking import Answer, Event, Lanes, Method, Request
 from inward.common.trace import Cost, Span, Trace
 from inward.data.thoughts.segments import Sample, flat
 from inward.methods.coconut.base import unwrapped
-from inward.methods.coconut.plan import BatchEdit, CoconutPlan, plan_of
+from inward.methods.coconut.plan import (
+    BatchEdit,
+    CoconutPlan,
+    check_names,
+    check_passes,
+    plan_of,
+)
 from inward.methods.coconut.row import ThinkingRow, total
 from inward.methods.coconut.seats import (
     OwnPast,
@@ -182,10 +188,18 @@ class CoconutWork:
         """See `Work`."""
         self.method.check_options(request.own)
         plan = plan_of(self.model, request, self.method.traces)
+        self.method.check_acts(self.model, request)
+        if plan.votes > 1 and plan.sampling.rule == "greedy" and not _thinks(plan, request.prompt):
+            raise ValueError(
+                f"{plan.votes} votes of a greedy model that never thinks are all the same; say "
+                "when to think (switch, thoughts), or sample"
+            )
+        check_passes(self.model, request.own.get("per_pass"))
         if not self.busy:  # weights may have changed since
             self.fast = Decoding(self.base, wanted=self.packed)
             self.sizes = None if hasattr(self.base, "forward_cost") else sizes_of(self.base)
             self.per_pass = request.own.get("per_pass")
+            self.limit = self.model.max_positions
         number, self.next = self.next, self.next + 1
         rows = [
             ThinkingRow.of(
@@ -243,7 +257,9 @@ class CoconutWork:
     def options(self, start: int, stop: int) -> Mapping[str, Any]:
         """Further arguments of the base's forward."""
         asked = self.per_pass
-        return {} if asked is None else asked if isinstance(asked, Mapping) else asked(start, stop)
+        if asked is None or isinstance(asked, Mapping):
+            return asked or {}
+        return check_names(self.model, asked(start, stop))
 
     # -- 2. joining
 
@@ -300,6 +316,7 @@ class CoconutWork:
             if silent[seat] != row.thinking:
                 row.reference = reading.entropy[seat]
             self._act(row, seat, reading, silent[seat], words.get(seat), forced.get(seat))
+            row.stopped = row.reason(self.limit)
             if seat in chances:
                 row.logprobs.append(chances[seat])
         self._end(group, [row for _, row in live if row.stopped])
@@ -324,7 +341,6 @@ class CoconutWork:
             row.say(token)
             if forced is not None:
                 (row.enter if thinks else row.leave)()
-        row.stopped = row.reason(self.model.max_positions)
 
     def _silent(
         self, group: Seats, live: Sequence[tuple[int, ThinkingRow]], reading: Reading
@@ -485,6 +501,11 @@ class CoconutWork:
     def _elected(self, asked: _Asked) -> Answer:
         """The commonest answer of the tries; of equally common ones the likeliest."""
         ballots = [(asked.plan.ballot or tuple)(row.new) for row in asked.rows]
+        if not all(isinstance(ballot, Hashable) for ballot in ballots):
+            raise ValueError(
+                f"ballot gave {ballots[0]!r:.60}, which cannot be counted; let it return a text, a "
+                "number or a tuple"
+            )
         counts = Counter(ballots)
         totals = [own_words(self.model, row.new, row.logprobs) for row in asked.rows]
         places = range(len(ballots))
@@ -535,6 +556,10 @@ def _with_cost(step: Any, cost: Cost) -> Any:
     return type(step)(
         step.index, step.kind, step.says, step.view, step.scores, cost, step.position, step.arrays
     )
+
+
+def _thinks(plan: CoconutPlan, prompt: Sample) -> bool:
+    return bool(prompt.blocks) or not isinstance(plan.switch, Speaking)
 
 
 def _of_seats(group: Seats, rows: Sequence[tuple[int, ThinkingRow]]) -> Tensor:

@@ -22,6 +22,7 @@ from inward.common.requests import check_prompt
 from inward.common.sampling import Sampler
 from inward.common.thinking import Request, check_options
 from inward.methods.huginn.cache import DeepestAvailable, PerDepth, sharing_of
+from inward.methods.huginn.door import METHOD
 from inward.methods.huginn.options import NAME, OPTIONS
 from inward.methods.huginn.texts import HuginnPlan, HuginnText, plan, whole
 
@@ -78,7 +79,9 @@ def text_of(model: HuginnForCausalLM, request: Request, number: int) -> HuginnTe
         options |= {"halt": own.get("halt") or _usual_halt(own), "halt_in_prompt": False}
     if mode != "plain" and request.trace:
         names = ", ".join(sorted(request.trace))
-        raise ValueError(f"trace names {names}: only mode 'plain' holds it; the plain record is ()")
+        raise ValueError(
+            f"mode {mode!r} keeps no record of {names}; ask for trace=True, or for mode='plain'"
+        )
     if request.max_new_tokens is not None:
         options["max_new_tokens"] = request.max_new_tokens
     ends = None if request.ends is None else sorted(request.ends)
@@ -92,6 +95,7 @@ def text_of(model: HuginnForCausalLM, request: Request, number: int) -> HuginnTe
         logprobs=request.logprobs,
     )
     check_mode(chosen, mode, own)
+    METHOD.check_acts(model, request)
     if request.seed is not None:
         whole("seed", request.seed, 0)
         chosen = replace(chosen, sampling=replace(chosen.sampling, seed=request.seed))
@@ -102,7 +106,10 @@ def text_of(model: HuginnForCausalLM, request: Request, number: int) -> HuginnTe
 def _state_seed(request: Request) -> int:
     """Given, or the request's, which is of all that is drawn for it."""
     given = request.own.get("state_seed")
-    return given if given is not None else request.seed or 0
+    if given is None:
+        return request.seed or 0
+    whole("state_seed", given, 0)
+    return given
 
 
 def _usual_halt(own: Mapping[str, Any]) -> str:

@@ -29,6 +29,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,11 +40,12 @@ from inward.common import halting
 from inward.common.halting import Seen
 from inward.common.requests import Prompts
 from inward.common.sampling import Sampling
-from inward.common.thinking import run
+from inward.common.thinking import Request, run
 from inward.methods.huginn import cpu as huginn_cpu
 from inward.methods.huginn.cache import RecurrentCache, Sharing
 from inward.methods.huginn.context import Context
 from inward.methods.huginn.costs import HuginnCosts
+from inward.methods.huginn.door import METHOD
 from inward.methods.huginn.loop import HuginnLoop
 from inward.methods.huginn.texts import (
     HuginnGenerated,
@@ -125,6 +128,8 @@ def generate(
         ValueError: bad prompts or options, before any work.
     """
     prompts = model_prompts(model, input_ids, attention_mask)
+    rules = {"min_steps": min_steps, "check_every": check_every, "halt_in_prompt": halt_in_prompt}
+    METHOD.check_acts(model, Request(None, own={"halt": halt, **rules}))
     chosen = plans(
         model,
         len(prompts),
@@ -203,6 +208,22 @@ def generate_one(
 # Many texts: rows at different recurrences in one pass
 
 
+@dataclass
+class Crew:
+    """Who is in the loop, while these stay the same: their texts, where they are in tensors of all
+    seats (B,), their embeddings (B, 1, d)."""
+
+    texts: list[HuginnText]
+    rows: Tensor
+    e: Tensor
+
+    @cached_property
+    def quiet(self) -> bool:
+        """No rule is asked and nothing recorded: a recurrence is only counted."""
+        plans = [text.plan for text in self.texts]
+        return not any(plan.watched or not isinstance(plan.rule, halting.Never) for plan in plans)
+
+
 class Engine(HuginnLoop):
     """The loop that stays full. Seat i of the cache and of every tensor belongs to `self.texts[i]`.
 
@@ -222,10 +243,11 @@ class Engine(HuginnLoop):
         self.loop: list[int] = []
         self.done: list[int] = []
         model = self.model
-        self.e = torch.zeros(0, 1, model.config.n_embd, dtype=model.dtype, device=model.device)
+        self.e = torch.zeros(0, 1, model.config.n_embd, dtype=model.dtype, device=self.device)
         self.s = self.e  # of the newest token, or the last of the one before
-        self.seen = Seen(0, model.config.vocab_size, model.device)
+        self.seen = Seen(0, model.config.vocab_size, self.device)
         self.context: Context | None = None  # of the rows in the loop, while these stay the same
+        self.crew = Crew([], self.rows([]), self.e)
 
     def meta(self) -> dict[str, float]:
         """loop_fill: mean rows of a pass over batch_size;  read_outs: calls of coda and head."""
@@ -249,10 +271,18 @@ class Engine(HuginnLoop):
         self.said.append(seat)
 
     def _leave(self, seat: int) -> None:
+        if seat not in self.said:
+            self._spend_core(seat)
         for group in (self.said, self.ready, self.loop, self.done):
             if seat in group:
                 group.remove(seat)
         self.context = None
+
+    def _spend_core(self, seat: int) -> None:
+        """The recurrences of its newest token; a record has taken them one by one."""
+        text, num = self.text(seat), self.steps[seat]
+        if not text.plan.watched:
+            text.spend(num, self.costs.core(text.length - 1), num)
 
     def _turn(self) -> None:
         if self.said:
@@ -274,7 +304,7 @@ class Engine(HuginnLoop):
         """The newest token of each seat is embedded and gets its first state."""
         seats, texts = self.said, [self.text(seat) for seat in self.said]
         rows = self.rows(seats)
-        tokens = torch.tensor([[text.tokens[-1]] for text in texts], device=self.model.device)
+        tokens = torch.tensor([[text.tokens[-1]] for text in texts], device=self.device)
         e, context = self.model.embed(tokens, cache=self.cache, rows=rows)
         self.e[rows], self.s[rows] = e, self._first(texts, rows, e, context)
         self.seen.forget(rows)
@@ -297,14 +327,17 @@ class Engine(HuginnLoop):
 
     def _recur(self) -> None:
         """One pass of the core over the rows in the loop; those that are done leave it."""
-        seats, rows = self.loop, self.rows(self.loop)
+        seats = self.loop
         if self.context is None:
+            rows = self.rows(seats)
             self.context = self._context(seats, rows)
+            self.crew = Crew([self.text(seat) for seat in seats], rows, self.e[rows])
+        rows = self.crew.rows
         steps = [self.steps[seat] for seat in seats]
         same = min(steps) == max(steps)
-        at = steps[0] if same else torch.tensor(steps, device=self.model.device)
+        at = steps[0] if same else torch.tensor(steps, device=self.device)
         before = self.s[rows]
-        s = self.model.iterate(before, self.e[rows], self.context, recurrence=at)
+        s = self.model.iterate(before, self.crew.e, self.context, recurrence=at)
         after = [step + 1 for step in steps]
         finished = self._verdict(seats, after, before, s)
         self.s[rows] = s
@@ -321,9 +354,10 @@ class Engine(HuginnLoop):
     def _verdict(self, seats: list[int], steps: list[int], before: Tensor, s: Tensor) -> list[int]:
         """The seats whose token is done, in the order of `seats`. Only those whose turn it is are
         asked."""
-        texts = [self.text(seat) for seat in seats]
-        rows = list(zip(texts, steps, strict=True))
+        texts, rows = self.crew.texts, list(zip(self.crew.texts, steps, strict=True))
         finished = [step >= text.plan.max_steps for text, step in rows]
+        if self.crew.quiet:
+            return [seat for seat, done in zip(seats, finished, strict=True) if done]
         asked = [i for i, (text, n) in enumerate(rows) if text.plan.asks(n, len(text.tokens))]
         views, read = [], dict[int, Tensor]()
         for group in by_rule(texts, asked):
@@ -339,7 +373,8 @@ class Engine(HuginnLoop):
             self.seen.update(view)
         for i, (seat, text) in enumerate(zip(seats, texts, strict=True)):
             self.fresh[seat] = i in read
-            text.spend(1, self.costs.core(text.length - 1))
+            if text.plan.watched:
+                text.spend(1, self.costs.core(text.length - 1))
             if i in read:
                 text.spend(0, self.costs.read_out(text.length - 1))
         self._record(seats, steps, before, s, read)
@@ -389,6 +424,7 @@ class Engine(HuginnLoop):
         self.cache.commit(place, torch.tensor([self.steps[seat] for seat in seats]))
         self.done = []
         for i, (seat, text) in enumerate(zip(seats, texts, strict=True)):
+            self._spend_core(seat)
             text.say(tokens[i], self.steps[seat], logits[i])
             if not self.end_if_stopped(seat):
                 self.said.append(seat)

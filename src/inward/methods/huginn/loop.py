@@ -71,6 +71,7 @@ class HuginnLoop:
 
     def _furnish(self) -> None:
         """As if no text had ever had a seat."""
+        self.device = self.model.device  # kept: to ask a model walks through its parts
         self.texts: list[HuginnText | None] = []
         self.empty: list[int] = []
         self.cache = RecurrentCache(self.sharing)
@@ -164,9 +165,9 @@ class HuginnLoop:
         self.cache.reserve(plan.max_steps, columns=self._columns(text))
         self.cache.lengths[seat] = 0
         text.restart()
-        tokens = torch.tensor([text.prompt], device=self.model.device)
+        tokens = torch.tensor([text.prompt], device=self.device)
         e, context = self.model.embed(tokens, cache=self.cache, rows=row)
-        seen = Seen(1, self.model.config.vocab_size, self.model.device)
+        seen = Seen(1, self.model.config.vocab_size, self.device)
         thought = think(self.model, text, e, context, None, seen, self.costs)
         (token,) = choose([text], thought.logits[None])
         assert context.place is not None
@@ -212,7 +213,7 @@ class HuginnLoop:
 
     def rows(self, seats: Sequence[int]) -> Tensor:
         """(B,) where they are in tensors of all seats."""
-        return torch.tensor(seats, device=self.model.device)
+        return torch.tensor(seats, device=self.device)
 
     # -- what a subclass says
 

@@ -247,9 +247,9 @@ class Waves(HuginnLoop):
             if place.e is None or (index and pairs[index[-1]][0] is wave):
                 index.append(i)
         if index:
-            some = torch.tensor(index, device=self.model.device)
+            some = torch.tensor(index, device=self.device)
             part = context.select(some, len(pairs))
-            tokens = torch.tensor([[pairs[i][1].token] for i in index], device=self.model.device)
+            tokens = torch.tensor([[pairs[i][1].token] for i in index], device=self.device)
             x = self.model.transformer.wte(tokens)
             for p, block in enumerate(self.model.transformer.prelude):
                 x = block(x, part, p)
@@ -263,7 +263,7 @@ class Waves(HuginnLoop):
 
     def _refine(self, pairs: list[tuple[_Wave, _Place]], e: Tensor, context: Context) -> DepthView:
         """`inner_steps` recurrences of all places, and the view of the last."""
-        device = self.model.device
+        device = self.device
         s = before = torch.stack([place.s for _, place in pairs if place.s is not None])
         steps = torch.tensor([place.steps for _, place in pairs], device=device)
         for i in range(self.inner_steps):
@@ -291,7 +291,7 @@ class Waves(HuginnLoop):
 
     def _seen(self, pairs: list[tuple[_Wave, _Place]]) -> Seen:
         """What the read-outs before left, as rules want it."""
-        seen = Seen(len(pairs), self.model.config.vocab_size, self.model.device)
+        seen = Seen(len(pairs), self.model.config.vocab_size, self.device)
         for i, (_, place) in enumerate(pairs):
             if place.logits is not None and place.guess is not None:
                 seen.logits[i] = place.logits

@@ -187,7 +187,7 @@ class _Round:
         pairs = list(zip(self.texts, self.guesses, strict=True))
         newest = [[(text.tokens + more)[-1]] for text, more in pairs]
         self.cache.lengths[self.rows.cpu()] = self.starts + j  # guesses lie behind what stands
-        tokens = torch.tensor(newest, device=self.model.device)
+        tokens = torch.tensor(newest, device=self.loop.device)
         e, context = self.model.embed(tokens, cache=self.cache, rows=self.rows)
         s = first_states(self.model, self.texts, e, context.positions)
         for i in range(self.m):

@@ -227,6 +227,11 @@ def find_base_model(
     if isinstance(base, PreTrainedModel):
         return checked_base(base, record, "the model given as base")
     if base is not None:
+        if not str(base):
+            raise FileNotFoundError(
+                f"base is {str(base)!r}, which is no folder; give the model that the adapter in "
+                f"{folder} belongs to, or its folder"
+            )
         return checked_base(load_causal_lm(base, **options), record, base)
     if (folder / "base" / "config.json").exists():
         return load_causal_lm(folder / "base", **options)

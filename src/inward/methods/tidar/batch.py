@@ -58,7 +58,7 @@ class Layout:
     num_draft: int
     blocks: tuple[tuple[int, int], ...] = ()
 
-    @property
+    @cached_property
     def num_rows(self) -> int:
         """q of this piece."""
         return self.num_draft + sum(width for _, width in self.blocks)
@@ -198,10 +198,14 @@ class Runner:
         self._entry_bytes = sum(p.numel() * p.element_size() for p in low)
         self.fast = Decoding(self.lm, *parts, wanted=self.packed)
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """Where the model lives. Kept: to ask a model walks through its parts."""
         return self.lm.device
+
+    @cached_property
+    def _dtype(self) -> torch.dtype:
+        return self.lm.dtype
 
     @cached_property
     def _asked(self) -> nn.Module:
@@ -215,7 +219,7 @@ class Runner:
     def _sizes(self) -> Sizes | None:
         return None if hasattr(self.lm, "forward_cost") else sizes_of(self.lm)
 
-    def cost(self, layout: Layout, *, past: int, reads: int) -> Cost:
+    def cost(self, layout: Layout, *, past: int, reads: int, seconds: float = 0.0) -> Cost:
         """What a piece takes behind `past` cached tokens: the model says, for all its rows; an
         adapter works on mask rows alone. `reads`: rows whose logits are used."""
         rows = layout.num_rows
@@ -223,10 +227,11 @@ class Runner:
         cost = forward_cost(
             self.lm, rows=rows, past=past, reads=reads, sizes=self._sizes, **self.options
         )
-        if not (layout.blocks and self._entries):
-            return cost
-        flops = 2.0 * self._entries * (rows - layout.num_draft)
-        return cost + Cost(flops=flops, bytes=float(self._entry_bytes))
+        flops, read = cost.flops, cost.bytes
+        if layout.blocks and self._entries:
+            flops += 2.0 * self._entries * (rows - layout.num_draft)
+            read += float(self._entry_bytes)
+        return Cost(cost.evaluations, flops, cost.forwards, read, seconds)
 
     def __call__(self, cache: RaggedCache, pieces: Sequence[Piece]) -> Output:
         """One forward; the cache then holds all rows behind each prefix, none committed."""
@@ -259,6 +264,8 @@ class Runner:
             return cast(nn.Module, self.lm.get_output_embeddings())(hidden)
 
     def _positions(self, lengths: list[int], pieces: Sequence[Piece], q: int) -> Tensor:
+        if q == 1:  # as in all plain decoding
+            return torch.tensor(lengths, device=self.device)[:, None]
         rows = []
         for length, piece in zip(lengths, pieces, strict=True):
             own = piece.layout.offsets + length
@@ -283,7 +290,7 @@ class Runner:
             mask[b, 0, :own, length : length + own] = piece.layout.tail
             # padding sees itself, or its softmax would be empty
             mask[b, 0, range(own, q), range(length + own, length + q)] = True
-        return masks.additive(mask.to(self.device), self.lm.dtype)
+        return masks.additive(mask.to(self.device), self._dtype)
 
     def _slice(self, layout: Layout, book: Book) -> Tensor:
         """A view of the layout's mask, built once for the longest prefix."""
@@ -292,6 +299,6 @@ class Runner:
             tail = layout.tail.to(self.device)
             if len(self._masks) >= 64:  # an adaptive scheme meets many layouts
                 self._masks.clear()
-            kept = masks.DecodeMask(tail, book.capacity, dtype=self.lm.dtype)
+            kept = masks.DecodeMask(tail, book.capacity, dtype=self._dtype)
             self._masks[layout] = kept
         return kept.at(book.lengths[0])

@@ -25,6 +25,7 @@ from inward.common.thinking import Event, Request, run
 from inward.common.trace import Trace
 from inward.methods.tidar.base import context_limit, lm_of, num_embedded
 from inward.methods.tidar.decoder import Decoder
+from inward.methods.tidar.door import METHOD
 from inward.methods.tidar.measure import measured
 from inward.methods.tidar.request import MAX_NEW_TOKENS, DecodeSettings, check_ids
 
@@ -138,6 +139,7 @@ def begin(
     if words and tokenizer is None:
         raise ValueError("stop_strings need the tokenizer; pass tokenizer=")
     asked = _settings(stopping_criteria=stopping_criteria, **settings)
+    METHOD.check_acts(model, Request(None, own=settings))
     prompts = _prompts(lm, input_ids, attention_mask)
     decoder = Decoder(model, asked, batch_size=len(prompts), measured=measured)
     sampling = sampling or Sampling()

@@ -64,6 +64,7 @@ from inward.methods.tidar.request import (
     ends_of,
     find_mask,
     prompt_of,
+    tokens_of,
 )
 from inward.methods.tidar.row import TextRow
 from inward.methods.tidar.schemes import Costs, Scheme
@@ -290,8 +291,8 @@ class Decoder:
         cache.commit(counts)
         seconds = time.perf_counter() - began
         for row in rows:
-            cost = self.runner.cost(row.layout, past=row.past, reads=row.reads)
-            self._events += row.tell(replace(cost, seconds=seconds))
+            cost = self.runner.cost(row.layout, past=row.past, reads=row.reads, seconds=seconds)
+            self._events += row.tell(cost)
 
     def _choose(self, num_rows: int) -> None:
         """The scheme of this forward, if the fastest one is wanted. Costs are measured when they
@@ -337,7 +338,7 @@ class Decoder:
     def _look_up(self, row: TextRow, num: int) -> None:
         """Guesses of the drafter instead of the drafted ones, if it has any."""
         assert self.settings.drafter is not None, "no drafter"
-        found = list(self.settings.drafter(row.tokens, num))[:num]
+        found = tokens_of(self.settings.drafter(row.tokens, num), self.num_embedded)[:num]
         if found and (self.chooser is None or self.chooser.worth(len(found))):
             row.offers, row.offer_laws, row.looked_up = found, [], True
 

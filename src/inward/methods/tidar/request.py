@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from inward.common.bases import parameters_of
+from inward.common.checks import takes
 from inward.common.requests import check_prompt, end_tokens
 from inward.common.sampling import Sampling, sampling_of
 from inward.common.speaking import StopWords
@@ -129,12 +130,12 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_blocks": (_is_int, "a number of blocks"),
     "beta": (_is_number, "a number"),
     "threshold": (_is_number, "a number"),
-    "drafter": (lambda v: v is None or callable(v), "a function of tokens and a number, or None"),
+    "drafter": (lambda v: v is None or takes(v, 2), "a function of tokens and a number, or None"),
     "costs": (lambda v: v is None or isinstance(v, Costs), "Costs, or None"),
     "chooser": (lambda v: v is None or isinstance(v, Chooser), "a Chooser, or None"),
     "stopping_criteria": (
-        lambda v: isinstance(v, Sequence) and all(map(callable, v)),
-        "a list of functions",
+        lambda v: isinstance(v, Sequence) and all(takes(stop, 2) for stop in v),
+        "a list of functions of ids and scores",
     ),
     "packed": (lambda v: v is None or isinstance(v, bool), "True, False or None"),
     "options": (
@@ -163,6 +164,17 @@ class PromptLookup:
                 begin = int(found[-1]) + length
                 return text[begin : begin + num].tolist()
         return []
+
+
+def tokens_of(guesses: Any, vocab_size: int) -> list[int]:
+    """What a drafter gave, if these are tokens."""
+    found = guesses.tolist() if isinstance(guesses, Tensor | np.ndarray) else guesses
+    good = isinstance(found, Sequence) and all(isinstance(t, int | np.integer) for t in found)
+    if not good or any(not 0 <= t < vocab_size for t in found):
+        raise ValueError(
+            f"drafter gave {guesses!r:.60}; it must give a list of tokens, 0 to {vocab_size - 1}"
+        )
+    return list(map(int, found))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -197,10 +209,7 @@ def check_model(lm: PreTrainedModel, settings: DecodeSettings, K: int, context: 
     """Raise ValueError unless the model can decode so."""
     if context < K:
         raise ValueError(f"K is {K}, but this model attends over {context} tokens; use a smaller K")
-    # a subclass may pass on whatever it is given
-    forwards = [kind.forward for kind in type(lm).__mro__ if "forward" in vars(kind)]
-    known = {name for forward in forwards for name in inspect.signature(forward).parameters}
-    strange = sorted(set(settings.options) - known)
+    strange = sorted(set(settings.options) - parameters_of(lm)) if settings.options else []
     if strange:
         raise ValueError(f"the forward of {type(lm).__name__} knows no {strange}, see options")
 

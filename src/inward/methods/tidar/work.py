@@ -44,6 +44,7 @@ def begin(method: Method, model: TiDAR | PreTrainedModel, *, batch_size: int = 3
         nonlocal num_alone
         method.check_options(request.own)
         settings = DecodeSettings(**{**request.own, **fixed})
+        method.check_acts(model, request)
         shared = settings.shared
         if settings.scheme == "auto" and request.sampling and request.sampling.rule == "rejection":
             # under this rule the text depends on what was drafted, and here neighbours have a say

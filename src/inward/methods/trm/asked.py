@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from inward.common import halting
+from inward.common.checks import takes
 from inward.common.trace import Cost, Step
 from inward.data.puzzles.puzzles import Symmetry
 
@@ -174,8 +175,11 @@ def layout_of(model: TRM, request: Request) -> tuple[int, tuple[int, int]]:
     return num, model.settings.layout(num, _grid(request.own.get("grid")))
 
 
-def asked(model: TRM, method: Method, request: Request) -> PuzzleAsk:
-    """What a request asks.
+def asked(
+    model: TRM, method: Method, request: Request, rules: dict[Any, halting.Rule]
+) -> PuzzleAsk:
+    """What a request asks. Equal rules become one, which `rules` remembers: so a step finds quickly
+    who shares one.
 
     Raises:
         ValueError: a part of it is out of range, or not for TRM.
@@ -188,12 +192,13 @@ def asked(model: TRM, method: Method, request: Request) -> PuzzleAsk:
     grid = model.settings.layout(len(tokens), _grid(own["grid"]))
     max_steps = model.settings.n_sup if own["max_steps"] is None else own["max_steps"]
     _check_choices(own)
+    method.check_acts(model, request)
     return PuzzleAsk(
         tokens=tokens,
         identifier=_identifier(model, own["identifier"]),
         grid=grid,
         max_steps=_whole("max_steps", max_steps, 1),
-        rule=_rule(own["halt"]),
+        rule=_rule(own["halt"], rules),
         rollouts=own["rollouts"],
         noise=float(own["noise"]),
         noise_on=own["noise_on"],
@@ -230,7 +235,7 @@ def _tokens(model: TRM, prompt: Any) -> np.ndarray:
     tokens = prompt.cpu().numpy() if isinstance(prompt, torch.Tensor) else np.asarray(prompt)
     if tokens.ndim != 1 or tokens.size == 0:
         raise ValueError(f"trm: a puzzle has shape {tokens.shape}, expected (cells,), at least 1")
-    if not np.issubdtype(tokens.dtype, np.integer):
+    if tokens.dtype.kind not in "iu":
         raise ValueError(f"trm: the cells are {tokens.dtype}, expected integer tokens")
     low, high, V = int(tokens.min()), int(tokens.max()), model.settings.tokens(len(tokens))
     if low < 0 or high >= V:
@@ -264,11 +269,14 @@ def _whole(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
-def _rule(halt: Any) -> halting.Rule:
+def _rule(halt: Any, rules: dict[Any, halting.Rule]) -> halting.Rule:
     rule = halting.rule(halt)
-    if not callable(rule):
+    if not takes(rule, 1):
         raise ValueError(f"trm: halt is {halt!r}, expected a name or a rule")
-    return rule
+    try:
+        return rules.setdefault(rule, rule)
+    except TypeError:  # it has no hash
+        return rules.setdefault(id(rule), rule)
 
 
 def _check_choices(own: dict[str, Any]) -> None:
@@ -298,9 +306,11 @@ def _check_choices(own: dict[str, Any]) -> None:
         raise ValueError(
             f"trm: until_right needs a verifier that says what is right, select is {select!r}"
         )
-    if not callable(select) and select not in ("q", "majority"):
+    named = isinstance(select, str) and select in ("q", "majority")
+    if not named and not takes(select, 2):
         raise ValueError(
-            f"trm: select is {select!r}, must be 'q', 'majority' or a verifier function"
+            f"trm: select is {select!r}, must be 'q', 'majority' or a verifier, a function of "
+            "(puzzles, answers)"
         )
     if not isinstance(own["abstain"], bool) and not callable(own["abstain"]):
         raise ValueError(

@@ -132,10 +132,14 @@ def solve(
         "abstain": abstain,
     }
     recorded = frozenset() if trace else None
+    noisy = rollouts != 1 and noise != 0
     numbers = [
         work.add(
             Request(
-                row, seed=seed, trace=recorded, own={**own, "identifier": name, "puzzle": puzzle}
+                row,
+                seed=seed,
+                trace=recorded,
+                own={**own, "identifier": name, "puzzle": puzzle if noisy else 0},
             )
         )
         for puzzle, (row, name) in enumerate(zip(tokens, names, strict=True))

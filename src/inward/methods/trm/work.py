@@ -19,11 +19,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inward.common import halting
 from inward.common.thinking import Answer, Event, Method, Request
@@ -90,6 +91,8 @@ class PuzzleWork:
         self.rows: list[PuzzleChain] = []
         self.state: dict[str, Tensor] = {}
         self.columns: dict[str, Tensor] = {}
+        self.rules: dict[Any, halting.Rule] = {}
+        self.parts = list(model.modules())
         self.next = 0
 
     @property
@@ -99,7 +102,7 @@ class PuzzleWork:
 
     def add(self, request: Request) -> int:
         """See `Work`."""
-        ask = asked(self.model, self.method, request)
+        ask = asked(self.model, self.method, request, self.rules)
         number, self.next = self.next, self.next + 1
         puzzle = OpenPuzzle(number, ask)
         puzzle.chains = chains_of(puzzle, ask)
@@ -133,11 +136,16 @@ class PuzzleWork:
         events: list[Event] = []
         over = list(self.cancelled)
         if self.rows:
-            with _evaluating(self.model):
+            with _evaluating(self.parts):
                 done, events = self._advance()
             over += self._let_go(done)
         self.cancelled.clear()
         return events + self._end(sorted(over, key=lambda puzzle: puzzle.number))
+
+    @cached_property
+    def costs(self) -> StepCosts:
+        """Of a step of one row."""
+        return StepCosts.of(self.model, self.num_cells)
 
     # -- the batch
 
@@ -235,11 +243,11 @@ class PuzzleWork:
 
     def _verdicts(self, view: halting.StepView) -> Tensor:
         """(B,) which rows are done by their rule; each rule is asked once, of its own rows."""
-        groups: dict[Any, list[int]] = {}
-        for i, chain in enumerate(self.rows):
-            groups.setdefault(_same(chain.ask.rule), []).append(i)
-        if len(groups) == 1:
+        if len({id(chain.ask.rule) for chain in self.rows}) == 1:
             return _verdict(view, self.rows)
+        groups: dict[int, list[int]] = {}
+        for i, chain in enumerate(self.rows):
+            groups.setdefault(id(chain.ask.rule), []).append(i)
         done = torch.zeros_like(view.q, dtype=torch.bool)
         for rows in groups.values():
             index = torch.tensor(rows, device=done.device)
@@ -255,7 +263,9 @@ class PuzzleWork:
             if chain.ask.until_right:
                 groups.setdefault(id(chain.ask.verifier), []).append(i)
         found = np.zeros(len(self.rows), dtype=bool)
-        answers = tokens.cpu().numpy() if groups else np.empty(0)
+        if not groups:
+            return found
+        answers = tokens.cpu().numpy()
         for rows in groups.values():
             chains = [self.rows[i] for i in rows]
             here = [chain.back(answers[i]) for i, chain in zip(rows, chains, strict=True)]
@@ -277,7 +287,7 @@ class PuzzleWork:
         if not self.rewrites and not any(chain.ask.trace for chain in self.rows):
             return []
         known = {name: self.columns[name].cpu().numpy() for name in _TOLD}
-        cost = StepCosts.of(self.model, self.num_cells).times(1, seconds)
+        cost = self.costs.times(1, seconds)
         events = []
         for i, chain in enumerate(self.rows):
             if chain.ask.trace:
@@ -316,10 +326,9 @@ class PuzzleWork:
         if not puzzles:
             return []
         accepted = _accepted([p for p in puzzles if not p.cancelled and p.wrong is None])
-        costs = StepCosts.of(self.model, self.num_cells)
         events = []
         for puzzle in puzzles:
-            answer = _answer(puzzle, accepted, costs)
+            answer = _answer(puzzle, accepted, self.costs)
             if answer.tokens:
                 word = Event("word", puzzle.number, tokens=answer.tokens, step=answer.steps)
                 events.append(word)
@@ -332,15 +341,6 @@ class PuzzleWork:
 _KEPT = ("q", "tokens", "confidence")
 _TOLD = (*_KEPT, "change")
 _VIEW = ("step", "q", "tokens", "stable_for", "change")
-
-
-def _same(rule: halting.Rule) -> Any:
-    """Equal for rules that are one and the same."""
-    try:
-        hash(rule)
-    except TypeError:
-        return id(rule)
-    return rule
 
 
 def _verdict(view: halting.StepView, rows: Sequence[PuzzleChain]) -> Tensor:
@@ -365,9 +365,9 @@ def _joined(old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 @contextmanager
-def _evaluating(model: TRM) -> Iterator[None]:
-    """The model without dropout and the like, afterwards as it was, part by part."""
-    training = [module for module in model.modules() if module.training]
+def _evaluating(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """The parts of a model without dropout and the like, afterwards as each was."""
+    training = [module for module in parts if module.training]
     for module in training:
         module.training = False
     try:
