@@ -4,6 +4,7 @@
     number = work.add(Request(prompt))      at any time, also while others are under way
     while work.busy:
         for event in work.step(): ...       one piece of work for all that are in it
+    work.end_thinking(number)               it thinks no more and answers now
     work.cancel(number)                     it ends here, with what it has said
     work.result(number)                     its `Answer`, once
 
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
     from inward.common.sampling import Sampling
     from inward.common.speaking import StopWords
 
-STOPPED = ("end", "stop", "length", "context", "halted", "budget", "cancelled")
+STOPPED = ("end", "stop", "length", "context", "halted", "budget", "hurried", "cancelled")
 """Why thinking ended: an end token; a stop word; max_new_tokens; the model's context; the halting
-rule; the step budget; the caller."""
+rule; the step budget; the caller, who wanted the answer so far (`end_thinking`); the caller, who
+wanted no more of it (`cancel`)."""
 
 _FREE = Cost()
 
@@ -139,6 +141,16 @@ class Work(Protocol):
         as it is."""
         ...
 
+    def end_thinking(self, number: int) -> None:
+        """A request thinks no more: a whole answer ends as it is now, a text goes on with words
+        alone, or with no more thinking a word than it has done for the present one. One that has
+        ended stays as it is. It may be called from another thread while a step is under way.
+
+        Raises:
+            KeyError: there is no such request. ValueError: the method has nothing to end.
+        """
+        ...
+
     def result(self, number: int) -> Answer:
         """The answer of a request that has ended; afterwards nobody knows it any more.
 
@@ -169,6 +181,9 @@ class Method:
     options: what a request may say in `own`.
     unit: which of the options an effort sets, and the name of one of it: ("max_steps",
         "recurrences"); None: there is no dial, and `why_no_effort` says why.
+    budget: which of the options bounds the thinking, and what it counts; None: nothing to bound.
+    silent: options under which it answers without thinking, {} if it never thinks; None: it always
+        does.
     traces: what a trace can hold beside the plain record.
     reads: "text" or "puzzle".
     prepare: (model, tokens, ask, own) -> (prompt, options): what `Request.prompt` shall be for the
@@ -183,6 +198,8 @@ class Method:
     traces: tuple[str, ...] = ()
     unit: tuple[str, str] | None = None
     why_no_effort: str = ""
+    budget: tuple[str, str] | None = None
+    silent: Mapping[str, Any] | None = None
     reads: Literal["text", "puzzle"] = "text"
     prepare: Prepare | None = None
 
@@ -254,6 +271,11 @@ class Lanes:
         """See `Work`."""
         key, inner = self._place(number)
         self._lanes[key].cancel(inner)
+
+    def end_thinking(self, number: int) -> None:
+        """See `Work`."""
+        key, inner = self._place(number)
+        self._lanes[key].end_thinking(inner)
 
     def result(self, number: int) -> Answer:
         """See `Work`."""

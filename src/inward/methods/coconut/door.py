@@ -55,6 +55,8 @@ METHOD = Method(
         "packed": Option(None, "pack weights for a CPU: True, False, None: where it pays"),
     },
     unit=("votes", "votes"),
+    budget=("max_new_thoughts", "thoughts"),
+    silent={"switch": "speak"},
     traces=("lens",),
     reads="text",
     prepare=_prepare,

@@ -114,12 +114,13 @@ def _hashable(value: Any) -> Hashable:
 
 @dataclass(eq=False)
 class _Asked:
-    """A request: its plan, its tries, those that have ended."""
+    """A request: its plan, its tries, those that have ended; hurried: they only speak now."""
 
     request: Request
     plan: CoconutPlan
     rows: list[ThinkingRow]
     ended: int = 0
+    hurried: bool = False
     answer: Answer | None = None
 
 
@@ -226,6 +227,10 @@ class CoconutWork:
         self.groups = [group for group in self.groups if group.live]
         self._finish(number, asked, cancelled=True)
 
+    def end_thinking(self, number: int) -> None:
+        """See `Work`."""
+        self._of(number).hurried = True
+
     def result(self, number: int) -> Answer:
         """See `Work`."""
         answer = self._of(number).answer
@@ -289,6 +294,7 @@ class CoconutWork:
         forced: dict[int, int] = {}
         for seat, row in live:
             thinks = silent[seat] and row.new_thoughts < row.plan.max_new_thoughts
+            thinks = thinks and not self.asked[row.number].hurried
             silent[seat] = thinks
             if thinks != row.thinking and row.plan.boundaries:
                 specials = self.model.specials

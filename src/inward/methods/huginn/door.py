@@ -26,4 +26,5 @@ METHOD = Method(
     options=OPTIONS,
     traces=TRACES,
     unit=("max_steps", "recurrences"),
+    budget=("max_steps", "recurrences a token"),
 )

@@ -323,7 +323,7 @@ class Engine(HuginnLoop):
         asked."""
         texts = [self.text(seat) for seat in seats]
         rows = list(zip(texts, steps, strict=True))
-        finished = [step >= text.plan.max_steps for text, step in rows]
+        finished = [text.enough(step) for text, step in rows]
         asked = [i for i, (text, n) in enumerate(rows) if text.plan.asks(n, len(text.tokens))]
         views, read = [], dict[int, Tensor]()
         for group in by_rule(texts, asked):

@@ -223,7 +223,8 @@ class HuginnText:
     """One row: the prompt, the tokens said so far, the recurrences each took, and the record.
 
     number: of the request in its lane, or the row of `generate`. told: where its events go.
-    own: settings, facts: numbers that belong to one way to generate.
+    own: settings, facts: numbers that belong to one way to generate. most: recurrences that a token
+    may take; hurried: and no more than now.
     """
 
     number: int
@@ -241,6 +242,18 @@ class HuginnText:
     spent: Spent = field(default_factory=Spent)
     facts: dict[str, int] = field(default_factory=dict)
     own: dict[str, Any] = field(default_factory=dict)
+    hurried: bool = False
+    most: int = 0
+
+    def __post_init__(self) -> None:
+        self.most = self.plan.max_steps
+
+    def enough(self, step: int) -> bool:
+        """Whether its token takes no more than these recurrences. Where the caller wants no more
+        thinking, the first one that asks sets the depth of all that follow."""
+        if self.hurried:
+            self.most = min(self.most, step)
+        return step >= self.most
 
     @property
     def ids(self) -> list[int]:
