@@ -308,7 +308,9 @@ class PuzzleWork:
         leaving = [
             i
             for i, chain in enumerate(self.rows)
-            if done[i] or chain.steps >= chain.ask.max_steps or chain.owner.settled
+            if done[i]
+            or chain.steps >= chain.ask.max_steps
+            or chain.owner.settled
             or id(chain.owner) in hurried
         ]
         if not leaving:
