@@ -63,7 +63,7 @@ def command() -> type:
     found: dict[str, tuple[Any, dict[str, str]]] = {}
     for method in doors():
         for name, option in method.options.items():
-            kind = option.type or _kind(option.default)
+            kind = option.kind
             if kind is not None and name not in _TAKEN:
                 found.setdefault(name, (kind, {}))[1][method.name] = option.about
     entries: list[Any] = [
@@ -92,10 +92,6 @@ def _told_of(owners: dict[str, str]) -> str:
     for method, about in owners.items():
         told.setdefault(about, []).append(method)
     return "; ".join(f"{'/'.join(methods)}: {about}" for about, methods in told.items())
-
-
-def _kind(default: Any) -> Any:
-    return type(default) if isinstance(default, bool | int | float | str) else None
 
 
 @dataclass(kw_only=True)
@@ -328,8 +324,9 @@ def summary(thinker: Thinker, answer: Answer) -> str:
         parts.append(f"belief {answer.believed:.2f}")
     if thinker.method.reads == "text":
         parts.append(f"{len(answer.tokens)} tokens")
-    unit = {"coconut": "thoughts", "tidar": "forwards", "plain": "forwards"}.get(
-        thinker.method.name, thinker.method.unit[1] if thinker.method.unit else "steps"
-    )
-    parts += [f"{answer.steps} {unit}", flops_text(answer.cost.flops), answer.stopped]
+    parts += [
+        f"{answer.steps} {thinker.method.steps}",
+        flops_text(answer.cost.flops),
+        answer.stopped,
+    ]
     return ", ".join(parts)

@@ -169,6 +169,12 @@ class Option:
     about: str
     type: Any = None
 
+    @property
+    def kind(self) -> Any:
+        """Its type, where it can be written down (in words or as JSON), else None."""
+        written = isinstance(self.default, bool | int | float | str)
+        return self.type or (type(self.default) if written else None)
+
 
 Prepare = Callable[[Any, Any, Mapping[str, Any], Mapping[str, Any]], tuple[Any, dict[str, Any]]]
 
@@ -181,6 +187,7 @@ class Method:
     options: what a request may say in `own`.
     unit: which of the options an effort sets, and the name of one of it: ("max_steps",
         "recurrences"); None: there is no dial, and `why_no_effort` says why.
+    steps: what `Answer.steps` counts.
     budget: which of the options bounds the thinking, and what it counts; None: nothing to bound.
     silent: options under which it answers without thinking, {} if it never thinks; None: it always
         does.
@@ -198,6 +205,7 @@ class Method:
     traces: tuple[str, ...] = ()
     unit: tuple[str, str] | None = None
     why_no_effort: str = ""
+    steps: str = "steps"
     budget: tuple[str, str] | None = None
     silent: Mapping[str, Any] | None = None
     reads: Literal["text", "puzzle"] = "text"

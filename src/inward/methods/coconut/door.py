@@ -42,6 +42,7 @@ METHOD = Method(
             tuple[int, ...],
         ),
         "boundaries": Option(True, "say <bot> and <eot> around thoughts"),
+        "count_marks": Option(True, "<bot> and <eot> count towards max_new_tokens"),
         "thought": Option("hidden", "hidden: the last hidden state; soft: the mean embedding"),
         "noise": Option(0.0, "Gaussian noise on thoughts, share of their size; 0.1 with votes"),
         "edit": Option(
@@ -55,6 +56,7 @@ METHOD = Method(
         "packed": Option(None, "pack weights for a CPU: True, False, None: where it pays"),
     },
     unit=("votes", "votes"),
+    steps="thoughts",
     budget=("max_new_thoughts", "thoughts"),
     silent={"switch": "speak"},
     traces=("lens",),

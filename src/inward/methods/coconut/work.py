@@ -293,9 +293,8 @@ class CoconutWork:
         words = {}
         forced: dict[int, int] = {}
         for seat, row in live:
-            thinks = silent[seat] and row.new_thoughts < row.plan.max_new_thoughts
-            thinks = thinks and not self.asked[row.number].hurried
-            silent[seat] = thinks
+            hurried = self.asked[row.number].hurried
+            silent[seat] = thinks = silent[seat] and row.may_think and not hurried
             if thinks != row.thinking and row.plan.boundaries:
                 specials = self.model.specials
                 forced[seat] = specials.bot if thinks else specials.eot
@@ -329,6 +328,7 @@ class CoconutWork:
                 row.leave()  # without saying so
             row.say(token)
             if forced is not None:
+                row.num_marks += 1
                 (row.enter if thinks else row.leave)()
         row.stopped = row.reason(self.model.max_positions)
 
@@ -529,7 +529,11 @@ class CoconutWork:
             cost=cost,
             logprobs=tuple(row.logprobs) if logprobs else None,
             trace=trace,
-            details={"thoughts": row.new_thoughts, "sample": row.sample()},
+            details={
+                "thoughts": row.new_thoughts,
+                "marks": row.num_marks,
+                "sample": row.sample(),
+            },
         )
 
     def _cost(self, rows: Sequence[ThinkingRow]) -> Cost:

@@ -355,7 +355,7 @@ class Engine(HuginnLoop):
         if not watched:
             return
         change = self._look(seats, steps, before, s, watched).change.tolist()
-        lens = [i for i in watched if "lens" in (texts[i].plan.trace or ())]
+        lens = [i for i in watched if texts[i].plan.num_lens]
         if unread := [i for i in lens if i not in read]:
             logits = self._look(seats, steps, before, s, unread).logits
             read = read | dict(zip(unread, logits, strict=True))

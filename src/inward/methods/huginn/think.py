@@ -60,8 +60,7 @@ def think(
         done |= plan.asks(step, index) and bool(halting.verdict(plan.rule, view))
         seen.update(view)
         text.spend(1, costs.core(first, S))
-        lens = plan.watched and "lens" in (plan.trace or ())
-        logits = view.logits[0] if lens else None
+        logits = view.logits[0] if plan.num_lens else None
         if view.was_read:
             text.spend(0, costs.read_out(first, S))
         if plan.watched:

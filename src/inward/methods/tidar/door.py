@@ -44,6 +44,7 @@ METHOD = Method(
     options=_DRAFTING | _ANY_MODEL,
     traces=("canvas",),
     why_no_effort="verified drafts change no word: they make an answer faster, never better",
+    steps="forwards",
     silent={},
 )
 
@@ -53,5 +54,6 @@ PLAIN = Method(
     options=_ANY_MODEL,
     traces=("canvas",),
     why_no_effort="a plain model says each token after one forward: there is nothing to turn",
+    steps="forwards",
     silent={},
 )
