@@ -83,8 +83,8 @@ class ThinkingRow:
 
     @property
     def may_think(self) -> bool:
-        """Whether the budget of thoughts leaves it another; blocks without thoughts count, too, where
-        nothing else bounds them."""
+        """Whether the budget of thoughts leaves it another; empty blocks count, too, where nothing
+        else bounds them."""
         most = self.plan.max_new_thoughts
         return self.new_thoughts < most and (self.plan.count_marks or self.num_marks < 2 * most)
 

@@ -15,9 +15,7 @@ OPTIONS = {
     "start": Option("noise", "first state of a token: noise, or zero"),
     "warm": Option(None, "raw, normed: a token starts from the last state of the one before", str),
     "state_seed": Option(None, "of the noise that states start from; None: the request's seed"),
-    "lens": Option(
-        None, "likeliest tokens told of each recurrence; 5 if a trace holds a lens", int
-    ),
+    "lens": Option(None, "likeliest tokens told of each recurrence; 5 if a trace has a lens", int),
     "packed": Option(None, "weights packed for a CPU: True, False; None: where that pays"),
     "mode": Option("plain", "plain; speculate: few recurrences draft; parallel: many places"),
     "draft_steps": Option(None, "speculate: recurrences of a draft; None: a quarter", int),
