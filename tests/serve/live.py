@@ -1,6 +1,7 @@
 """A real server on a free port of this machine, for tests: uvicorn in a thread of its own."""
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -72,6 +73,7 @@ def live(
     place = Place(port=0, keys=keys)
     settings = Settings(tuple(thinkers), limits, grace=grace, log_level="error")
     bound = place.bind()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # a reader that is slow shows soon
     app = create_app(thinkers, limits=limits, **more)
     server = GracefulServer(configured(app, place, settings), app.state.server, grace)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))

@@ -107,7 +107,7 @@ def test_schemas_take_no_text_for_a_number():
     plain = {"model": "x", "messages": [{"role": "user", "content": "x"}]}
     ChatBody.model_validate(plain | {"max_tokens": 3})
     for bad in ({"max_tokens": "3"}, {"max_tokens": True}, {"reasoning_effort": 1.0}, {"n": 0}):
-        with pytest.raises(ValueError, match="1 validation error|2 validation errors"):
+        with pytest.raises(ValueError, match="validation error"):
             ChatBody.model_validate(plain | bad)
 
 

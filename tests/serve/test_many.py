@@ -82,7 +82,8 @@ def narrow(thinkers):
 def test_who_leaves_makes_room(narrow):
     steps = 1 << 20  # hours
     with httpx.stream("POST", f"{narrow.url}/v1/solve", json=long(steps, stream=True)) as reader:
-        next(reader.iter_lines())
+        lines = reader.iter_lines()
+        next(lines)
         assert narrow.open_requests() == 1
     narrow.wait_until_idle()
     with pytest.raises(httpx.ReadTimeout):
@@ -97,7 +98,9 @@ def test_a_full_queue_says_when_to_come_back(narrow):
         httpx.stream("POST", url, json=long(1 << 20, stream=True)) as first,
         httpx.stream("POST", url, json=long(1 << 20, stream=True)) as second,
     ):
-        next(first.iter_lines()), next(second.iter_lines())
+        readers = first.iter_lines(), second.iter_lines()  # kept, or they would be closed
+        for lines in readers:
+            next(lines)
         third = narrow.post("/v1/solve", long(2))
         assert third.status_code == 429 and int(third.headers["retry-after"]) >= 1
         assert third.json()["error"]["code"] == "queue_full"
@@ -135,12 +138,13 @@ def test_words_without_thinking_have_none_to_end(narrow):
         "messages": [{"role": "user", "content": "Once"}],
     }  # fmt: skip
     with httpx.stream("POST", f"{narrow.url}/v1/chat/completions", json=body, timeout=30) as reader:
-        id = json.loads(next(reader.iter_lines()).removeprefix("data: "))["id"]
+        lines = reader.iter_lines()
+        id = json.loads(next(lines).removeprefix("data: "))["id"]
         told = narrow.post("/v1/chat/completions/control", {"id": id, "action": "reasoning_end"})
         assert told.status_code == 400 and "no thinking to end" in told.text
         told = narrow.post("/v1/chat/completions/control", {"id": id, "action": "cancel"})
         assert told.json()["success"]
-        rest = [line for line in reader.iter_lines() if line.startswith("data: {")]
+        rest = [line for line in lines if line.startswith("data: {")]
     assert json.loads(rest[-1][6:])["choices"][0]["inward"]["ended_by"] == "control"
     narrow.wait_until_idle()
 
@@ -157,11 +161,15 @@ def test_time_ends_an_answer_with_what_it_is(thinkers):
 def test_a_slow_reader_stalls_nobody(narrow):
     """It leaves its answer unread until all buffers are full; others are served, and it is let
     go."""
-    body = json.dumps(long(1 << 20, stream=True)).encode()
+    options = {"halt": "never", "max_steps": 1 << 20}
+    asked = {"model": "sudoku6", "question": PUZZLE, "inward": {"options": options}}
+    body = json.dumps(asked).encode()
     host, port = narrow.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as reader:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        head = f"POST /v1/solve HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        head = (
+            f"POST /v1/inward/events HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        )
         reader.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         other = {"model": "stories-draft", "prompt": "The cat", "max_tokens": 3}
         end = time.monotonic() + 60
