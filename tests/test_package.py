@@ -52,6 +52,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 import inward
 names = [module.name for module in pkgutil.walk_packages(inward.__path__, "inward.")]
 names.remove("inward.__main__")  # importing it runs the command line
+names = [name for name in names if not name.startswith("inward.serve")]  # that is an extra's own
 for name in names:
     importlib.import_module(name)
 print(*names)

@@ -396,9 +396,8 @@ def test_thinking_ends_when_the_caller_wants_the_answer_so_far(method):
     """It thinks less than it would have, its neighbour as much as ever; what has nothing to end
     says so."""
     thinker = asked(method)
-    said = options(method, thinker) | (
-        {"halt": "never"} if "halt" in thinker.method.options else {}
-    )
+    never: dict[str, Any] = {"halt": "never"} if "halt" in thinker.method.options else {}
+    said = options(method, thinker) | never
     whole, other = (thinker.ask(q, **said) for q in method.questions)
     work = thinker.begin()
     first, second = (work.add(thinker.request(q, **said)) for q in method.questions)
@@ -427,6 +426,6 @@ def test_what_answers_without_thinking_says_how(method):
     thinker = asked(method)
     if thinker.method.silent is None:
         return
-    short = {"max_new_tokens": 6} | dict(thinker.method.silent)
+    short: dict[str, Any] = {"max_new_tokens": 6, **thinker.method.silent}
     answer = thinker.ask(method.questions[0], **short)
     assert answer.tokens and answer.details.get("thoughts", 0) == 0

@@ -1,6 +1,7 @@
 """The official client, unmodified, against a real server."""
 
 import json
+from typing import Any
 
 import openai
 import pytest
@@ -203,7 +204,7 @@ def test_what_cannot_be_kept_is_refused_by_name(client, more, param, told):
     asked = {"model": "stories-draft", "messages": ONCE} | more
     with pytest.raises((openai.BadRequestError, openai.NotFoundError), match=told) as caught:
         client.chat.completions.create(**asked)
-    body = caught.value.body
+    body: Any = caught.value.body
     assert set(body) == {"message", "type", "param", "code"}
     if param is not None:
         assert body["param"] == param

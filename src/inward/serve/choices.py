@@ -297,7 +297,9 @@ def draw(thinker: Thinker, body: Drawing) -> tuple[dict[str, Any], list[int | No
         _base_sampling(thinker).rule != "greedy" if sampling is None else sampling.rule != "greedy"
     )
     seed = secrets.randbelow(1 << 31) if draws and body.seed is None else body.seed
-    seeds = [seed] if num == 1 else [(seed or 0) + i for i in range(num)]
+    seeds: list[int | None] = [seed]
+    if num > 1:
+        seeds = [(seed or 0) + i for i in range(num)]
     options: dict[str, Any] = {} if sampling is None else {"sampling": sampling}
     return options | ({"stop": stop} if stop else {}), seeds
 

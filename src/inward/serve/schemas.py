@@ -282,4 +282,4 @@ def words_of(stop: str | Sequence[str] | None) -> tuple[str, ...]:
 def chat_of(messages: Sequence[Any]) -> list[dict[str, str]]:
     """Messages as chat templates take them; what OpenAI calls developer they call system."""
     roles: Mapping[str, str] = {"developer": "system"}
-    return [{"role": roles.get(m.role, m.role), "content": m.text} for m in messages]
+    return [{"role": str(roles.get(m.role, m.role)), "content": m.text} for m in messages]
