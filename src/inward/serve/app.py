@@ -186,7 +186,7 @@ STREAMED: dict[int | str, dict[str, Any]] = ERRORS | {
         "description": "the answer; with stream: true, server-sent events",
         "content": {
             "application/json": {"schema": {"type": "object"}},
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {},
         },
     }
 }

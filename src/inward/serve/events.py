@@ -25,7 +25,7 @@ from inward.serve.scheduler import WorkFailed
 
 REPLY = {
     "description": "server-sent events",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {"text/event-stream": {}},
 }
 """In the schema of the routes."""
 
