@@ -34,9 +34,7 @@ def spelled_out(words: list[str]) -> list[str]:
     from inward.hub import doors
 
     options = [item for method in doors() for item in method.options.items()]
-    switches = {
-        "--" + name.replace("_", "-") for name, option in options if _kind(option.default) is bool
-    }
+    switches = {"--" + name.replace("_", "-") for name, option in options if option.kind is bool}
     found: list[str] = []
     for place, word in enumerate(words):
         positive = word.replace("--no-", "--", 1)
