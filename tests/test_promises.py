@@ -390,3 +390,42 @@ def test_the_stepping_form_has_one_order(method):
     assert work.result(second).tokens == alone.tokens
     with pytest.raises(KeyError):
         work.result(second)
+
+
+def test_thinking_ends_when_the_caller_wants_the_answer_so_far(method):
+    """It thinks less than it would have, its neighbour as much as ever; what has nothing to end
+    says so."""
+    thinker = asked(method)
+    never: dict[str, Any] = {"halt": "never"} if "halt" in thinker.method.options else {}
+    said = options(method, thinker) | never
+    whole, other = (thinker.ask(q, **said) for q in method.questions)
+    work = thinker.begin()
+    first, second = (work.add(thinker.request(q, **said)) for q in method.questions)
+    work.step()
+    if thinker.method.budget is None:
+        with pytest.raises(ValueError, match="no thinking to end"):
+            work.end_thinking(first)
+    else:
+        work.end_thinking(first)
+    while work.busy:
+        work.step()
+    work.end_thinking(second)  # has ended: stays as it is
+    answer = work.result(first)
+    assert work.result(second).tokens == other.tokens
+    assert answer.tokens and answer.stopped in STOPPED
+    if thinker.method.budget is None:
+        assert answer.tokens == whole.tokens
+    else:
+        assert answer.steps < whole.steps
+        assert answer.stopped == ("hurried" if thinker.method.reads == "puzzle" else whole.stopped)
+    with pytest.raises(KeyError):
+        work.end_thinking(first)
+
+
+def test_what_answers_without_thinking_says_how(method):
+    thinker = asked(method)
+    if thinker.method.silent is None:
+        return
+    short: dict[str, Any] = {"max_new_tokens": 6, **thinker.method.silent}
+    answer = thinker.ask(method.questions[0], **short)
+    assert answer.tokens and answer.details.get("thoughts", 0) == 0

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 from inward import hub
 from inward.common.speaking import Speaker, StopWords
 from inward.common.thinking import Answer, Event, Memory, Method, Request, Work
-from inward.tasks.processors import Processor, Prompt, processor_for, processor_of
+from inward.tasks.asked import AskedQuestion
+from inward.tasks.processors import Processor, processor_for, processor_of
 
 if TYPE_CHECKING:
     import torch
 
     from inward.common.sampling import Sampling
-    from inward.common.trace import Trace
 
 EFFORTS = ("low", "medium", "high")
 """Words for saved points on the frontier of accuracy against cost."""
@@ -131,15 +131,6 @@ class _How:
     trace: frozenset[str] | None
     logprobs: bool
     own: Mapping[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class _Question:
-    """A question on its way through a method."""
-
-    prompt: Prompt
-    request: Request
-    speaker: Speaker
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,9 +272,14 @@ class Thinker:
 
     def request(self, question: Any, *, seed: int | None = None, **options: Any) -> Request:
         """What `ask` would add to the work for this question; options as of `ask`."""
+        return self.asked(question, seed=seed, **options).request
+
+    def asked(self, question: Any, *, seed: int | None = None, **options: Any) -> AskedQuestion:
+        """The question read and checked, for loops that tell events and answers as `stream` does:
+        its `request` is for the work, its `told` and `finished` make texts of what comes back."""
         names = ("max_new_tokens", "sampling", "stop", "effort", "trace", "logprobs")
         known = {name: options.pop(name) for name in names if name in options}
-        return self._question(question, self._how(**known, own=options), _seeds(seed, 1)[0]).request
+        return self._question(question, self._how(**known, own=options), _seeds(seed, 1)[0])
 
     def check(self, **options: Any) -> None:
         """Raise the ValueError that `ask` would raise for options which no question could take: of
@@ -321,7 +317,7 @@ class Thinker:
         chosen = self._effort(effort, own) | dict(own)
         return _How(max_new_tokens, sampling, words, self._traced(trace), logprobs, chosen)
 
-    def _question(self, question: Any, how: _How, seed: int | None) -> _Question:
+    def _question(self, question: Any, how: _How, seed: int | None) -> AskedQuestion:
         """One question, read and ready."""
         prompt = self.processor.read(question)
         if self.method.prepare is None:
@@ -347,7 +343,8 @@ class Thinker:
         gone = [name for name in self.method.idle(self.model, request) if name not in how.own]
         own = {name: value for name, value in request.own.items() if name not in gone}
         request = replace(request, own=self.processor.options(own, prompt, seed or 0))
-        return _Question(prompt, request, Speaker(decode, stops, self.processor.unsettled))
+        speaker = Speaker(decode, stops, self.processor.unsettled)
+        return AskedQuestion(prompt, request, speaker, self.processor, self.name)
 
     def _effort(self, effort: Any, own: Mapping[str, Any]) -> dict[str, Any]:
         """The options that an effort stands for."""
@@ -399,7 +396,7 @@ class Thinker:
 
     # -- the loops
 
-    def _answers(self, ready: Sequence[_Question | Answer]) -> list[Answer]:
+    def _answers(self, ready: Sequence[AskedQuestion | Answer]) -> list[Answer]:
         """Run what is ready together; answers in order."""
         found: list[Answer | None] = [a if isinstance(a, Answer) else None for a in ready]
         work, places = self.begin(), {}
@@ -419,64 +416,22 @@ class Thinker:
                 if event.kind == "end":
                     place = places[event.request]
                     asked = ready[place]
-                    assert isinstance(asked, _Question)
+                    assert isinstance(asked, AskedQuestion)
                     answer = work.result(event.request)
-                    found[place] = self._finished(answer, asked, time.perf_counter() - started)
+                    found[place] = asked.finished(answer, time.perf_counter() - started)
         assert all(answer is not None for answer in found), "a question was left unanswered"
         if alone and found[0] is not None and found[0].error:
             raise found[0].details.get("exception") or ValueError(found[0].error)
         return [answer for answer in found if answer is not None]
 
-    def _stream(self, work: Work, number: int, asked: _Question) -> Generator[Event, None, None]:
+    @staticmethod
+    def _stream(work: Work, number: int, asked: AskedQuestion) -> Generator[Event, None, None]:
         started = time.perf_counter()
         while work.busy:
-            events = work.step()
-            said = [event for event in events if event.kind == "word"]
-            end = next((event for event in events if event.kind == "end"), None)
-            answer = None
-            if end is not None:
-                answer = self._finished(work.result(number), asked, time.perf_counter() - started)
-            for event in events:
-                if event is not end:
-                    # an end token is a token said, but no text
-                    silent = answer is not None and answer.stopped == "end" and event is said[-1]
-                    yield self._told(event, asked, event.tokens[: -1 if silent else None])
-            if end is not None and answer is not None:
-                rest = answer.text[asked.speaker.given :]
-                if rest:
-                    yield Event("word", 0, (), rest, answer.steps)
-                yield replace(end, request=0, answer=answer)
-
-    def _told(self, event: Event, asked: _Question, tokens: tuple[int, ...]) -> Event:
-        """The event with its text."""
-        if event.kind == "word":
-            text = asked.speaker.say(tokens)
-        elif event.kind == "rewrite":
-            text = self.processor.write(tokens, asked.prompt)
-        else:
-            text = "".join(map(self.processor.piece, tokens))
-        return replace(event, request=0, text=text)
-
-    def _finished(self, answer: Answer, asked: _Question, seconds: float) -> Answer:
-        """The answer with its text, its seconds, and a trace that needs no tokenizer."""
-        tokens = answer.tokens[:-1] if answer.stopped == "end" else answer.tokens
-        text = self.processor.write(tokens, asked.prompt)
-        if asked.request.stop is not None:
-            text = asked.request.stop.cut(text)
-        if answer.trace is not None:
-            self._complete(answer.trace, asked)
-        details = dict(answer.details)
-        verdict = getattr(self.processor, "verdict", None)
-        if verdict is not None:
-            details["obeys_rules"] = verdict(asked.prompt, answer.tokens)
-        cost = replace(answer.cost, seconds=answer.cost.seconds or seconds)
-        return replace(answer, text=text, cost=cost, details=details)
-
-    def _complete(self, trace: Trace, asked: _Question) -> None:
-        trace.model = self.name
-        trace.roles = list(asked.prompt.roles)
-        trace.pieces = {token: self.processor.piece(token) for token in sorted(trace.named())}
-        trace.meta |= self.processor.meta(asked.prompt)
+            events, answer = work.step(), None
+            if any(event.kind == "end" for event in events):
+                answer = asked.finished(work.result(number), time.perf_counter() - started)
+            yield from asked.told(events, answer)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -45,6 +45,9 @@ class Repeating:
         if number in self.active:
             self.active[number].stopped = "cancelled"
 
+    def end_thinking(self, number: int) -> None:
+        raise ValueError("a parrot does not think")
+
     def step(self) -> list[Event]:
         events = []
         for number, row in list(self.active.items())[: self.batch_size]:

@@ -34,9 +34,7 @@ def spelled_out(words: list[str]) -> list[str]:
     from inward.hub import doors
 
     options = [item for method in doors() for item in method.options.items()]
-    switches = {
-        "--" + name.replace("_", "-") for name, option in options if _kind(option.default) is bool
-    }
+    switches = {"--" + name.replace("_", "-") for name, option in options if option.kind is bool}
     found: list[str] = []
     for place, word in enumerate(words):
         positive = word.replace("--no-", "--", 1)
@@ -63,7 +61,7 @@ def command() -> type:
     found: dict[str, tuple[Any, dict[str, str]]] = {}
     for method in doors():
         for name, option in method.options.items():
-            kind = option.type or _kind(option.default)
+            kind = option.kind
             if kind is not None and name not in _TAKEN:
                 found.setdefault(name, (kind, {}))[1][method.name] = option.about
     entries: list[Any] = [
@@ -92,10 +90,6 @@ def _told_of(owners: dict[str, str]) -> str:
     for method, about in owners.items():
         told.setdefault(about, []).append(method)
     return "; ".join(f"{'/'.join(methods)}: {about}" for about, methods in told.items())
-
-
-def _kind(default: Any) -> Any:
-    return type(default) if isinstance(default, bool | int | float | str) else None
 
 
 @dataclass(kw_only=True)

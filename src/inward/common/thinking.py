@@ -4,6 +4,7 @@
     number = work.add(Request(prompt))      at any time, also while others are under way
     while work.busy:
         for event in work.step(): ...       one piece of work for all that are in it
+    work.end_thinking(number)               it thinks no more and answers now
     work.cancel(number)                     it ends here, with what it has said
     work.result(number)                     its `Answer`, once
 
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
     from inward.common.sampling import Sampling
     from inward.common.speaking import StopWords
 
-STOPPED = ("end", "stop", "length", "context", "halted", "budget", "cancelled")
+STOPPED = ("end", "stop", "length", "context", "halted", "budget", "hurried", "cancelled")
 """Why thinking ended: an end token; a stop word; max_new_tokens; the model's context; the halting
-rule; the step budget; the caller."""
+rule; the step budget; the caller, who wanted the answer so far (`end_thinking`); the caller, who
+wanted no more of it (`cancel`)."""
 
 _FREE = Cost()
 
@@ -163,6 +165,16 @@ class Work(Protocol):
         as it is."""
         ...
 
+    def end_thinking(self, number: int) -> None:
+        """A request thinks no more: a whole answer ends as it is now, a text goes on with words
+        alone, or with no more thinking a word than it has done for the present one. One that has
+        ended stays as it is. It may be called from another thread while a step is under way.
+
+        Raises:
+            KeyError: there is no such request. ValueError: the method has nothing to end.
+        """
+        ...
+
     def result(self, number: int) -> Answer:
         """The answer of a request that has ended; afterwards nobody knows it any more.
 
@@ -199,6 +211,12 @@ class Option:
             return len(value) > 0 or len(self.default) > 0
         return not (type(value) is type(self.default) and value == self.default)
 
+    @property
+    def kind(self) -> Any:
+        """Its type, where it can be written down (in words or as JSON), else None."""
+        written = isinstance(self.default, bool | int | float | str)
+        return self.type or (type(self.default) if written else None)
+
 
 Prepare = Callable[[Any, Any, Mapping[str, Any], Mapping[str, Any]], tuple[Any, dict[str, Any]]]
 
@@ -211,7 +229,10 @@ class Method:
     options: what a request may say in `own`.
     unit: which of the options an effort sets, and the name of one of it: ("max_steps",
         "recurrences"); None: there is no dial, and `why_no_effort` says why.
-    step: the name of what `Answer.steps` counts; "": the unit's.
+    steps: what `Answer.steps` counts.
+    budget: which of the options bounds the thinking, and what it counts; None: nothing to bound.
+    silent: options under which it answers without thinking, {} if it never thinks; None: it always
+        does.
     traces: what a trace can hold beside the plain record.
     reads: "text" or "puzzle".
     prepare: (model, tokens, ask, own) -> (prompt, options): what `Request.prompt` shall be for the
@@ -227,15 +248,12 @@ class Method:
     traces: tuple[str, ...] = ()
     unit: tuple[str, str] | None = None
     why_no_effort: str = ""
-    step: str = ""
+    steps: str = "steps"
+    budget: tuple[str, str] | None = None
+    silent: Mapping[str, Any] | None = None
     reads: Literal["text", "puzzle"] = "text"
     prepare: Prepare | None = None
     remembers: bool = False
-
-    @property
-    def steps(self) -> str:
-        """What `Answer.steps` counts."""
-        return self.step or (self.unit[1] if self.unit else "steps")
 
     def idle(self, model: Any, request: Request) -> list[str]:
         """Options of a request that are given and would do nothing."""
@@ -339,6 +357,11 @@ class Lanes:
         """See `Work`."""
         key, inner = self._place(number)
         self._lanes[key].cancel(inner)
+
+    def end_thinking(self, number: int) -> None:
+        """See `Work`."""
+        key, inner = self._place(number)
+        self._lanes[key].end_thinking(inner)
 
     def result(self, number: int) -> Answer:
         """See `Work`."""

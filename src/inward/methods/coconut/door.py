@@ -45,14 +45,9 @@ def _opens(model: Any, asked: Any, own: Any) -> bool:
     return begun or _switches(model, asked, own)
 
 
-def _shown(model: Any, asked: Any, own: Any) -> bool:
-    return "lens" in (asked.trace or ()) and _thinks(model, asked, own)
-
-
 _SWITCH = Acts("where somebody switches to thoughts (switch, thoughts)", _switches)
 _THOUGHT = Acts("on thoughts; say when to think (switch, thoughts)", _thinks)
 _BLOCK = Acts("around thoughts; say when to think (switch, thoughts)", _opens)
-_LENS = Acts('on thoughts in a trace with a lens (trace="lens")', _shown)
 _VOTES = Acts("where tries vote (votes=2 or more)", lambda _model, _asked, own: own["votes"] != 1)
 
 METHOD = Method(
@@ -70,6 +65,7 @@ METHOD = Method(
             tuple[int, ...],
         ),
         "boundaries": Option(True, "say <bot> and <eot> around thoughts", None, _BLOCK),
+        "count_marks": Option(True, "<bot> and <eot> count towards max_new_tokens", None, _BLOCK),
         "thought": Option(
             "hidden", "hidden: the last hidden state; soft: the mean embedding", None, _SWITCH
         ),
@@ -86,7 +82,7 @@ METHOD = Method(
             256, "thoughts that may be added; then it must speak", None, _SWITCH
         ),
         "lens": Option(
-            None, "likeliest tokens shown of each thought; 5 if a trace holds a lens", None, _LENS
+            None, "likeliest tokens told of each thought; 5 if a trace holds a lens", None, _THOUGHT
         ),
         "votes": Option(1, "tries with noise on their thoughts; the commonest answer wins"),
         "ballot": Option(
@@ -96,7 +92,9 @@ METHOD = Method(
         "packed": Option(None, "pack weights for a CPU: True, False, None: where it pays"),
     },
     unit=("votes", "votes"),
-    step="thoughts",
+    steps="thoughts",
+    budget=("max_new_thoughts", "thoughts"),
+    silent={"switch": "speak"},
     traces=("lens",),
     reads="text",
     prepare=_prepare,

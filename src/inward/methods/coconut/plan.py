@@ -30,6 +30,7 @@ DEFAULTS: Mapping[str, Any] = {
     "switch": None,
     "thoughts": None,
     "boundaries": True,
+    "count_marks": True,
     "thought": "hidden",
     "noise": None,
     "edit": None,
@@ -66,6 +67,7 @@ class CoconutPlan:
     max_new_tokens: int
     max_new_thoughts: int
     boundaries: bool
+    count_marks: bool
     thought: Literal["hidden", "soft"]
     noise: float
     edit: Edit | BatchEdit | None
@@ -114,6 +116,7 @@ def plan_of(model: Coconut, request: Request, traces: Sequence[str]) -> CoconutP
         max_new_tokens=max_new,
         max_new_thoughts=own["max_new_thoughts"],
         boundaries=bool(own["boundaries"]),
+        count_marks=own["count_marks"],
         thought=own["thought"],
         noise=noise,
         edit=own["edit"],
@@ -197,6 +200,7 @@ def _several(value: Any) -> bool:
 _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "thoughts": ("numbers of thoughts, such as (2, 2)", _several),
     "boundaries": ("True or False", lambda value: isinstance(value, bool)),
+    "count_marks": ("True or False", lambda value: isinstance(value, bool)),
     "noise": ("a number", lambda value: isinstance(value, float) or _whole(value)),
     "edit": (
         "a function of a thought, which rows think, and its number",

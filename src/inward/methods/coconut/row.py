@@ -23,6 +23,7 @@ class ThinkingRow:
     number: of the request. spoken: all tokens, the prompt's included, without thoughts.
     length: positions, thoughts counted. thinking: inside a block. run: positions since the last
         switch. thoughts, blocks: in all. new: the tokens said. said: those since the last block.
+    num_marks: boundary tokens among the new.
     samplers: with <bot> among the words, and without.
     pending: the last position has not been run yet. silent: it is a thought.
     marks: (position, seconds) of each step.
@@ -42,6 +43,7 @@ class ThinkingRow:
     said: list[int] = field(default_factory=list)
     added: list[Segment] = field(default_factory=list)
     new_thoughts: int = 0
+    num_marks: int = 0
     reference: float = float("nan")
     pending: bool = False
     silent: bool = False
@@ -79,6 +81,13 @@ class ThinkingRow:
             thoughts=prompt.num_thoughts,
             blocks=len(prompt.blocks) + opened,
         )
+
+    @property
+    def may_think(self) -> bool:
+        """Whether the budget of thoughts leaves it another; empty blocks count, too, where nothing
+        else bounds them."""
+        most = self.plan.max_new_thoughts
+        return self.new_thoughts < most and (self.plan.count_marks or self.num_marks < 2 * most)
 
     def think(self) -> None:
         """One more thought."""
@@ -118,7 +127,8 @@ class ThinkingRow:
                 return "end"
             if self.plan.stop is not None and self.plan.stop.found(self.new):
                 return "stop"
-            if len(self.new) >= self.plan.max_new_tokens:
+            marks = 0 if self.plan.count_marks else self.num_marks
+            if len(self.new) - marks >= self.plan.max_new_tokens:
                 return "length"
         return "context" if limit is not None and self.length >= limit else ""
 

@@ -120,12 +120,13 @@ def _hashable(value: Any) -> Hashable:
 
 @dataclass(eq=False)
 class _Asked:
-    """A request: its plan, its tries, those that have ended."""
+    """A request: its plan, its tries, those that have ended; hurried: they only speak now."""
 
     request: Request
     plan: CoconutPlan
     rows: list[ThinkingRow]
     ended: int = 0
+    hurried: bool = False
     answer: Answer | None = None
 
 
@@ -240,6 +241,10 @@ class CoconutWork:
         self.groups = [group for group in self.groups if group.live]
         self._finish(number, asked, cancelled=True)
 
+    def end_thinking(self, number: int) -> None:
+        """See `Work`."""
+        self._of(number).hurried = True
+
     def result(self, number: int) -> Answer:
         """See `Work`."""
         answer = self._of(number).answer
@@ -304,8 +309,8 @@ class CoconutWork:
         words = {}
         forced: dict[int, int] = {}
         for seat, row in live:
-            thinks = silent[seat] and row.new_thoughts < row.plan.max_new_thoughts
-            silent[seat] = thinks
+            hurried = self.asked[row.number].hurried
+            silent[seat] = thinks = silent[seat] and row.may_think and not hurried
             if thinks != row.thinking and row.plan.boundaries:
                 specials = self.model.specials
                 forced[seat] = specials.bot if thinks else specials.eot
@@ -340,6 +345,7 @@ class CoconutWork:
                 row.leave()  # without saying so
             row.say(token)
             if forced is not None:
+                row.num_marks += 1
                 (row.enter if thinks else row.leave)()
 
     def _silent(
@@ -544,7 +550,11 @@ class CoconutWork:
             cost=cost,
             logprobs=tuple(row.logprobs) if logprobs else None,
             trace=trace,
-            details={"thoughts": row.new_thoughts, "sample": row.sample()},
+            details={
+                "thoughts": row.new_thoughts,
+                "marks": row.num_marks,
+                "sample": row.sample(),
+            },
         )
 
     def _cost(self, rows: Sequence[ThinkingRow]) -> Cost:

@@ -2,7 +2,7 @@
 
 Which options a mode takes:
 
-    plain      max_steps, halt, min_steps, check_every, halt_in_prompt, sharing, start, warm
+    plain      max_steps, halt, min_steps, check_every, halt_in_prompt, sharing, start, warm, lens
     speculate  max_steps, sharing, start, draft_steps, draft_tokens
     parallel   max_steps, halt, sharing, start, exact, inner_steps, max_wave
     all        state_seed, packed
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 ALL = {"mode", "max_steps", "sharing", "start", "state_seed", "packed"}
 RULES = {"halt", "min_steps", "check_every", "halt_in_prompt"}
 TAKES = {
-    "plain": ALL | RULES | {"warm"},
+    "plain": ALL | RULES | {"warm", "lens"},
     "speculate": ALL | {"draft_steps", "draft_tokens"},
     "parallel": ALL | {"halt", "exact", "inner_steps", "max_wave"},
 }
-PLANNED = {"max_steps", "halt", "min_steps", "check_every", "halt_in_prompt", "start", "warm"}
+PLANNED = {"max_steps", "start", "warm", "lens"} | RULES
 """Options that `texts.plan` checks."""
 SEPARATE = (PerDepth(), DeepestAvailable())
 """Sharings with a slot for each recurrence."""

@@ -26,4 +26,6 @@ METHOD = Method(
     options=OPTIONS,
     traces=TRACES,
     unit=("max_steps", "recurrences"),
+    steps="recurrences",
+    budget=("max_steps", "recurrences a token"),
 )

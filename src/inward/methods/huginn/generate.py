@@ -355,7 +355,7 @@ class Engine(HuginnLoop):
         """The seats whose token is done, in the order of `seats`. Only those whose turn it is are
         asked."""
         texts, rows = self.crew.texts, list(zip(self.crew.texts, steps, strict=True))
-        finished = [step >= text.plan.max_steps for text, step in rows]
+        finished = [text.enough(step) for text, step in rows]
         if self.crew.quiet:
             return [seat for seat, done in zip(seats, finished, strict=True) if done]
         asked = [i for i, (text, n) in enumerate(rows) if text.plan.asks(n, len(text.tokens))]
@@ -390,7 +390,7 @@ class Engine(HuginnLoop):
         if not watched:
             return
         change = self._look(seats, steps, before, s, watched).change.tolist()
-        lens = [i for i in watched if "lens" in (texts[i].plan.trace or ())]
+        lens = [i for i in watched if texts[i].plan.num_lens]
         if unread := [i for i in lens if i not in read]:
             logits = self._look(seats, steps, before, s, unread).logits
             read = read | dict(zip(unread, logits, strict=True))

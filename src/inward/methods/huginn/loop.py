@@ -122,6 +122,14 @@ class HuginnLoop:
         elif number not in self._ended:
             raise KeyError(f"there is no request {number}")
 
+    def end_thinking(self, number: int) -> None:
+        """The token under way is said as it stands, later ones think no deeper than it did; in the
+        mode "speculate" no deeper than a draft."""
+        if (text := self._open.get(number)) is not None:
+            text.hurried = True
+        elif number not in self._ended:
+            raise KeyError(f"there is no request {number}")
+
     def result(self, number: int) -> Answer:
         """The answer of a request that has ended, once."""
         if number in self._open:

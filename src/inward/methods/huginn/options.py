@@ -24,6 +24,7 @@ OPTIONS = {
     "state_seed": Option(
         None, "of the noise that states start from; None: the request's seed", None, _NOISE
     ),
+    "lens": Option(None, "likeliest tokens told of each recurrence; 5 if a trace has a lens", int),
     "packed": Option(None, "weights packed for a CPU: True, False; None: where that pays"),
     "mode": Option("plain", "plain; speculate: few recurrences draft; parallel: many places"),
     "draft_steps": Option(None, "speculate: recurrences of a draft; None: a quarter", int),

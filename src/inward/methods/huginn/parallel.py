@@ -213,7 +213,7 @@ class Waves(HuginnLoop):
         view = self._refine(pairs, e, context)  # 2, 3
         done = self._verdict(pairs, view)
         for i, (wave, place) in enumerate(pairs):
-            place.done = done[i] or place.since >= wave.text.plan.max_steps
+            place.done = wave.text.enough(place.since) or done[i]
             place.logits, place.looks = view.logits[i], place.looks + 1
             place.held = int(view.stable_for[i])
         first = 0

@@ -128,7 +128,10 @@ class Drafts(HuginnLoop):
         groups: dict[tuple[int, ...], list[int]] = {}
         for seat, text in enumerate(self.texts):
             if text is not None:
-                shape = text.own["draft_steps"], text.plan.max_steps, text.own["draft_tokens"]
+                m = text.own["draft_steps"]
+                if text.hurried:
+                    text.enough(m)  # as deep as a draft, so that what is drafted stands
+                shape = m, text.most, text.own["draft_tokens"]
                 # a text at the end of its context cannot follow a longer draft
                 short = min(text.plan.limit - text.length, text.own["draft_tokens"])
                 groups.setdefault((*shape, short), []).append(seat)

@@ -67,6 +67,7 @@ class HuginnPlan:
     state_seed: int
     limit: int
     trace: frozenset[str] | None
+    lens: int | None
     stop: StopWords | None
     logprobs: bool
 
@@ -78,8 +79,13 @@ class HuginnPlan:
 
     @property
     def watched(self) -> bool:
-        """Whether the record holds every recurrence."""
-        return bool(self.trace)
+        """Whether every recurrence is told of, or recorded."""
+        return bool(self.trace or self.lens)
+
+    @property
+    def num_lens(self) -> int:
+        """Tokens of the lens on a recurrence; 0: nobody asked for it."""
+        return self.lens or (LENS if self.trace and "lens" in self.trace else 0)
 
     def next_state(self, model: HuginnForCausalLM, s: Tensor) -> Tensor | None:
         """s_0 (B, 1, d) of the tokens that follow those with the final states s (B, S, d); None:
@@ -106,6 +112,7 @@ def plan(
     sampling: Sampling | None = None,
     state_seed: int = 0,
     trace: bool | Collection[str] | None = None,
+    lens: int | None = None,
     stop: StopWords | None = None,
     logprobs: bool = False,
 ) -> HuginnPlan:
@@ -122,6 +129,7 @@ def plan(
         ("min_steps", min_steps, 1),
         ("check_every", check_every, 1),
         ("state_seed", state_seed, -SEEDS),
+        ("lens", LENS if lens is None else lens, 1),
     ):
         whole(name, value, least)
     if state_seed >= SEEDS:
@@ -154,6 +162,7 @@ def plan(
         state_seed=state_seed,
         limit=config.block_size,
         trace=_trace_names(trace),
+        lens=lens,
         stop=stop,
         logprobs=logprobs,
     )
@@ -223,7 +232,8 @@ class HuginnText:
     """One row: the prompt, the tokens said so far, the recurrences each took, and the record.
 
     number: of the request in its lane, or the row of `generate`. told: where its events go.
-    own: settings, facts: numbers that belong to one way to generate.
+    own: settings, facts: numbers that belong to one way to generate. most: recurrences that a token
+    may take; hurried: and no more than now.
     """
 
     number: int
@@ -241,6 +251,18 @@ class HuginnText:
     spent: Spent = field(default_factory=Spent)
     facts: dict[str, int] = field(default_factory=dict)
     own: dict[str, Any] = field(default_factory=dict)
+    hurried: bool = False
+    most: int = 0
+
+    def __post_init__(self) -> None:
+        self.most = self.plan.max_steps
+
+    def enough(self, step: int) -> bool:
+        """Whether its token takes no more than these recurrences. Where the caller wants no more
+        thinking, the first one that asks sets the depth of all that follow."""
+        if self.hurried:
+            self.most = min(self.most, step)
+        return step >= self.most
 
     @property
     def ids(self) -> list[int]:
@@ -279,18 +301,22 @@ class HuginnText:
             self.record.append(step)
 
     def recur(self, step: int, change: float, state: Tensor, logits: Tensor | None) -> None:
-        """A recurrence that the trace shall hold: the last token's state (d,) and, for the lens,
-        the output (V,) after it."""
+        """A recurrence to tell of: the last token's state (d,) and, for the lens, the output (V,)
+        after it. The record holds it if it shall hold more than words."""
         names = self.plan.trace or ()
         view, arrays, tokens = {}, {}, ()
-        if logits is not None and "lens" in names:
-            top = logits.float().softmax(-1).topk(min(LENS, len(logits)))
+        if logits is not None and self.plan.num_lens:
+            top = logits.float().softmax(-1).topk(min(self.plan.num_lens, len(logits)))
             tokens = tuple(top.indices.tolist())
-            view["lens"] = Span.of(tokens, top.values.tolist())
+            if "lens" in names:
+                view["lens"] = Span.of(tokens, top.values.tolist())
         if "state" in names:
             arrays["state"] = state.float().cpu().numpy().copy()
         scores = {"recurrence": step, "change": change}
-        self.note("recur", scores, position=self.length, view=view, arrays=arrays)
+        if names:
+            self.note("recur", scores, position=self.length, view=view, arrays=arrays)
+        else:
+            self.num_steps += 1
         self.told.append(Event("thought", self.number, tokens, "", self.num_steps, scores))
 
     def draft(self, tokens: Sequence[int]) -> None:

@@ -52,15 +52,15 @@ def think(
     first = text.length - S
     text.spend(0, costs.prelude(first, S))
     step, done, view = 0, False, None
-    while step < plan.max_steps and not done:
+    while not done:
         before, s = s, model.iterate(s, e, context, recurrence=step)
         step += 1
         view = view_of(model, context, before, s, [text], [step], seen, [0])
-        done = plan.asks(step, index) and bool(halting.verdict(plan.rule, view))
+        done = text.enough(step)
+        done |= plan.asks(step, index) and bool(halting.verdict(plan.rule, view))
         seen.update(view)
         text.spend(1, costs.core(first, S))
-        lens = plan.watched and "lens" in (plan.trace or ())
-        logits = view.logits[0] if lens else None
+        logits = view.logits[0] if plan.num_lens else None
         if view.was_read:
             text.spend(0, costs.read_out(first, S))
         if plan.watched:

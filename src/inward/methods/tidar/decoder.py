@@ -57,6 +57,7 @@ from inward.methods.tidar.choose import Chooser
 from inward.methods.tidar.request import (
     MAX_NEW_TOKENS,
     DecodeSettings,
+    Drafter,
     check_mode,
     check_model,
     check_request,
@@ -155,6 +156,7 @@ class Decoder:
         sampler, ends = Sampler(sampling, banned=banned), ends_of(request, self.lm)
         _ = self.runner  # is made when a first request has passed all checks
         row = TextRow(self._next, request, prompt, len(prompt), limit, full, sampler, ends)
+        row.drafter = request.own.get("drafter", self.settings.drafter)
         self._next += 1
         self.waiting.append(row)
         return row.number
@@ -186,6 +188,19 @@ class Decoder:
         if number in self._answers:
             return
         self._row(number).stopped = "cancelled"
+
+    def end_thinking(self, number: int) -> None:
+        """Blocks that diffusion refines are said as they are after the next forward. KeyError:
+        there is no such text; ValueError: the scheme refines nothing."""
+        if number in self._answers:
+            return
+        row = self._row(number)
+        if self.settings.scheme != "diffusion":
+            raise ValueError(
+                f"{self.method} has no thinking to end: each word of scheme "
+                f"{self.settings.scheme!r} stands as soon as it is said"
+            )
+        row.hurried = True
 
     def result(self, number: int) -> Answer:
         """The answer to a request that has ended; afterwards nobody knows it any more."""
@@ -318,8 +333,8 @@ class Decoder:
         final, room, K = row.final, row.room, self.scheme.K
         row.offers, row.looked_up = row.guesses[: min(K, room) - 1], False
         row.offer_laws = row.laws
-        if self.settings.drafter is not None:
-            self._look_up(row, min(self.K, room) - 1)
+        if row.drafter is not None:
+            self._look_up(row, row.drafter, min(self.K, room) - 1)
         wanted = range(len(row.offers) + 1)
         if self.beta == 1.0:
             # no block after an outcome that leaves nothing to guess
@@ -335,10 +350,9 @@ class Decoder:
         row.given = row.offers + self._masks(row.layout)
         return Piece(row.layout, final + row.given)
 
-    def _look_up(self, row: TextRow, num: int) -> None:
+    def _look_up(self, row: TextRow, drafter: Drafter, num: int) -> None:
         """Guesses of the drafter instead of the drafted ones, if it has any."""
-        assert self.settings.drafter is not None, "no drafter"
-        found = tokens_of(self.settings.drafter(row.tokens, num), self.num_embedded)[:num]
+        found = tokens_of(drafter(row.tokens, num), self.num_embedded)[:num]
         if found and (self.chooser is None or self.chooser.worth(len(found))):
             row.offers, row.offer_laws, row.looked_up = found, [], True
 
@@ -404,6 +418,7 @@ class Decoder:
         """Say the guesses that stand and the correction, up to whatever ends the text; how many
         rows of the forward stand."""
         offered, accepted = len(row.offers), verdict.accepted
+        row.judge(offered, accepted)
         count = len(row.final) + accepted
         if offered and not row.looked_up:
             row.acceptance.add(offered, accepted)
@@ -471,7 +486,7 @@ class Decoder:
             found = [self._sure(row, i, place) for i, place in zip(open_, logits, strict=True)]
             surest = max(sure for _, sure in found)
             for i, (token, sure) in zip(open_, found, strict=True):
-                if sure > self.settings.threshold or sure == surest:
+                if sure > self.settings.threshold or sure == surest or row.hurried:
                     row.canvas[i], row.sure[i] = token, math.log(max(sure, 1e-300))
             kept = len(open_) - row.canvas.count(None)
             row.reads, row.scores = len(open_), {"kept": kept, "open": len(open_)}

@@ -69,8 +69,9 @@ METHOD = Method(
     options=_DRAFTING | _ANY_MODEL,
     traces=("canvas",),
     remembers=True,
-    step="forwards",
     why_no_effort="verified drafts change no word: they make an answer faster, never better",
+    steps="forwards",
+    silent={},
 )
 
 PLAIN = Method(
@@ -79,6 +80,7 @@ PLAIN = Method(
     options=_ANY_MODEL,
     traces=("canvas",),
     remembers=True,
-    step="forwards",
     why_no_effort="a plain model says each token after one forward: there is nothing to turn",
+    steps="forwards",
+    silent={},
 )

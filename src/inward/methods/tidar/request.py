@@ -104,7 +104,9 @@ class DecodeSettings:
     @property
     def shared(self) -> tuple[Any, ...]:
         """Equal for settings under which texts may share a forward."""
-        values = [_same(getattr(self, f.name)) for f in fields(self) if f.name != "options"]
+        # whose guesses are judged is each text's own affair
+        names = [f.name for f in fields(self) if f.name not in ("options", "drafter")]
+        values = [_same(getattr(self, name)) for name in names]
         return (*values, *((name, _same(self.options[name])) for name in sorted(self.options)))
 
 

@@ -14,6 +14,7 @@ from inward.common.sampling import Law, Sampler
 from inward.common.thinking import Answer, Event, Request
 from inward.common.trace import Cost, Span, Step, Trace
 from inward.methods.tidar.batch import Layout
+from inward.methods.tidar.request import Drafter
 from inward.methods.tidar.schemes import Acceptance
 
 
@@ -30,6 +31,7 @@ class TextRow:
     full: str
     sampler: Sampler
     ends: frozenset[int]
+    drafter: Drafter | None = None
     acceptance: Acceptance = field(default_factory=Acceptance)
     cached: int = 0
     reused: int = 0
@@ -40,6 +42,8 @@ class TextRow:
     """diffusion: the block in work, None where it is still masked"""
     sure: list[float] = field(default_factory=list)
     """log-probabilities of the canvas"""
+    hurried: bool = False
+    """its blocks are said as they are"""
     stopped: str = ""
     num_steps: int = 0
     cost: Cost = field(default_factory=Cost)
@@ -58,6 +62,9 @@ class TextRow:
     offers: list[int] = field(default_factory=list)
     offer_laws: list[Law] = field(default_factory=list)
     looked_up: bool = False
+    drafted: list[int] = field(default_factory=lambda: [0, 0])
+    """own guesses that were judged, and those that stood; `looked`: of its drafter"""
+    looked: list[int] = field(default_factory=lambda: [0, 0])
     reads: int = 0
     """rows whose logits it needed"""
     scores: dict[str, float] = field(default_factory=dict)
@@ -76,6 +83,12 @@ class TextRow:
     def said(self) -> list[int]:
         """The new tokens."""
         return self.tokens[self.num_prompt :]
+
+    def judge(self, offered: int, accepted: int) -> None:
+        """So many of these guesses stand."""
+        judged = self.looked if self.looked_up else self.drafted
+        judged[0] += offered
+        judged[1] += accepted
 
     def say(self, tokens: Sequence[int], criteria: Sequence[Any], device: torch.device) -> None:
         """Take tokens in, up to whatever ends the text."""
@@ -154,5 +167,7 @@ class TextRow:
                 "accepted": dict(sorted(stood.items())),
                 "reused": self.reused,
                 "num_prompt": self.num_prompt,
+                "drafted": tuple(self.drafted),
+                "looked_up": tuple(self.looked),
             },
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
@@ -53,8 +53,9 @@ def begin(method: Method, model: TiDAR | PreTrainedModel, *, batch_size: int = 3
         return Lane(shared, settings)
 
     def engine(lane: Lane) -> Decoder:
+        settings = replace(lane.settings, drafter=None)  # of the request that came first
         return Decoder(
-            model, lane.settings, batch_size=batch_size, measured=measured, method=method.name
+            model, settings, batch_size=batch_size, measured=measured, method=method.name
         )
 
     return Lanes(key, engine)

@@ -100,6 +100,8 @@ METHOD = Method(
     begin=begin,
     options=_OPTIONS,
     unit=("max_steps", "supervision steps"),
+    steps="supervision steps",
+    budget=("max_steps", "supervision steps a chain"),
     reads="puzzle",
     prepare=_prepare,
 )

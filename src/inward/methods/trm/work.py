@@ -46,8 +46,9 @@ if TYPE_CHECKING:
 class OpenPuzzle:
     """A request under way.
 
-    running: chains that have not left. settled: they need not run on. wrong: what a function of
-    the request did instead of what it is for. seconds: of the steps that it took part in.
+    running: chains that have not left. settled: they need not run on. hurried: its answer is what
+    they hold after one step, of those that have begun. wrong: what a function of the request did
+    instead of what it is for. seconds: of the steps that it took part in.
     """
 
     number: int
@@ -56,6 +57,7 @@ class OpenPuzzle:
     running: int = 0
     settled: bool = False
     cancelled: bool = False
+    hurried: bool = False
     wrong: Exception | None = None
     seconds: float = 0.0
 
@@ -120,6 +122,14 @@ class PuzzleWork:
         elif puzzle is None and number not in self.answers:
             raise KeyError(f"there is no request {number}")
 
+    def end_thinking(self, number: int) -> None:
+        """See `Work`."""
+        puzzle = self.open.get(number)
+        if puzzle is not None:
+            puzzle.hurried = True
+        elif number not in self.answers:
+            raise KeyError(f"there is no request {number}")
+
     def result(self, number: int) -> Answer:
         """See `Work`."""
         if number in self.open:
@@ -132,9 +142,11 @@ class PuzzleWork:
     def step(self) -> list[Event]:
         """One supervision step of every row."""
         self._keep([i for i, chain in enumerate(self.rows) if not chain.owner.settled])
+        over = list(self.cancelled)
+        if any(chain.owner.hurried for chain in self.rows):
+            over += self._let_go(np.zeros(len(self.rows), dtype=bool))
         self._take_in()
         events: list[Event] = []
-        over = list(self.cancelled)
         if self.rows:
             with _evaluating(self.parts):
                 done, events = self._advance()
@@ -301,10 +313,15 @@ class PuzzleWork:
         that are over."""
         for chain, halted in zip(self.rows, done, strict=True):
             chain.owner.settled |= bool(halted) and chain.ask.first_to_halt
+        # read once: it may change meanwhile
+        hurried = {id(chain.owner) for chain in self.rows if chain.owner.hurried}
         leaving = [
             i
             for i, chain in enumerate(self.rows)
-            if done[i] or chain.steps >= chain.ask.max_steps or chain.owner.settled
+            if done[i]
+            or chain.steps >= chain.ask.max_steps
+            or chain.owner.settled
+            or id(chain.owner) in hurried
         ]
         if not leaving:
             return []
@@ -317,7 +334,10 @@ class PuzzleWork:
             self.rows[i].owner.running -= 1
         touched = {id(self.rows[i].owner): self.rows[i].owner for i in leaving}
         self._keep(sorted(set(range(len(self.rows))) - set(leaving)))
-        return [p for p in touched.values() if p.settled or not p.running]
+        over = [p for name, p in touched.items() if p.settled or not p.running or name in hurried]
+        for puzzle in over:
+            puzzle.settled = True  # chains that still wait need not begin
+        return over
 
     # -- answers
 
@@ -458,6 +478,8 @@ def _chosen(puzzle: OpenPuzzle, accepted: set[int], costs: StepCosts, cost: Cost
     entitled = [c for c in puzzle.chains if c.steps and not c.ended]
     best = max(entitled, key=_ranking(entitled, ask.select, accepted))
     stopped = "halted" if best.halted else "budget"
+    if puzzle.hurried and stopped == "budget" and best.steps < ask.max_steps:
+        stopped = "hurried"
     if ask.trace:
         last = best.record[-1]
         best.record[-1] = replace(last, says=last.view["grid"])
