@@ -55,7 +55,7 @@ METHOD = Method(
         "packed": Option(None, "pack weights for a CPU: True, False, None: where it pays"),
     },
     unit=("votes", "votes"),
-    traces=("lens",),
+    traces=("lens", "state", "plane"),
     reads="text",
     prepare=_prepare,
 )

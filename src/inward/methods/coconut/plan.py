@@ -80,6 +80,11 @@ class CoconutPlan:
         return self.trace is not None or self.lens is not None
 
     @property
+    def keeps_states(self) -> bool:
+        """Whether the record holds what is fed back."""
+        return bool({"state", "plane"} & (self.trace or frozenset()))
+
+    @property
     def num_lens(self) -> int:
         """Tokens of the lens on a thought; 0: it is not asked for."""
         return self.lens or (5 if self.trace and "lens" in self.trace else 0)

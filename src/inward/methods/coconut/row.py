@@ -145,6 +145,8 @@ class ThinkingRow:
         chance: float = 0.0,
         lens: Span | None = None,
         entropy: float = 0.0,
+        state: Any = None,
+        block: int | None = None,
     ) -> Event:
         """Note the step that decided what stands at `position`: a word, or a thought."""
         now = time.perf_counter()
@@ -153,14 +155,18 @@ class ThinkingRow:
         kind = "thought" if token is None else "word"
         if self.plan.trace is not None:
             seen = {} if lens is None or "lens" not in self.plan.trace else {"lens": lens}
+            scores = {"entropy": entropy}
+            if token is None:  # a first thought is noted before its block is entered
+                scores["block"] = self.blocks + (not self.thinking) if block is None else block
             self.steps.append(
                 Step(
                     index=len(self.marks),
                     kind=kind,
                     says=None if token is None else Span.of([token], [chance]),
                     view=seen,
-                    scores={"entropy": entropy},
+                    scores=scores,
                     position=position,
+                    arrays={} if state is None else {"state": state},
                 )
             )
         shown = () if lens is None else tuple(lens.ids.tolist())

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,7 +38,7 @@ from torch import Tensor
 from inward.common.costs import sizes_of
 from inward.common.cpu.decoding import Decoding
 from inward.common.thinking import Answer, Event, Lanes, Method, Request
-from inward.common.trace import Cost, Span, Trace
+from inward.common.trace import Cost, Span, Step, Trace, plane
 from inward.data.thoughts.segments import Sample, flat
 from inward.methods.coconut.base import unwrapped
 from inward.methods.coconut.plan import BatchEdit, CoconutPlan, plan_of
@@ -272,12 +272,14 @@ class CoconutWork:
             self.waiting.popleft()
             self._note_prompt(row, seen)
 
-    def _note_prompt(self, row: ThinkingRow, seen: Sequence[tuple[int, Tensor]]) -> None:
+    def _note_prompt(self, row: ThinkingRow, seen: Sequence[tuple[int, Tensor, Tensor]]) -> None:
         """The thoughts that stand in its prompt."""
-        known = dict(seen)
-        for position in thought_positions(row.prompt):
-            reading = Reading(known[position][None]) if position in known else None
-            self._note(row, position, reading, 0, None)
+        known = {position: found for position, *found in seen}
+        for position, block in thought_positions(row.prompt):
+            logits, state = known.get(position, (None, None))
+            reading = None if logits is None else Reading(logits[None])
+            state = state if row.plan.keeps_states else None
+            self._note(row, position, reading, 0, None, state, block)
 
     # -- 3. deciding
 
@@ -299,13 +301,14 @@ class CoconutWork:
         for seat, row in live:
             if silent[seat] != row.thinking:
                 row.reference = reading.entropy[seat]
-            self._act(row, seat, reading, silent[seat], words.get(seat), forced.get(seat))
+            self._act(group, row, seat, reading, silent[seat], words.get(seat), forced.get(seat))
             if seat in chances:
                 row.logprobs.append(chances[seat])
         self._end(group, [row for _, row in live if row.stopped])
 
     def _act(
         self,
+        group: Seats,
         row: ThinkingRow,
         seat: int,
         reading: Reading,
@@ -315,7 +318,8 @@ class CoconutWork:
     ) -> None:
         """Add a position to a row."""
         token = word if forced is None else forced
-        self._note(row, row.length, reading if row.plan.watched else None, seat, token)
+        state = group.hidden[seat] if token is None and row.plan.keeps_states else None
+        self._note(row, row.length, reading if row.plan.watched else None, seat, token, state)
         if token is None:
             row.think()
         else:
@@ -445,9 +449,16 @@ class CoconutWork:
     # -- what is kept
 
     def _note(
-        self, row: ThinkingRow, position: int, reading: Reading | None, seat: int, token: int | None
+        self,
+        row: ThinkingRow,
+        position: int,
+        reading: Reading | None,
+        seat: int,
+        token: int | None,
+        state: Tensor | None = None,
+        block: int | None = None,
     ) -> None:
-        """Record the step that decides on `position`."""
+        """Record the step that decides on `position`; a thought's `state` (d,) if it is kept."""
         facts: dict[str, Any] = {"token": token}
         if reading is not None:
             logp = reading.logp[seat]
@@ -457,7 +468,9 @@ class CoconutWork:
             elif row.plan.num_lens:
                 top = logp.topk(min(row.plan.num_lens, len(logp)))
                 facts["lens"] = Span.of(top.indices.tolist(), top.values.exp().tolist())
-        event = row.mark(position, **facts)
+        if state is not None:
+            facts["state"] = state.float().cpu().numpy().copy()
+        event = row.mark(position, **facts, block=block)
         (row.events if row.plan.votes > 1 else self.due).append(event)
 
     def _end(self, group: Seats, rows: Sequence[ThinkingRow]) -> None:
@@ -514,7 +527,9 @@ class CoconutWork:
             cost = total(costs)
             question = np.asarray(flat(row.prompt, latent=self.model.specials.latent)[0])
             steps = [_with_cost(s, cost) for s, cost in zip(row.steps, costs, strict=True)]
-            meta = {"switch": str(row.plan.switch)}
+            if "plane" in row.plan.trace:
+                steps = _in_plane(steps, keep="state" in row.plan.trace)
+            meta = {"switch": str(row.plan.switch), "thought": row.plan.thought}
             trace = Trace("coconut", question, steps, row.stopped, meta)
         return Answer(
             tokens=tuple(row.new),
@@ -535,6 +550,26 @@ def _with_cost(step: Any, cost: Cost) -> Any:
     return type(step)(
         step.index, step.kind, step.says, step.view, step.scores, cost, step.position, step.arrays
     )
+
+
+def _in_plane(steps: list[Step], *, keep: bool) -> list[Step]:
+    """Each thought's place (2,) in the plane in which the thoughts move most (`trace.plane`); the
+    states themselves stay if they are to `keep`."""
+    known = [step for step in steps if "state" in step.arrays]
+    if not known:
+        return steps
+    places, share = plane(np.stack([step.arrays["state"] for step in known]))
+    found = {step.index: place for step, place in zip(known, places, strict=True)}
+    return [
+        replace(
+            step,
+            arrays=({"state": step.arrays["state"]} if keep else {}) | {"plane": found[step.index]},
+            scores=step.scores | {"plane": share},
+        )
+        if step.index in found
+        else step
+        for step in steps
+    ]
 
 
 def _of_seats(group: Seats, rows: Sequence[tuple[int, ThinkingRow]]) -> Tensor:
@@ -568,12 +603,13 @@ def _edited(
     return thought.index_copy(0, seats, new[places].to(thought.dtype))
 
 
-def thought_positions(sample: Sample) -> Iterator[int]:
-    """Places of a sample's thoughts."""
-    place = 0
+def thought_positions(sample: Sample) -> Iterator[tuple[int, int]]:
+    """Places of a sample's thoughts, and which block (from 1) each is of."""
+    place = block = 0
     for segment in sample.segments:
         if not hasattr(segment, "ids"):
-            yield from range(place, place + len(segment))
+            block += 1
+            yield from ((at, block) for at in range(place, place + len(segment)))
         place += len(segment)
 
 

@@ -42,7 +42,7 @@ METHOD = Method(
     name="tidar",
     begin=_begin,
     options=_DRAFTING | _ANY_MODEL,
-    traces=("canvas",),
+    traces=("canvas", "drafts"),
     why_no_effort="verified drafts change no word: they make an answer faster, never better",
 )
 
@@ -50,6 +50,6 @@ PLAIN = Method(
     name="plain",
     begin=_begin_plain,
     options=_ANY_MODEL,
-    traces=("canvas",),
+    traces=("canvas", "drafts"),
     why_no_effort="a plain model says each token after one forward: there is nothing to turn",
 )

@@ -61,6 +61,7 @@ METHOD = Method(
     begin=begin,
     options=_OPTIONS,
     unit=("max_steps", "supervision steps"),
+    traces=("runner_up",),
     reads="puzzle",
     prepare=_prepare,
 )
