@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from inward.common.costs import Sizes, forward_cost
 from inward.common.sampling import Sampler
 from inward.common.thinking import Event
-from inward.common.trace import Cost, Span, Step
+from inward.common.trace import Cost, Span, Step, plane
 from inward.data.thoughts.segments import Latent, Sample, Segment, Specials, Text
 from inward.methods.coconut.plan import CoconutPlan
 
@@ -227,3 +229,33 @@ def total(costs: Sequence[Cost]) -> Cost:
     """Their sum, without making a Cost for each of many."""
     names = ("evaluations", "flops", "forwards", "bytes", "seconds")
     return Cost(*(sum(getattr(cost, name) for cost in costs) for name in names))
+
+
+def in_plane(steps: list[Step], *, keep: bool) -> list[Step]:
+    """Each thought's place (2,) in the plane in which the thoughts move most (`trace.plane`); the
+    states themselves stay if they are to `keep`."""
+    known = [step for step in steps if "state" in step.arrays]
+    if not known:
+        return steps
+    places, share = plane(np.stack([step.arrays["state"] for step in known]))
+    found = {step.index: place for step, place in zip(known, places, strict=True)}
+    return [
+        replace(
+            step,
+            arrays=({"state": step.arrays["state"]} if keep else {}) | {"plane": found[step.index]},
+            scores=step.scores | {"plane": share},
+        )
+        if step.index in found
+        else step
+        for step in steps
+    ]
+
+
+def thought_positions(sample: Sample) -> Iterator[tuple[int, int]]:
+    """Places of a sample's thoughts, and which block (from 1) each is of."""
+    place = block = 0
+    for segment in sample.segments:
+        if not hasattr(segment, "ids"):
+            block += 1
+            yield from ((at, block) for at in range(place, place + len(segment)))
+        place += len(segment)

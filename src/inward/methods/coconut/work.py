@@ -26,8 +26,8 @@ Shape letters: B rows, d width, V vocabulary.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,11 +38,11 @@ from torch import Tensor
 from inward.common.costs import sizes_of
 from inward.common.cpu.decoding import Decoding
 from inward.common.thinking import Answer, Event, Lanes, Method, Request
-from inward.common.trace import Cost, Span, Step, Trace, plane
-from inward.data.thoughts.segments import Sample, flat
+from inward.common.trace import Cost, Span, Trace
+from inward.data.thoughts.segments import flat
 from inward.methods.coconut.base import unwrapped
 from inward.methods.coconut.plan import BatchEdit, CoconutPlan, plan_of
-from inward.methods.coconut.row import ThinkingRow, total
+from inward.methods.coconut.row import ThinkingRow, in_plane, thought_positions, total
 from inward.methods.coconut.seats import (
     OwnPast,
     Seats,
@@ -528,7 +528,7 @@ class CoconutWork:
             question = np.asarray(flat(row.prompt, latent=self.model.specials.latent)[0])
             steps = [_with_cost(s, cost) for s, cost in zip(row.steps, costs, strict=True)]
             if "plane" in row.plan.trace:
-                steps = _in_plane(steps, keep="state" in row.plan.trace)
+                steps = in_plane(steps, keep="state" in row.plan.trace)
             meta = {"switch": str(row.plan.switch), "thought": row.plan.thought}
             trace = Trace("coconut", question, steps, row.stopped, meta)
         return Answer(
@@ -550,26 +550,6 @@ def _with_cost(step: Any, cost: Cost) -> Any:
     return type(step)(
         step.index, step.kind, step.says, step.view, step.scores, cost, step.position, step.arrays
     )
-
-
-def _in_plane(steps: list[Step], *, keep: bool) -> list[Step]:
-    """Each thought's place (2,) in the plane in which the thoughts move most (`trace.plane`); the
-    states themselves stay if they are to `keep`."""
-    known = [step for step in steps if "state" in step.arrays]
-    if not known:
-        return steps
-    places, share = plane(np.stack([step.arrays["state"] for step in known]))
-    found = {step.index: place for step, place in zip(known, places, strict=True)}
-    return [
-        replace(
-            step,
-            arrays=({"state": step.arrays["state"]} if keep else {}) | {"plane": found[step.index]},
-            scores=step.scores | {"plane": share},
-        )
-        if step.index in found
-        else step
-        for step in steps
-    ]
 
 
 def _of_seats(group: Seats, rows: Sequence[tuple[int, ThinkingRow]]) -> Tensor:
@@ -601,16 +581,6 @@ def _edited(
     numbers = number.new_zeros(batch.num).index_copy(0, places, number[seats])
     new = batch.edit(whole, active, numbers)
     return thought.index_copy(0, seats, new[places].to(thought.dtype))
-
-
-def thought_positions(sample: Sample) -> Iterator[tuple[int, int]]:
-    """Places of a sample's thoughts, and which block (from 1) each is of."""
-    place = block = 0
-    for segment in sample.segments:
-        if not hasattr(segment, "ids"):
-            block += 1
-            yield from ((at, block) for at in range(place, place + len(segment)))
-        place += len(segment)
 
 
 def own_words(model: Coconut, tokens: Sequence[int], logprobs: Sequence[float]) -> float:
