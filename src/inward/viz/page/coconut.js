@@ -44,6 +44,7 @@ systems.coconut = (trace) => {
       const top = part.lens[0];
       return `Thought ${part.thought}${part.block ? ` (block ${part.block})` : ""}, silent${top ? `: about to say ${JSON.stringify(visible(top.text))}, ${percent(top.p || 0)}` : ""}.`;
     }
+    if (part.mark && at === trace.steps.length && trace.stopped === "end") return `It has said all: ${JSON.stringify(answer.trim())}.`;
     return part.mark ? "A boundary between silence and speech." : `Says ${JSON.stringify(part.piece)}${part.p === null ? "" : ", " + percent(part.p)}.`;
   };
 
@@ -139,14 +140,14 @@ function drawTree(g, tree, thoughts, width, ui, said, hidden) {
   const values = tree.values[Math.min(thoughts, tree.values.length - 1)];
   const deep = Math.max(...tree.depths), layers = Array.from({ length: deep + 1 }, () => []);
   tree.depths.forEach((depth, node) => { if (depth >= 0) layers[depth].push(node); });
-  const x = new Map(), rise = 74, first = 46;
+  const x = new Map(), rise = 78, first = 50;
   layers.forEach((layer, depth) => {
     const wanted = (node) => {
       const parents = tree.edges.filter(([, b]) => b === node).map(([a]) => x.get(a)).filter((v) => v !== undefined);
       return parents.length ? parents.reduce((a, b) => a + b, 0) / parents.length : 0.5;
     };
-    const order = layer.slice().sort((a, b) => wanted(a) - wanted(b) || a - b);
-    order.forEach((node, i) => x.set(node, (i + 0.5) / order.length));
+    const order = layer.slice().sort((a, b) => wanted(a) - wanted(b) || a - b), gap = Math.min(1 / order.length, 0.22);
+    order.forEach((node, i) => x.set(node, 0.5 + (i - (order.length - 1) / 2) * gap));
     layers[depth] = order;
   });
   const room = Math.min(width, 720), off = (width - room) / 2;
@@ -155,8 +156,11 @@ function drawTree(g, tree, thoughts, width, ui, said, hidden) {
   for (const [a, b] of tree.edges) {
     if (!x.has(a) || !x.has(b)) continue;
     const spokenAloud = said.has(tree.symbols[a] + ">" + tree.symbols[b]);
-    const bend = tree.depths[b] - tree.depths[a] === 1 ? 0 : 26 * (X(b) >= X(a) ? 1 : -1);
-    g.append(s("path", { d: `M${X(a)} ${Y(a)}Q${(X(a) + X(b)) / 2 + bend} ${(Y(a) + Y(b)) / 2} ${X(b)} ${Y(b)}`, class: spokenAloud ? "edge said" : "edge" }));
+    const down = tree.depths[b] - tree.depths[a];
+    const mx = (X(a) + X(b)) / 2 + (down > 1 || down < 0 ? 34 * (X(b) >= X(a) ? 1 : -1) : 0), my = (Y(a) + Y(b)) / 2 - (down === 0 ? 40 : 0);
+    const turn = Math.atan2(Y(b) - my, X(b) - mx), back = 13 + 13 * Math.sqrt(values[b]), ex = X(b) - back * Math.cos(turn), ey = Y(b) - back * Math.sin(turn);
+    g.append(s("path", { d: `M${X(a)} ${Y(a)}Q${mx} ${my} ${ex} ${ey}`, class: spokenAloud ? "edge said" : "edge" }),
+      s("path", { d: "M0 0l-8 -3.5v7z", transform: `translate(${ex} ${ey}) rotate(${(180 * turn) / Math.PI})`, class: spokenAloud ? "fill-warm" : "arrow" }));
   }
   for (const node of x.keys()) {
     const p = values[node], radius = 11 + 13 * Math.sqrt(p), option = tree.options.indexOf(node);

@@ -60,7 +60,7 @@ systems.huginn = (trace) => {
     said: (at) => tokens.filter((t) => !t.prompt && t.done && t.done <= at).map((t) => t.piece).join(""),
     unit: "recurrence",
     legend: [
-      ["tower", "a block for each recurrence; fuller: surer of its reading"],
+      ["tower", "a block for each recurrence: what it read, fuller where surer"],
       ["notch", "here the reading changed"],
       ["depth", "tint of a token: how deep it went, number below"],
       ["ghost", "not said yet: what it reads now"],
@@ -78,14 +78,15 @@ systems.huginn = (trace) => {
   };
 
   scene.draw = (g, width, at, ui) => {
-    const block = deepest > 24 ? 4 : deepest > 12 ? 6 : 9;
+    const printed = deepest <= 16 && tokens.some((t) => t.rounds.some((r) => r.lens.length));
+    const block = printed ? 14 : deepest > 24 ? 4 : deepest > 12 ? 6 : 9;
     const tower = deepest * block + 6, size = 15, chip = 26, line = tower + chip + 34, left = 0;
     const now = at > 0 ? story[at - 1].token : null;
     const shown = tokens.filter((t) => t.prompt || t.born <= at);
     const boxes = shown.map((t) => {
       const text = t.piece === null || (t.done > at && !t.prompt) ? ghost(t, at) : visible(t.piece);
       return {
-        token: t, text, width: Math.max(24, widthOf(text, size, 500) + 12), line: !t.prompt && t.position === asked,
+        token: t, text, width: Math.max(printed ? 30 : 24, widthOf(text, size, 500) + 12), line: !t.prompt && t.position === asked,
         gap: /^\s/.test(t.piece || " ") ? 7 : 3,
       };
     });
@@ -95,13 +96,15 @@ systems.huginn = (trace) => {
       const open = !t.prompt && !(t.done <= at);
       if (i === 0 || box.line) g.append(label(x, y + 11, t.prompt ? "question" : "answer", { class: "over" }));
       const rounds = t.rounds.length ? t.rounds.slice(0, depth) : Array.from({ length: depth }, () => null);
-      const wide = Math.min(22, box.width - 6), middle = x + box.width / 2;
+      const wide = printed ? box.width - 2 : Math.min(22, box.width - 6), middle = x + box.width / 2;
       rounds.forEach((round, k) => {
         const top = base - 4 - (k + 1) * block, p = round && round.lens.length && round.lens[0].p !== null ? round.lens[0].p : 1;
         g.append(s("rect", { x: middle - wide / 2, y: top, width: wide, height: block - 1, class: "block-box" }),
-          s("rect", { x: middle - wide / 2, y: top, width: wide * p, height: block - 1, class: "block" }));
+          s("rect", { x: middle - wide / 2, y: top, width: wide * p, height: block - 1, class: printed ? "lens-fill" : "block" }));
+        if (printed && round && round.lens.length)
+          g.append(label(middle, top + block - 4, clipped(visible(round.lens[0].text), wide - 4, 10), { class: "lens-text", "text-anchor": "middle", "font-size": 10 }));
         if (k && round && rounds[k - 1].lens.length && round.lens.length && rounds[k - 1].lens[0].text !== round.lens[0].text)
-          g.append(s("path", { d: `M${middle - wide / 2 - 5} ${top + (block - 1) / 2 - 3}l5 3l-5 3z`, class: "fill-warm" }));
+          g.append(s("path", { d: `M${middle - wide / 2 - (printed ? 0 : 5)} ${top + (block - 1) / 2 - 3}l5 3l-5 3z`, class: "fill-warm" }));
       });
       const tint = Math.round(4 * Math.min(1, depth / deepest));
       g.append(s("rect", { x, y: base, width: box.width, height: chip, rx: 5, class: `chip depth-${tint}` + (open ? " open" : "") + (t.prompt ? " given" : "") }));

@@ -52,7 +52,7 @@ class Player {
   setTraces(traces) {
     this.traces = traces;
     this.scenes = traces.map(sceneOf);
-    this.together = traces.length > 1 ? compareScene(this.scenes) : null;
+    this.together = null;
     this.readHash();
     this.tabs();
     this.refresh();
@@ -64,13 +64,25 @@ class Player {
     const isNew = this.scenes.length <= index || this.traces[index] === undefined;
     this.traces[index] = trace;
     this.scenes[index] = sceneOf(trace);
-    this.together = this.scenes.filter(Boolean).length > 1 ? compareScene(this.scenes.filter(Boolean)) : null;
+    this.together = null;
     if (atEnd) this.state.step = null;
     if (isNew) this.tabs();
     this.refresh();
   }
 
-  get scene() { return this.state.side && this.together ? this.together : this.scenes[this.state.trace]; }
+  // Who stands beside the trace that is shown: those of the same question; all, if no two share one.
+  group() {
+    const all = this.scenes.filter(Boolean), asked = (scene) => questionKey(scene.trace);
+    const mine = this.scenes[this.state.trace], same = all.filter((scene) => mine && asked(scene) === asked(mine));
+    if (same.length > 1) return same;
+    return all.some((a) => all.some((b) => a !== b && asked(a) === asked(b))) ? [] : all.length > 1 ? all : [];
+  }
+  get scene() {
+    const group = this.state.side ? this.group() : [];
+    if (group.length < 2) return this.scenes[this.state.trace];
+    if (!this.together || this.together.of.length !== group.length || group.some((scene, i) => this.together.of[i] !== scene)) this.together = Object.assign(compareScene(group), { of: group });
+    return this.together;
+  }
   get at() {
     const scene = this.scene;
     if (!scene) return 0;
@@ -151,7 +163,7 @@ class Player {
   tabs() {
     const choose = (state) => () => { this.stop(); Object.assign(this.state, { selected: null, step: null }, state); this.refresh(); };
     const names = this.scenes.map((scene, i) => h("button", { type: "button", onclick: choose({ trace: i, side: false }), "data-tab": i }, tabName(this.scenes, i)));
-    if (this.together) names.push(h("button", { type: "button", onclick: choose({ side: true }), "data-tab": "side" }, "Side by side"));
+    if (this.scenes.length > 1) names.push(h("button", { type: "button", onclick: choose({ side: true }), "data-tab": "side" }, "Side by side"));
     this.parts.tabs.replaceChildren(...(names.length > 1 ? names : []));
   }
 
@@ -191,6 +203,7 @@ class Player {
     this.refresh();
   }
   open(index, at) {
+    index = this.scenes.indexOf(this.together.of[index]);
     this.state = { ...this.state, trace: index, side: false, step: at >= this.scenes[index].count ? null : at, selected: null };
     this.refresh();
   }
@@ -253,9 +266,9 @@ class Player {
     p.play.setAttribute("aria-label", this.playing ? "Pause" : "Play");
     for (const name of ["play", "back", "on"]) p[name].disabled = Boolean(this.asking);
     p.caption.textContent = this.asking ? "The answer is hidden until you have guessed." : scene.caption(at, this.state);
-    p.unit.hidden = !scene.compare;
-    if (scene.compare) {
-      p.unit.replaceChildren(...scene.units.map((unit) => h("option", { value: unit, text: { flops: "FLOPs", seconds: "time", evaluations: "evaluations", forwards: "forwards" }[unit], selected: unit === (this.state.unit || scene.units[0]) })));
+    p.unit.hidden = !scene.units || scene.units.length < 2;
+    if (!p.unit.hidden) {
+      p.unit.replaceChildren(...scene.units.map((unit) => h("option", { value: unit, text: { flops: "FLOPs", seconds: "time", evaluations: "evaluations", forwards: "forwards" }[unit], selected: unit === (scene.units.includes(this.state.unit) ? this.state.unit : scene.first || scene.units[0]) })));
     }
     p.guessing.setAttribute("aria-pressed", String(this.state.guess));
     p.guessing.hidden = !scene.guess;
@@ -265,6 +278,7 @@ class Player {
     p.tabs.querySelectorAll("button").forEach((tab) => {
       const chosen = this.state.side ? tab.dataset.tab === "side" : tab.dataset.tab === String(this.state.trace);
       tab.setAttribute("aria-pressed", String(chosen));
+      if (tab.dataset.tab === "side") tab.hidden = this.group().length < 2;
     });
   }
 
@@ -296,7 +310,7 @@ class Player {
   question() {
     const p = this.parts, scene = this.scene;
     if (scene.compare) {
-      const all = this.scenes.map((one) => questionText(one.trace)), same = all.every((text) => text === all[0]);
+      const all = scene.of.map((one) => questionText(one.trace)), same = all.every((text) => text === all[0]);
       p.question.replaceChildren(h("p", { text: same && all[0] ? all[0] : "Several models, one axis of compute." }));
       p.facts.textContent = "Click a picture to open it.";
       return;
@@ -370,6 +384,11 @@ class Player {
 function tabName(scenes, i) {
   const name = nameOf(scenes[i].trace), same = scenes.filter((scene) => nameOf(scene.trace) === name);
   return same.length > 1 ? `${name} ${same.indexOf(scenes[i]) + 1}` : name;
+}
+
+// Equal for traces of one question, whatever tokens it became.
+function questionKey(trace) {
+  return trace.method === "trm" ? "cells " + trace.question.join(" ") : joined(trace, trace.question).replace(/\s+/g, " ").trim();
 }
 
 function questionText(trace) {

@@ -25,7 +25,7 @@ function draftScene(trace) {
   const drafting = forwards.some((f) => f.offered > 0);
 
   const scene = {
-    trace, count: steps.length, unit: "forward", costs, answer: visibleWords.map((w) => w.piece).join(""),
+    trace, count: steps.length, unit: "forward", costs, units: UNITS.filter((unit) => unit !== "evaluations" && costs[steps.length][unit] > 0), first: "seconds", answer: visibleWords.map((w) => w.piece).join(""),
     said: (at) => visibleWords.filter((w) => w.at <= at).map((w) => w.piece).join(""),
     legend: drafting || diffusion ? [["accepted", "drafted, and it stood"], ["corrected", "put there by the verifier"], ["rejected", "drafted, and struck"], ["drafted", "a guess, not judged yet"], ["masked", "an open place"]] : [["word", "a word, one a forward"]],
   };
@@ -73,7 +73,7 @@ function draftScene(trace) {
     if (!ui.still && (plain || drafting)) {
       const below = s("g", { transform: `translate(0 ${total + 16})` });
       const half = width >= 640;
-      const first = raceChart(below, words, costs, plain, at, half ? width * 0.56 : width, ui.unit || "seconds");
+      const first = raceChart(below, words, costs, plain, at, half ? width * 0.56 : width, scene.units.includes(ui.unit) ? ui.unit : scene.first);
       const second = s("g", { transform: half ? `translate(${width * 0.56 + 30} 0)` : `translate(0 ${first + 14})` });
       const more = slotChart(second, forwards, at, half ? width * 0.44 - 30 : width);
       below.append(second);
@@ -119,15 +119,16 @@ function raceChart(g, words, costs, plain, at, width, unit) {
   const height = 190, left = 30, foot = 30, top = 24, right = 16;
   const mine = words.map((w) => costs[w.at][unit]);
   const theirs = plain && plain[unit] ? plain[unit] : [];
-  const most = Math.max(...mine, ...theirs, costs[costs.length - 1][unit]) || 1, tall = Math.max(words.length, theirs.length) || 1;
+  const most = Math.max(0, ...mine, ...theirs, costs[costs.length - 1][unit]) || 1, tall = Math.max(words.length, theirs.length) || 1;
   const x = (v) => left + ((width - left - right) * v) / most, y = (n) => top + (height - top - foot) * (1 - n / tall);
   g.append(label(0, 11, "tokens said, on the same clock", { class: "over" }));
   for (const n of [0, Math.round(tall / 2), tall]) g.append(s("line", { x1: left, x2: width - right, y1: y(n), y2: y(n), class: "grid-line" }), label(left - 5, y(n) + 4, String(n), { class: "tiny", "text-anchor": "end" }));
   const stairs = (times) => "M" + x(0) + " " + y(0) + times.map((t, i) => `H${x(t)}V${y(i + 1)}`).join("");
   const now = costs[at][unit];
-  if (theirs.length) g.append(s("path", { d: stairs(theirs), class: "stairs plain-line" }), label(x(theirs[theirs.length - 1]) - 6, y(theirs.length) + 22, "plain", { class: "tiny", "text-anchor": "end" }));
+  const ends = [mine, theirs].map((times) => (times.length ? x(times[times.length - 1]) : 0));
+  if (theirs.length) g.append(s("path", { d: stairs(theirs), class: "stairs plain-line" }), label(Math.max(left + 26, ends[1] - 4 - (ends[1] > ends[0] - 76 && ends[1] <= ends[0] + 2 ? 76 : 0)), y(theirs.length) - 6, "plain", { class: "tiny strong", "text-anchor": "end" }));
   g.append(s("path", { d: stairs(mine), class: "stairs faint-line" }), s("path", { d: stairs(mine.filter((t) => t <= now)), class: "stairs draft-line" }));
-  if (mine.length) g.append(label(Math.max(left + 30, x(mine[mine.length - 1]) - 8), y(mine.length) - 7, "with drafts", { class: "tiny strong", "text-anchor": "end" }));
+  if (mine.length) g.append(label(Math.max(left + 62, ends[0] - 4 - (theirs.length && ends[0] > ends[1] - 34 && ends[0] < ends[1] ? 34 : 0)), y(mine.length) - 6, "with drafts", { class: "tiny strong", "text-anchor": "end" }));
   g.append(s("line", { x1: x(now), x2: x(now), y1: top, y2: height - foot, class: "cursor" }));
   const reached = mine.filter((t) => t <= now).length, others = theirs.filter((t) => t <= now).length;
   if (reached) g.append(marks.dot(x(now), y(reached), 4));

@@ -185,7 +185,7 @@ function brokenCells(tokens, question, given, board) {
 
 // Belief over the steps as a line, changed cells as bars below it.
 function beliefChart(g, frames, at, width, height, stopped) {
-  const steps = frames.slice(1), left = 44, right = 12, bars = 34, foot = 16, top = 20;
+  const steps = frames.slice(1), left = 52, right = 12, bars = 34, foot = 16, top = 20;
   const lineHeight = height - bars - foot - top - 8;
   const x = (i) => left + (width - left - right) * (steps.length === 1 ? 0.5 : i / (steps.length - 1));
   const y = (p) => top + lineHeight * (1 - p);
