@@ -96,20 +96,20 @@ systems.coconut = (trace) => {
     const part = parts.find((p) => p.key === key);
     if (key && key[0] === "n" && tree) {
       const node = Number(key.slice(1));
-      found.push(h("h3", { text: `Node ${tree.symbols[node]}` }), h("p", { text: tree.depths[node] < 0 ? "The start does not lead here." : `${plural(tree.depths[node], "hop")} from the start.` }));
+      found.push(h("h2", { text: `Node ${tree.symbols[node]}` }), h("p", { text: tree.depths[node] < 0 ? "The start does not lead here." : `${plural(tree.depths[node], "hop")} from the start.` }));
       found.push(table(["thoughts", "next step begins here"], tree.values.slice(0, now + 1).map((row, i) => [String(i), bar(row[node])]), now, "After each thought"));
       return found;
     }
     if (part && part.thought) {
-      found.push(h("h3", { text: `Thought ${part.thought}` }));
+      found.push(h("h2", { text: `Thought ${part.thought}` }));
       if (part.lens.length) found.push(table([exact ? "holds" : "about to say", ""], part.lens.map((l) => [h("b", { text: visible(l.text) }), l.p === null ? "" : bar(l.p)]), -1, "The lens of this thought"));
       else found.push(h("p", { class: "hint", text: "It was not looked at: ask with trace=(\"lens\", \"plane\")." }));
       const swap = swaps.find((row) => row.thought === part.thought);
       if (swap) found.push(swapped(meta, swap, answer));
-    } else if (part) found.push(h("h3", { text: JSON.stringify(part.piece) }), h("p", { text: part.p === null ? "" : `Said with ${percent(part.p)}.` }));
-    if (tree && tree.answers) found.push(h("h3", { text: "If it had to answer now" }), table(["thoughts", ...tree.options.map((n) => tree.symbols[n])],
+    } else if (part) found.push(h("h2", { text: JSON.stringify(part.piece) }), h("p", { text: part.p === null ? "" : `Said with ${percent(part.p)}.` }));
+    if (tree && tree.answers) found.push(h("h2", { text: "If it had to answer now" }), table(["thoughts", ...tree.options.map((n) => tree.symbols[n])],
       tree.answers.slice(0, now + 1).map((row, i) => [String(i), bar(row[0]), bar(row[1])]), now, "Its answer after each thought"));
-    if (swaps.length) found.push(h("h3", { text: "Swapped thoughts" }), table(["thought", "it then says", ""], swaps.map((row) => [
+    if (swaps.length) found.push(h("h2", { text: "Swapped thoughts" }), table(["thought", "it then says", ""], swaps.map((row) => [
       row.thought ? String(row.thought) : "its own", row.text.trim().replace(/\n/g, " ⏎ "), row.changed ? "◆ other" : "the same",
     ]), -1, "What it says when one thought is another question's"));
     const places = thoughts.filter((t) => t.place);

@@ -47,7 +47,7 @@ function compareScene(scenes) {
   scene.defaultKey = () => null;
   scene.detail = (key, at, ui) => {
     const unit = pick(ui), value = axis(unit).value(at);
-    return [h("h3", { text: "At this point" }), table(["model", "what it does"], scenes.map((one) => {
+    return [h("h2", { text: "At this point" }), table(["model", "what it does"], scenes.map((one) => {
       const now = reached(one, unit, value);
       return [nameOf(one.trace), h("span", {}, one.caption(now, ui))];
     }), -1, "Where each model is")];

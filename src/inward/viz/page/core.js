@@ -158,7 +158,16 @@ function joined(trace, ids) {
   return ids.map((id) => pieceOf(trace, id)).filter((piece) => !SPECIAL.test(piece)).join("");
 }
 
-const nameOf = (trace) => (trace.model || trace.method).replace(/[/\\]+$/, "").split(/[/\\]/).pop();
+const plainName = (trace) => (trace.model || trace.method).replace(/[/\\]+$/, "").split(/[/\\]/).pop();
+
+// Traces of one model are told apart by how it was asked (`named` in player.js).
+const nameOf = (trace) => trace.shownAs || plainName(trace);
+
+function variantOf(trace) {
+  const meta = trace.meta || {};
+  if (trace.method === "huginn" && meta.max_steps) return /never/i.test(meta.halt || "never") ? `${meta.max_steps} deep` : `up to ${meta.max_steps}`;
+  return meta.scheme ? meta.scheme.replace("_", " ") : "";
+}
 
 const ENDED = {
   end: "said that it was done", stop: "met a stop word", length: "reached the number of tokens asked for",
@@ -176,7 +185,7 @@ function table(head, rows, marked, name) {
 
 // A probability as a bar and a number.
 function bar(p) {
-  const width = 44;
+  const width = 36;
   return h("span", { class: "bar" },
     s("svg", { width, height: 10, "aria-hidden": "true" },
       s("rect", { x: 0.5, y: 0.5, width: width - 1, height: 9, class: "bar-box" }),

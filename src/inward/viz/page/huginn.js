@@ -123,7 +123,7 @@ systems.huginn = (trace) => {
     if (!token) return [];
     if (!token.prompt && token.born > at) return [h("p", { text: "This token has not begun yet." })];
     const title = token.piece === null || (!token.prompt && token.done > at) ? "the next token" : JSON.stringify(token.piece);
-    const parts = [h("h3", { text: `${token.prompt ? "Question" : "Answer"} token ${title}` })];
+    const parts = [h("h2", { text: `${token.prompt ? "Question" : "Answer"} token ${title}` })];
     const seen = token.rounds.filter((r) => r.at <= at), now = seen.length - 1;
     const done = token.done && token.done <= at;
     const facts = [];
@@ -144,12 +144,12 @@ systems.huginn = (trace) => {
     const rows = seen.map((r, i) => {
       const first = r.lens[0];
       const cells = [String(i + 1), first ? h("b", { text: visible(first.text) }) : "", first && first.p !== null ? bar(first.p) : "",
-        r.lens.slice(1, 4).map((l) => visible(l.text) + (l.p === null ? "" : " " + percent(l.p))).join("  ")];
+        r.lens.slice(1, 3).map((l) => visible(l.text) + (l.p === null ? "" : " " + Math.round(100 * l.p))).join(", ")];
       cells.push(scored ? (r.exit === undefined || r.exit === null ? "" : short(r.exit) + (fires(r.exit, below, from) ? " ◆" : "")) : r.change === undefined || r.change === null ? "" : short(r.change));
       return cells;
     });
-    const last = scored ? "exit score" : "moved";
-    parts.push(table(["", "reads", "", "and then", last], rows, now, `What ${title} read after each recurrence`));
+    const last = scored ? "exit" : "moved";
+    parts.push(table(["", "reads", "", "then", last], rows, now, `What ${title} read after each recurrence`));
     const places = token.rounds.filter((r) => r.place);
     if (places.length > 1)
       parts.push(planePicture(places.map((r) => r.place), now, places[0].share === null || places[0].share === undefined ? 1 : places[0].share, "Path of its state"));

@@ -51,6 +51,7 @@ class Player {
 
   setTraces(traces) {
     this.traces = traces;
+    named(traces);
     this.scenes = traces.map(sceneOf);
     this.together = null;
     this.readHash();
@@ -63,6 +64,7 @@ class Player {
     const atEnd = this.state.step === null || !this.scenes[index] || this.state.step >= this.scenes[index].count;
     const isNew = this.scenes.length <= index || this.traces[index] === undefined;
     this.traces[index] = trace;
+    named(this.traces.filter(Boolean));
     this.scenes[index] = sceneOf(trace);
     this.together = null;
     if (atEnd) this.state.step = null;
@@ -162,7 +164,7 @@ class Player {
 
   tabs() {
     const choose = (state) => () => { this.stop(); Object.assign(this.state, { selected: null, step: null }, state); this.refresh(); };
-    const names = this.scenes.map((scene, i) => h("button", { type: "button", onclick: choose({ trace: i, side: false }), "data-tab": i }, tabName(this.scenes, i)));
+    const names = this.scenes.map((scene, i) => h("button", { type: "button", onclick: choose({ trace: i, side: false }), "data-tab": i }, nameOf(scene.trace)));
     if (this.scenes.length > 1) names.push(h("button", { type: "button", onclick: choose({ side: true }), "data-tab": "side" }, "Side by side"));
     this.parts.tabs.replaceChildren(...(names.length > 1 ? names : []));
   }
@@ -381,9 +383,13 @@ class Player {
   }
 }
 
-function tabName(scenes, i) {
-  const name = nameOf(scenes[i].trace), same = scenes.filter((scene) => nameOf(scene.trace) === name);
-  return same.length > 1 ? `${name} ${same.indexOf(scenes[i]) + 1}` : name;
+// Every trace gets a name of its own: the model's, how it was asked, a number.
+function named(traces) {
+  const groups = new Map();
+  const sorted = (key) => { groups.clear(); traces.forEach((trace) => groups.set(key(trace), [...(groups.get(key(trace)) || []), trace])); return [...groups.values()]; };
+  traces.forEach((trace) => { trace.shownAs = plainName(trace); });
+  for (const same of sorted(nameOf)) if (same.length > 1 && new Set(same.map(variantOf)).size > 1) same.forEach((trace) => { trace.shownAs += variantOf(trace) ? ", " + variantOf(trace) : ""; });
+  for (const same of sorted(nameOf)) if (same.length > 1) same.forEach((trace, i) => { trace.shownAs += " " + (i + 1); });
 }
 
 // Equal for traces of one question, whatever tokens it became.

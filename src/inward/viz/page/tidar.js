@@ -88,11 +88,11 @@ function draftScene(trace) {
     const parts = [];
     const word = words.find((w) => w.key === key);
     if (word && word.at <= at) {
-      parts.push(h("h3", { text: JSON.stringify(word.piece) }));
+      parts.push(h("h2", { text: JSON.stringify(word.piece) }));
       const told = { accepted: `Guessed in forward ${word.at - 1}${word.hope === null ? "" : ` with ${percent(word.hope)}`}, and it stood in forward ${word.at}.`, corrected: `The verifier put it here in forward ${word.at}, behind the last guess that stood.`, alone: `Said in forward ${word.at}, where nothing had been guessed.` };
       parts.push(h("p", { text: told[word.kind] }));
     } else if (key && (key[0] === "r" || key[0] === "d")) parts.push(h("p", { text: key[0] === "r" ? "A guess that the verifier did not keep; all behind it fell with it." : "A guess for the next forward, which will judge it." }));
-    parts.push(h("h3", { text: drafting ? "Forwards" : "Words" }));
+    parts.push(h("h2", { text: drafting ? "Forwards" : "Words" }));
     if (!at) parts.push(h("p", { text: "Press play, or move the slider." }));
     else {
       const said = saidBy(at), slots = forwards.slice(0, at).reduce((sum, f) => sum + f.slots, 0);
@@ -116,7 +116,7 @@ function plainLine(plain, words, costs, at) {
 
 // Tokens said over the clock, drafted and plain.
 function raceChart(g, words, costs, plain, at, width, unit) {
-  const height = 190, left = 30, foot = 30, top = 24, right = 16;
+  const height = 200, left = 30, foot = 30, top = 36, right = 16;
   const mine = words.map((w) => costs[w.at][unit]);
   const theirs = plain && plain[unit] ? plain[unit] : [];
   const most = Math.max(0, ...mine, ...theirs, costs[costs.length - 1][unit]) || 1, tall = Math.max(words.length, theirs.length) || 1;

@@ -50,7 +50,7 @@ systems.trm = (trace) => {
       ["given", "given"], ["changed", "changed in this step"],
       ...(last.sure ? [["sure", "bar: how sure it is"]] : []),
       ...(frames.some((f) => f.second) ? [["second", "its second choice"]] : []),
-      ["broken", sudoku ? "breaks a rule" : "a given cell was overwritten"],
+      ["broken", sudoku || maze ? "breaks a rule" : "a given cell was overwritten"],
     ],
   };
 
@@ -146,20 +146,20 @@ systems.trm = (trace) => {
     const parts = [];
     if (key && key[0] === "c" && Number(key.slice(1)) < rows * cols) {
       const c = Number(key.slice(1));
-      parts.push(h("h3", { text: `Row ${Math.floor(c / cols) + 1}, column ${(c % cols) + 1}` }));
+      parts.push(h("h2", { text: `Row ${Math.floor(c / cols) + 1}, column ${(c % cols) + 1}` }));
       if (given[c]) parts.push(h("p", { text: `Given: ${sign(trace.question[c]) || "blank"}.` }));
       const upto = frames.slice(1, at + 1);
       if (!upto.length) parts.push(h("p", { text: "Nothing is written yet." }));
-      else parts.push(table(["step", "holds", "", "second choice"], upto.map((f, i) => [
+      else parts.push(table(["step", "holds", "", "second"], upto.map((f, i) => [
         String(i + 1), h("b", { text: (sign(f.tokens[c]).trim() || "·") + (f.changed[c] ? " ◤" : "") }), f.sure ? bar(f.sure[c]) : "",
         f.second ? `${sign(f.second.ids[c]).trim() || "·"} ${percent(f.second.confidence[c])}` : "",
       ]), at - 1, "What this cell held after each step"));
       return parts;
     }
-    parts.push(h("h3", { text: "Steps" }));
+    parts.push(h("h2", { text: "Steps" }));
     if (at === 0) parts.push(h("p", { text: "Press play, or move the slider. Click a cell for its story." }));
-    else parts.push(table(["step", "changed", "unsure", "broken", "believes"], frames.slice(1, at + 1).map((f, i) => [
-      String(i + 1), i ? String(f.num) : "all new", f.sure ? String(f.unsure) : "", String(numBroken(f)), f.halt === null ? "" : bar(f.halt),
+    else parts.push(table(["step", "new", "unsure", "broken", "belief"], frames.slice(1, at + 1).map((f, i) => [
+      String(i + 1), i ? String(f.num) : "all", f.sure ? String(f.unsure) : "", String(numBroken(f)), f.halt === null ? "" : bar(f.halt),
     ]), at - 1, "All steps so far"));
     return parts;
   };
@@ -170,6 +170,16 @@ systems.trm = (trace) => {
 function brokenCells(tokens, question, given, board) {
   const { rows, cols, high, wide, sudoku, maze } = board;
   const broken = tokens.map((t, c) => Boolean(question && given[c] && t !== question[c] && !(maze && question[c] === 2)));
+  if (maze && question) {
+    // a path goes on from each of its cells, and leaves the start and the goal once
+    const road = (c) => tokens[c] >= 3;
+    tokens.forEach((t, c) => {
+      if (!road(c)) return;
+      const r = Math.floor(c / cols), k = c % cols;
+      const next = [[r - 1, k], [r + 1, k], [r, k - 1], [r, k + 1]].filter(([a, b]) => a >= 0 && b >= 0 && a < rows && b < cols && road(a * cols + b)).length;
+      if (next !== (t === 5 ? 2 : 1)) broken[c] = true;
+    });
+  }
   if (!sudoku) return broken;
   const units = [];
   for (let i = 0; i < rows; i += 1) {
