@@ -178,7 +178,7 @@ const ENDED = {
 function table(head, rows, marked, name) {
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name },
     h("table", {},
-      h("thead", {}, h("tr", {}, head.map((cell) => h("th", { scope: "col", text: cell })))),
+      h("thead", {}, h("tr", {}, head.map((cell) => (cell ? h("th", { scope: "col", text: cell }) : h("td"))))),
       h("tbody", {}, rows.map((row, i) => h("tr", i === marked ? { class: "now", "aria-current": "true" } : {},
         row.map((cell) => (cell instanceof Node ? h("td", {}, cell) : h("td", { text: cell }))))))));
 }
