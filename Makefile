@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-versions | lint | bench.  Each first builds or renews .venv,
+# make demo | test | test-slow | test-browser | test-versions | lint | bench.  Each first builds or renews .venv,
 # which costs nothing when pyproject.toml, constraints.txt and the version have not changed.
 
 PYTHON ?= python3
@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install -
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST   := $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-slow test-versions lint bench
+.PHONY: help demo test test-slow test-browser test-versions lint bench
 .NOTPARALLEL:
 
 help:
@@ -29,10 +29,20 @@ demo: $(DEMO_READY)
 	$(BIN)/inward demo
 
 test: $(DEV_READY)
-	$(PYTEST) -m 'not slow' --durations=10
+	$(PYTEST) -m 'not slow' --ignore=tests/browser --durations=10
 
 test-slow: $(DEV_READY)
 	$(PYTEST) -m slow --durations=10
+
+# The page in Debian's chromium (apt-get install chromium). Nothing is downloaded but playwright and,
+# where npm is, axe-core, which the tests alone use; what is missing is skipped, and says so.
+test-browser: $(DEV_READY)
+	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(PIP) 'playwright>=1.55,<2'
+	@test -f .browser/package/axe.min.js || { mkdir -p .browser && cd .browser && \
+		npm pack axe-core@4 --silent >/dev/null 2>&1 && \
+		tar -xzf axe-core-*.tgz package/axe.min.js && rm axe-core-*.tgz; } || \
+		echo "axe-core is not to be had (no npm?): its tests are skipped"
+	$(TEST_ENV) $(BIN)/python -m pytest tests/browser --durations=5
 
 # The oldest allowed, the pinned and the newest allowed transformers, in environments of their own.
 test-versions:

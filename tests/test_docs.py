@@ -1,4 +1,4 @@
-"""docs/ask.md: its examples run, and it knows every option of every method."""
+"""Examples of docs/ask.md and docs/see.md run; ask.md knows every option of every method."""
 
 import re
 from pathlib import Path
@@ -7,13 +7,22 @@ import pytest
 
 from inward.hub import doors
 
-PAGE = (Path(__file__).parent.parent / "docs" / "ask.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "ask.md").read_text(encoding="utf-8")
+EXAMPLES = [
+    (name, example)
+    for name in ("ask", "see")
+    for example in re.findall(
+        r"```python\n(.*?)```", (DOCS / f"{name}.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+]
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_examples_run(number, capsys):
-    exec(compile(EXAMPLES[number], f"docs/ask.md example {number + 1}", "exec"), {})
+def test_examples_run(number, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, example = EXAMPLES[number]
+    exec(compile(example, f"docs/{name}.md example {number + 1}", "exec"), {})
     assert capsys.readouterr().out
 
 

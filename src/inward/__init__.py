@@ -24,6 +24,7 @@ _HOME = {
     "load_reference": "inward.methods.trm.reference",
     "save_reference": "inward.methods.trm.reference",
     "open": "inward.thinker:open_thinker",
+    "page": "inward.viz.page:page",
     "shipped": "inward.hub",
     "show": "inward.viz.show",
 }
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from inward.methods.trm.reference import save_reference as save_reference
     from inward.thinker import Thinker as Thinker
     from inward.thinker import open_thinker as open  # noqa: F401
+    from inward.viz.page import page as page
     from inward.viz.show import show as show
 
 __all__ = [*_HOME, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -173,6 +173,8 @@ class Ask(Asking):
     """draw how the first puzzle was solved to this file"""
     png: Path | None = None
     """the same as PNG"""
+    page: Path | None = None
+    """write a page that shows how the answers came about, for any browser; asks more than once"""
 
     def run(self, words: list[str]) -> int:
         """Run it."""
@@ -183,8 +185,11 @@ class Ask(Asking):
         if (self.svg or self.png) and thinker.method.reads != "puzzle":
             raise ValueError(f"{self.svg or self.png}: only puzzles are drawn; use --show")
         questions = self.questions(thinker)
-        wanted = self.show or self.trace is not None or self.svg or self.png
-        if wanted:
+        if self.page is not None:
+            from inward.viz.page import wanted
+
+            options["trace"] = wanted(thinker.method.name, options)
+        elif self.show or self.trace is not None or self.svg or self.png:
             options["trace"] = "lens" if "lens" in thinker.method.traces and self.show else True
         answers = thinker.ask(questions, seed=self.seed, **options)
         for number, (question, answer) in enumerate(zip(questions, answers, strict=True), start=1):
@@ -194,11 +199,13 @@ class Ask(Asking):
         if self.trace is not None:
             write_traces(traces, self.trace)
         self._draw(traces)
+        if self.page is not None:
+            self._page(thinker, questions, answers, options)
         return 0 if all(_solved(answer) for answer in answers) else 1
 
     def _check_files(self) -> None:
         """Refuse files that cannot be written before any work."""
-        check_targets(self.trace, self.svg, self.png)
+        check_targets(self.trace, self.svg, self.png, self.page)
         if self.svg or self.png:
             from inward.viz import plots
 
@@ -249,6 +256,23 @@ class Ask(Asking):
         if fault := answer.details.get("fault"):
             print(f"  {_FAULTS[fault]}")
         print(f"  [{summary(thinker, answer)}]")
+
+    def _page(
+        self, thinker: Thinker, questions: list[Any], answers: list[Answer], options: dict[str, Any]
+    ) -> None:
+        """The page; what stands beside a trace in it is asked for now."""
+        from inward.studies.pictured import beside
+        from inward.viz.page import page
+
+        assert self.page is not None
+        pairs = [pair for pair in zip(questions, answers, strict=True) if pair[1].trace is not None]
+        if not pairs:
+            raise ValueError(f"{self.page}: no question was answered, so there is nothing to show")
+        for i, (question, answer) in enumerate(pairs):
+            other = pairs[(i + 1) % len(pairs)][0] if len(pairs) > 1 else None
+            beside(thinker, question, answer, other=other, seed=self.seed, **options)
+        page([answer for _, answer in pairs], self.page, title=Path(self.model).name)
+        print(f"page: {self.page}", file=sys.stderr)
 
     def _draw(self, traces: list[Any]) -> None:
         from inward.viz.show import TracedBoard

@@ -197,8 +197,12 @@ class ArgmaxStable:
         if self.times < 1:
             raise ValueError(f"ArgmaxStable: times is {self.times}, must be at least 1")
 
+    def score(self, view: StepView | DepthView) -> Tensor:
+        """(B,) what is compared with `times`."""
+        return view.stable_for
+
     def __call__(self, view: StepView | DepthView) -> Tensor:
-        return view.stable_for >= self.times
+        return self.score(view) >= self.times
 
 
 @dataclass(frozen=True)
@@ -214,8 +218,12 @@ class LatentChange:
                 "use a small positive share"
             )
 
+    def score(self, view: StepView | DepthView) -> Tensor:
+        """(B,) what is compared with `threshold`."""
+        return view.change
+
     def __call__(self, view: StepView | DepthView) -> Tensor:
-        return view.change < self.threshold
+        return self.score(view) < self.threshold
 
 
 @dataclass(frozen=True)
@@ -228,9 +236,12 @@ class EntropyChange:
     def __post_init__(self) -> None:
         _check_small("EntropyChange", self.threshold)
 
+    def score(self, view: DepthView) -> Tensor:
+        """(B,) what is compared with `threshold`."""
+        return (_entropy(view.logits) - _entropy(view.previous_logits)).abs()
+
     def __call__(self, view: DepthView) -> Tensor:
-        moved = _entropy(view.logits) - _entropy(view.previous_logits)
-        return (moved.abs() < self.threshold) & (view.looks > 0)
+        return (self.score(view) < self.threshold) & (view.looks > 0)
 
 
 @dataclass(frozen=True)
@@ -242,9 +253,13 @@ class KL:
     def __post_init__(self) -> None:
         _check_small("KL", self.threshold)
 
-    def __call__(self, view: DepthView) -> Tensor:
+    def score(self, view: DepthView) -> Tensor:
+        """(B,) what is compared with `threshold`."""
         old, new = view.previous_logits.log_softmax(-1), view.logits.log_softmax(-1)
-        return (old.exp() * (old - new)).sum(-1) < self.threshold
+        return (old.exp() * (old - new)).sum(-1)
+
+    def __call__(self, view: DepthView) -> Tensor:
+        return self.score(view) < self.threshold
 
 
 @dataclass(frozen=True)
@@ -260,9 +275,13 @@ class MinPKL:
         if not 0.0 < self.min_p < 1.0:
             raise ValueError(f"MinPKL: min_p is {self.min_p}, must lie between 0 and 1")
 
-    def __call__(self, view: DepthView) -> Tensor:
+    def score(self, view: DepthView) -> Tensor:
+        """(B,) what is compared with `threshold`."""
         old, new = self._level(view.previous_logits), self._level(view.logits)
-        return (old * (old.log() - new.log())).sum(-1) < self.threshold
+        return (old * (old.log() - new.log())).sum(-1)
+
+    def __call__(self, view: DepthView) -> Tensor:
+        return self.score(view) < self.threshold
 
     def _level(self, logits: Tensor) -> Tensor:
         p = logits.softmax(-1)
@@ -279,8 +298,12 @@ class Cosine:
     def __post_init__(self) -> None:
         _check_small("Cosine", self.threshold)
 
+    def score(self, view: DepthView) -> Tensor:
+        """(B,) what is compared with `threshold`."""
+        return view.turn
+
     def __call__(self, view: DepthView) -> Tensor:
-        return view.turn < self.threshold
+        return self.score(view) < self.threshold
 
 
 @dataclass(frozen=True)
@@ -434,6 +457,13 @@ def _earliest(choice: Rule, min_steps: int, every: int) -> int:
         case Never():
             return 1 << 62
     return min_steps
+
+
+def score(choice: Rule, view: DepthView) -> list[float] | None:
+    """The number of each row that the rule compares with its threshold, for a record; None: it
+    compares no single number. Asked before `Seen.update`, as the rule itself."""
+    own = getattr(choice, "score", None)
+    return None if own is None else own(view).tolist()
 
 
 def verdict(choice: Rule, view: DepthView) -> Tensor:

@@ -226,6 +226,25 @@ def write_traces(traces: Iterable[Trace], path: str | Path) -> None:
             file.write(json.dumps(trace.to_dict()) + "\n")
 
 
+def plane(states: np.ndarray) -> tuple[np.ndarray, float]:
+    """A path (N, d) seen in the plane in which it moves most: (N, 2), and the share of its movement
+    that lies in this plane (1 where it does not move).
+
+    The two leading principal directions of the path itself; the larger component of each points up,
+    so that the same path gives the same picture.
+    """
+    moved = np.asarray(states, np.float64)
+    moved = moved - moved.mean(0)
+    left, sizes, _ = np.linalg.svd(moved, full_matrices=False)
+    places = np.zeros((len(moved), 2))
+    found = (left * sizes)[:, :2]
+    places[:, : found.shape[1]] = found
+    largest = np.abs(places).argmax(0)
+    places *= np.where(places[largest, [0, 1]] < 0, -1.0, 1.0)
+    whole = float((sizes**2).sum())
+    return places, 1.0 if whole == 0 else float((sizes[:2] ** 2).sum() / whole)
+
+
 _DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What the contents of a line that is no trace make its reader raise"""
 

@@ -69,12 +69,13 @@ def demo(
     console: Console | None = None,
     seconds: float = 4.0,
 ) -> list[DemoOutcome]:
-    """Run the demo; pictures go to the folder `out`.
+    """Run the demo; pictures and a page (index.html) go to the folder `out`.
 
     num: puzzles per kind (default: as many as take a few seconds); seconds: length of an animation.
 
     Raises ValueError if no checkpoint is shipped, or `num` or `seed` is out of range.
     """
+    from inward.demo.pages import demo_page
     from inward.hub import load, shipped
     from inward.viz import plots
 
@@ -102,6 +103,9 @@ def demo(
     pictures = [path for outcome in outcomes for path in outcome.pictures]
     if pictures:
         console.print(f"Pictures: {', '.join(str(path) for path in pictures)}", soft_wrap=True)
+    shown = demo_page(Path(out), seed=FIRST_SEED + seed)
+    if shown is not None:
+        console.print(f"Open in a browser: {shown}", soft_wrap=True)
     return outcomes
 
 

@@ -167,6 +167,54 @@ def read_out(
     return found
 
 
+@torch.no_grad()
+def along(
+    model: Coconut,
+    record: Record,
+    sample: Sample,
+    *,
+    asked: Literal["step", "answer"] = "step",
+    batch: int = 64,
+) -> np.ndarray:
+    """Values (T + 1, V) of all nodes along what a model has thought and said: before its first
+    thought, and after each of the T thoughts of `sample` (`Answer.details["sample"]`).
+
+    asked: for what is forced after <eot>: the next spoken step, or the answer at once.
+
+    Raises:
+        ValueError: as for `read_out`; or there is no thought.
+    """
+    symbolic = _is_symbolic(record)
+    root = record.meta["idx_to_symbol"][graph_of(record).root]
+    words = {"step": "Every", "answer": f"### {root} is a"}
+    if symbolic:
+        words = {"step": "", "answer": "###"}
+    if asked not in words:
+        raise ValueError(f"asked is {asked!r}; a thought can be asked for the next step or answer")
+    lead = encode_text(model.tokenizer, words[asked]) if words[asked] else ()
+    prompts = _prefixes(model, sample, lead)
+    _check(model, [record], len(prompts) - 1, 1, batch)
+    names = [_name(model, record, i) for i in range(len(record.meta["idx_to_symbol"]))]
+    return _values(model, prompts, names, batch)
+
+
+def _prefixes(model: Coconut, sample: Sample, lead: tuple[int, ...]) -> list[Sample]:
+    """What asks for a node before the first thought and after each: <eot>, and `lead`."""
+    specials, found = model.specials, []
+    for i, segment in enumerate(sample.segments):
+        before = tuple(
+            part if isinstance(part, Latent) else Text(part.ids, False)
+            for part in sample.segments[:i]
+        )
+        if isinstance(segment, Latent):
+            if not found:
+                last = before[-1].ids if isinstance(before[-1], Text) else ()
+                found.append(Sample((*before[:-1], Text((*last, specials.eot, *lead), False))))
+            closed = Text((specials.eot, *lead), False)
+            found += [Sample((*before, Latent(n), closed)) for n in range(1, segment.num + 1)]
+    return found
+
+
 def _check(model: Coconut, records: Sequence[Record], num: int, per_hop: int, batch: int) -> None:
     if not records or min(num, per_hop, batch) < 1:
         raise ValueError(

@@ -83,6 +83,14 @@ class HopsTask:
             raise ValueError(f"token {token} is neither a node nor a dot")
         return self._names[token - FIRST_NODE]
 
+    def piece(self, token: int) -> str:
+        """A token of a question or a walk as text; ValueError as `word`."""
+        pair = token - FIRST_NODE - self.rows.num_nodes
+        if self.rows.arrows == "token" and 0 <= pair < self.rows.num_nodes**2:
+            source, target = divmod(pair, self.rows.num_nodes)
+            return f"{self._names[source]}>{self._names[target]}"
+        return self.word(token)
+
     def _arrows(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sources and targets of the arrows at the head of `ids`, node numbers from 0."""
         n, first = self.rows.num_nodes, FIRST_NODE + self.rows.num_nodes

@@ -195,14 +195,21 @@ class LetterProcessor:
 
     def write(self, tokens: Sequence[int], prompt: Prompt | None = None) -> str:
         """Letter by letter."""
-        return "".join(map(self.piece, tokens))
+        return "".join(map(self._letter, tokens))
 
     def unsettled(self, tokens: Sequence[int]) -> int:
         """None: a letter is a letter."""
         return 0
 
     def piece(self, token: int) -> str:
-        """A token as the task writes it; "?" for one that is no part of an answer."""
+        """A token as the task writes it; "?" for one that is no part of a question either."""
+        try:
+            return getattr(self.task, "piece", self.task.word)(token)
+        except ValueError:
+            return "?"
+
+    def _letter(self, token: int) -> str:
+        """A token of an answer; "?" for one that is no part of any."""
         try:
             return self.task.word(token)
         except ValueError:

@@ -20,6 +20,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from inward.data.thoughts.prosqa import (
+    BAR,
+    QUERY,
+    ROOT,
     Graph,
     Rendering,
     blind_depth,
@@ -47,6 +50,62 @@ _SYMBOLS = re.compile(r"(\S+) (\S+)")
 def final_answer(text: str) -> str:
     """What stands after the last `#`, without commas (the released code's rule)."""
     return text.rpartition("#")[2].replace(",", "").strip()
+
+
+def read_question(text: str) -> Record:
+    """A question as the record it was made from, as far as the question tells it: without steps,
+    and with the answer that the graph gives.
+
+    Raises:
+        ValueError: it is no ProsQA question in either rendering, or its graph leads from the asked
+            node to none of the options.
+    """
+    if ROOT in text:
+        head, _, asked = text.partition(QUERY)
+        options, _, root = asked.partition(ROOT)
+        parts = head.split(BAR) if BAR in head else head.split()
+        links = [_SYMBOLS.fullmatch(part.replace("_", " ").strip()) for part in parts]
+        names, last = options.split(), root.split()
+    else:
+        head, _, asked = text.rpartition("Is ")
+        found = re.fullmatch(r"(\w+) an? (\w+) or (?:an? )?(\w+)\?", asked.strip())
+        links = [_SENTENCE.match(part) for part in re.findall(r"[^.]+\.", head.replace(". ", "."))]
+        names, last = (list(found.groups()[1:]), [found.group(1)]) if found else ([], [])
+    if len(names) != 2 or len(last) != 1 or not links or None in links:
+        raise ValueError(f"{text[:60]!r} is no ProsQA question: no edges, two options and a root")
+    pairs = [link.groups() for link in links if link]
+    symbols = list(
+        dict.fromkeys(name for pair in [*pairs, tuple(last), tuple(names)] for name in pair)
+    )
+    place = {name: i for i, name in enumerate(symbols)}
+    edges = [[place[a], place[b]] for a, b in pairs]
+    return _read(text, symbols, edges, place[last[0]], [place[name] for name in names])
+
+
+def _read(
+    text: str, symbols: list[str], edges: list[list[int]], root: int, options: list[int]
+) -> Record:
+    children: list[list[int]] = [[] for _ in symbols]
+    for a, b in edges:
+        children[a].append(b)
+    reached = [node in distances(children, root) for node in options]
+    if not any(reached):
+        raise ValueError(
+            f"nothing leads from {symbols[root]} to {symbols[options[0]]} or the other"
+        )
+    target, other = options if reached[0] else options[::-1]
+    sources = {a for a, _ in edges} - {b for _, b in edges} - {root}
+    roots = [a for a in sorted(sources) if other in distances(children, a)]
+    meta = {
+        "idx_to_symbol": symbols,
+        "edges": edges,
+        "root": root,
+        "target": target,
+        "neg_target": other,
+        "other_root": roots[0] if roots else root,
+    }
+    said = symbols[target] if ROOT in text else f"{symbols[root]} is a {symbols[target]}."
+    return Record(text, (), said, meta)
 
 
 def spoken_steps(text: str) -> list[str]:

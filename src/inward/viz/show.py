@@ -1,7 +1,8 @@
-"""`inward.show`: one trace, in the terminal, whatever thought it."""
+"""`inward.show`: traces, whatever thought them, in the terminal; in a notebook as a page."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +23,19 @@ class TracedBoard:
 
 def show(trace: Trace, *, console: Console | None = None, title: str = "") -> None:
     """Print how an answer came about: a grid being rewritten, recurrences under every token,
-    thoughts between spoken lines, or drafts and what stood of them.
+    thoughts between spoken lines, or drafts and what stood of them. A notebook draws the page of
+    `inward.page` instead, unless a console is given.
 
     Raises:
         ValueError: no trace (ask with trace=True), or one of a method that nobody can show.
     """
+    if console is None and in_notebook():
+        from IPython.display import display  # pyright: ignore[reportMissingImports]
+
+        from inward.viz.page import Picture
+
+        display(Picture(trace, title=title))
+        return
     if not isinstance(trace, Trace):
         raise ValueError(
             f"there is no trace to show, but a {type(trace).__name__}; ask with trace=True and "
@@ -45,6 +54,13 @@ def show(trace: Trace, *, console: Console | None = None, title: str = "") -> No
     else:
         console.print(text.told(trace), highlight=False)
     console.print(Text(summary(trace)))
+
+
+def in_notebook() -> bool:
+    """Whether a notebook's kernel runs this, which draws what is displayed."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and hasattr(shell, "kernel")
 
 
 def summary(trace: Trace) -> str:

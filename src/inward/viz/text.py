@@ -47,7 +47,12 @@ def told(trace: Trace, decode: Decode | None = None) -> Text:
 
 def piece(text: str) -> str:
     """A token as one visible word: blanks at its ends dropped, line ends written as \\n."""
-    return text.replace("\n", "\\n").strip() or "_"
+    return visible(text).strip() or "_"
+
+
+def visible(text: str) -> str:
+    """Joined pieces on one line: blanks kept, line ends written as \\n."""
+    return text.replace("\n", "\\n")
 
 
 def _depths(trace: Trace, decode: Decode) -> Text:

@@ -25,7 +25,7 @@ from inward.common.trace import Step, Trace
 from inward.data.thoughts.tokenizers import BOT, EOT
 from inward.viz.plots import AMBER, INK, LINE, SOFT, _figure, _mix
 from inward.viz.terminal import Look
-from inward.viz.text import decoder, piece
+from inward.viz.text import decoder, piece, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,7 @@ def show_thoughts(
 
     decode: default: the pieces in the trace.
     """
-    decode = _decoder(trace, decode)
+    spell = _decoder(trace, decode)
     console = console or Console()
     look = Look(console)
     if title:
@@ -94,13 +94,14 @@ def show_thoughts(
     number = 0
     for turn in turns(trace):
         if not turn.silent:
-            words = [_text(step, decode) for step in turn.steps]
-            said = " ".join(piece(word) for word in words if word not in (BOT, EOT))
+            words = [_text(step, spell) for step in turn.steps]
+            words = [word for word in words if word.strip() not in (BOT, EOT)]
+            said = " ".join(map(piece, words)) if decode else visible("".join(words))
             console.print(Text("  says    ") + Text(said, look.style("bold")))
             continue
         for step in turn.steps:
             number += 1
-            console.print(_thought_line(step, number, decode, look, most))
+            console.print(_thought_line(step, number, spell, look, most))
     console.print(Text(_ending(trace, number)))
 
 

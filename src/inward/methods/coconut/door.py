@@ -95,7 +95,7 @@ METHOD = Method(
     steps="thoughts",
     budget=("max_new_thoughts", "thoughts"),
     silent={"switch": "speak"},
-    traces=("lens",),
+    traces=("lens", "state", "plane"),
     reads="text",
     prepare=_prepare,
 )

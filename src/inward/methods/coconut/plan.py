@@ -10,6 +10,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+from torch import Tensor
 from transformers import GenerationConfig
 
 from inward.common.bases import parameters_of
@@ -25,6 +27,7 @@ from inward.methods.coconut.switch import Scripted, Speaking, Switch, named
 
 if TYPE_CHECKING:
     from inward.methods.coconut.model import Coconut, Edit
+    from inward.methods.coconut.row import ThinkingRow
 
 DEFAULTS: Mapping[str, Any] = {
     "switch": None,
@@ -82,6 +85,15 @@ class CoconutPlan:
     def watched(self) -> bool:
         """Whether thoughts are looked at."""
         return self.trace is not None or self.lens is not None
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether the record holds what is fed back."""
+        return bool({"state", "plane"} & (self.trace or frozenset()))
+
+    def thinks(self, prompt: Sample) -> bool:
+        """Whether there are thoughts, or may be."""
+        return bool(prompt.blocks) or not isinstance(self.switch, Speaking)
 
     @property
     def num_lens(self) -> int:
@@ -267,3 +279,27 @@ def _switch(model: Coconut, switch: Any, thoughts: Sequence[int] | None) -> Swit
     if len(thoughts) > 1 and model.tokenizer is not None:
         ends = frozenset(encode_text(model.tokenizer, "\n")[-1:])
     return Scripted(tuple(thoughts), ends=ends)
+
+
+def edited(
+    batch: BatchEdit,
+    rows: Sequence[ThinkingRow | None],
+    thought: Tensor,
+    where: Tensor,
+    number: Tensor,
+) -> Tensor:
+    """The rows of a batch that share an edit, shown to it in their order."""
+    own = {
+        row.plan.edit.row: r
+        for r, row in enumerate(rows)
+        if row is not None
+        and isinstance(row.plan.edit, BatchEdit)
+        and row.plan.edit.edit is batch.edit
+    }
+    places = torch.tensor(list(own), device=thought.device)
+    seats = torch.tensor(list(own.values()), device=thought.device)
+    whole = thought.new_zeros(batch.num, thought.shape[1]).index_copy(0, places, thought[seats])
+    active = where.new_zeros(batch.num).index_copy(0, places, where[seats])
+    numbers = number.new_zeros(batch.num).index_copy(0, places, number[seats])
+    new = batch.edit(whole, active, numbers)
+    return thought.index_copy(0, seats, new[places].to(thought.dtype))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
 from typing import Any, cast
+
+import numpy as np
 
 from inward.common.costs import Sizes, forward_cost
 from inward.common.sampling import Sampler
 from inward.common.thinking import Event
-from inward.common.trace import Cost, Span, Step
+from inward.common.trace import Cost, Span, Step, plane
 from inward.data.thoughts.segments import Latent, Sample, Segment, Specials, Text
 from inward.methods.coconut.plan import CoconutPlan
 
@@ -89,6 +91,14 @@ class ThinkingRow:
         most = self.plan.max_new_thoughts
         return self.new_thoughts < most and (self.plan.count_marks or self.num_marks < 2 * most)
 
+    def facts(self) -> dict[str, Any]:
+        """`Answer.details`: thoughts added, boundary tokens said, the whole as a sample."""
+        return {
+            "thoughts": self.new_thoughts,
+            "marks": self.num_marks,
+            "sample": self.sample(),
+        }
+
     def think(self) -> None:
         """One more thought."""
         if not self.thinking:
@@ -157,6 +167,8 @@ class ThinkingRow:
         chance: float = 0.0,
         lens: Span | None = None,
         entropy: float = 0.0,
+        state: Any = None,
+        block: int | None = None,
     ) -> Event:
         """Note the step that decided what stands at `position`: a word, or a thought."""
         now = time.perf_counter()
@@ -165,14 +177,18 @@ class ThinkingRow:
         kind = "thought" if token is None else "word"
         if self.plan.trace is not None:
             seen = {} if lens is None or "lens" not in self.plan.trace else {"lens": lens}
+            scores = {"entropy": entropy}
+            if token is None:  # a first thought is noted before its block is entered
+                scores["block"] = self.blocks + (not self.thinking) if block is None else block
             self.steps.append(
                 Step(
                     index=len(self.marks),
                     kind=kind,
                     says=None if token is None else Span.of([token], [chance]),
                     view=seen,
-                    scores={"entropy": entropy},
+                    scores=scores,
                     position=position,
+                    arrays={} if state is None else {"state": state},
                 )
             )
         shown = () if lens is None else tuple(lens.ids.tolist())
@@ -233,3 +249,33 @@ def total(costs: Sequence[Cost]) -> Cost:
     """Their sum, without making a Cost for each of many."""
     names = ("evaluations", "flops", "forwards", "bytes", "seconds")
     return Cost(*(sum(getattr(cost, name) for cost in costs) for name in names))
+
+
+def in_plane(steps: list[Step], *, keep: bool) -> list[Step]:
+    """Each thought's place (2,) in the plane in which the thoughts move most (`trace.plane`); the
+    states themselves stay if they are to `keep`."""
+    known = [step for step in steps if "state" in step.arrays]
+    if not known:
+        return steps
+    places, share = plane(np.stack([step.arrays["state"] for step in known]))
+    found = {step.index: place for step, place in zip(known, places, strict=True)}
+    return [
+        replace(
+            step,
+            arrays=({"state": step.arrays["state"]} if keep else {}) | {"plane": found[step.index]},
+            scores=step.scores | {"plane": share},
+        )
+        if step.index in found
+        else step
+        for step in steps
+    ]
+
+
+def thought_positions(sample: Sample) -> Iterator[tuple[int, int]]:
+    """Places of a sample's thoughts, and which block (from 1) each is of."""
+    place = block = 0
+    for segment in sample.segments:
+        if not hasattr(segment, "ids"):
+            block += 1
+            yield from ((at, block) for at in range(place, place + len(segment)))
+        place += len(segment)

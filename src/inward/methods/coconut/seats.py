@@ -53,14 +53,15 @@ Asked = Callable[[int, int], Mapping[str, Any]]
 @dataclass
 class Prefilled:
     """What prompts came to: hidden (B, d), logits (B, V) of each row's last position; `seen`: the
-    logits that the thoughts of each row came from, if a record was asked for: [(position, (V,))].
+    logits and the states that the thoughts of each row came from, if a record was asked for:
+    [(position, (V,), (d,))].
     """
 
     cache: Cache
     mask: Tensor
     hidden: Tensor
     logits: Tensor
-    seen: list[list[tuple[int, Tensor]]]
+    seen: list[list[tuple[int, Tensor, Tensor]]]
     num_passes: int
 
     def past(self) -> list[tuple[Tensor, Tensor]]:
@@ -115,7 +116,8 @@ def prefill(
             for r, place, own in zip(where.tolist(), places.tolist(), logits, strict=True):
                 column = part.start + place + 1
                 if column < latent.shape[1] and bool(latent[r, column]):
-                    found.seen[r].append((int(batch["position_ids"][r, column]), own))
+                    at = int(batch["position_ids"][r, column])
+                    found.seen[r].append((at, own, part.hidden[r, place]))
     return found
 
 

@@ -26,7 +26,7 @@ Shape letters: B rows, d width, V vocabulary.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -39,16 +39,17 @@ from inward.common.costs import sizes_of
 from inward.common.cpu.decoding import Decoding
 from inward.common.thinking import Answer, Event, Lanes, Method, Request
 from inward.common.trace import Cost, Span, Trace
-from inward.data.thoughts.segments import Sample, flat
+from inward.data.thoughts.segments import flat
 from inward.methods.coconut.base import unwrapped
 from inward.methods.coconut.plan import (
     BatchEdit,
     CoconutPlan,
     check_names,
     check_passes,
+    edited,
     plan_of,
 )
-from inward.methods.coconut.row import ThinkingRow, total
+from inward.methods.coconut.row import ThinkingRow, in_plane, thought_positions, total
 from inward.methods.coconut.seats import (
     OwnPast,
     Seats,
@@ -190,7 +191,7 @@ class CoconutWork:
         self.method.check_options(request.own)
         plan = plan_of(self.model, request, self.method.traces)
         self.method.check_acts(self.model, request)
-        if plan.votes > 1 and plan.sampling.rule == "greedy" and not _thinks(plan, request.prompt):
+        if plan.votes > 1 and plan.sampling.rule == "greedy" and not plan.thinks(request.prompt):
             raise ValueError(
                 f"{plan.votes} votes of a greedy model that never thinks are all the same; say "
                 "when to think (switch, thoughts), or sample"
@@ -293,12 +294,14 @@ class CoconutWork:
             self.waiting.popleft()
             self._note_prompt(row, seen)
 
-    def _note_prompt(self, row: ThinkingRow, seen: Sequence[tuple[int, Tensor]]) -> None:
+    def _note_prompt(self, row: ThinkingRow, seen: Sequence[tuple[int, Tensor, Tensor]]) -> None:
         """The thoughts that stand in its prompt."""
-        known = dict(seen)
-        for position in thought_positions(row.prompt):
-            reading = Reading(known[position][None]) if position in known else None
-            self._note(row, position, reading, 0, None)
+        known = {position: found for position, *found in seen}
+        for position, block in thought_positions(row.prompt):
+            logits, state = known.get(position, (None, None))
+            reading = None if logits is None else Reading(logits[None])
+            state = state if row.plan.keeps_states else None
+            self._note(row, position, reading, 0, None, state, block)
 
     # -- 3. deciding
 
@@ -320,7 +323,7 @@ class CoconutWork:
         for seat, row in live:
             if silent[seat] != row.thinking:
                 row.reference = reading.entropy[seat]
-            self._act(row, seat, reading, silent[seat], words.get(seat), forced.get(seat))
+            self._act(group, row, seat, reading, silent[seat], words.get(seat), forced.get(seat))
             row.stopped = row.reason(self.limit)
             if seat in chances:
                 row.logprobs.append(chances[seat])
@@ -328,6 +331,7 @@ class CoconutWork:
 
     def _act(
         self,
+        group: Seats,
         row: ThinkingRow,
         seat: int,
         reading: Reading,
@@ -337,7 +341,8 @@ class CoconutWork:
     ) -> None:
         """Add a position to a row."""
         token = word if forced is None else forced
-        self._note(row, row.length, reading if row.plan.watched else None, seat, token)
+        state = group.hidden[seat] if token is None and row.plan.keeps_states else None
+        self._note(row, row.length, reading if row.plan.watched else None, seat, token, state)
         if token is None:
             row.think()
         else:
@@ -441,7 +446,7 @@ class CoconutWork:
                 thought = torch.cat([thought[:r], new, thought[r + 1 :]])
             elif not any(edit.edit is other for other in batches):
                 batches.append(edit.edit)
-                thought = _edited(edit, rows, thought, where, number)
+                thought = edited(edit, rows, thought, where, number)
         if not any(row is not None and row.plan.noise for row in rows):
             return thought
         return thought + self._noise(rows, thought, where, number)
@@ -467,9 +472,16 @@ class CoconutWork:
     # -- what is kept
 
     def _note(
-        self, row: ThinkingRow, position: int, reading: Reading | None, seat: int, token: int | None
+        self,
+        row: ThinkingRow,
+        position: int,
+        reading: Reading | None,
+        seat: int,
+        token: int | None,
+        state: Tensor | None = None,
+        block: int | None = None,
     ) -> None:
-        """Record the step that decides on `position`."""
+        """Record the step that decides on `position`; a thought's `state` (d,) if it is kept."""
         facts: dict[str, Any] = {"token": token}
         if reading is not None:
             logp = reading.logp[seat]
@@ -479,7 +491,9 @@ class CoconutWork:
             elif row.plan.num_lens:
                 top = logp.topk(min(row.plan.num_lens, len(logp)))
                 facts["lens"] = Span.of(top.indices.tolist(), top.values.exp().tolist())
-        event = row.mark(position, **facts)
+        if state is not None:
+            facts["state"] = state.float().cpu().numpy().copy()
+        event = row.mark(position, **facts, block=block)
         (row.events if row.plan.votes > 1 else self.due).append(event)
 
     def _end(self, group: Seats, rows: Sequence[ThinkingRow]) -> None:
@@ -541,7 +555,9 @@ class CoconutWork:
             cost = total(costs)
             question = np.asarray(flat(row.prompt, latent=self.model.specials.latent)[0])
             steps = [_with_cost(s, cost) for s, cost in zip(row.steps, costs, strict=True)]
-            meta = {"switch": str(row.plan.switch)}
+            if "plane" in row.plan.trace:
+                steps = in_plane(steps, keep="state" in row.plan.trace)
+            meta = {"switch": str(row.plan.switch), "thought": row.plan.thought}
             trace = Trace("coconut", question, steps, row.stopped, meta)
         return Answer(
             tokens=tuple(row.new),
@@ -550,11 +566,7 @@ class CoconutWork:
             cost=cost,
             logprobs=tuple(row.logprobs) if logprobs else None,
             trace=trace,
-            details={
-                "thoughts": row.new_thoughts,
-                "marks": row.num_marks,
-                "sample": row.sample(),
-            },
+            details=row.facts(),
         )
 
     def _cost(self, rows: Sequence[ThinkingRow]) -> Cost:
@@ -568,48 +580,11 @@ def _with_cost(step: Any, cost: Cost) -> Any:
     )
 
 
-def _thinks(plan: CoconutPlan, prompt: Sample) -> bool:
-    return bool(prompt.blocks) or not isinstance(plan.switch, Speaking)
-
-
 def _of_seats(group: Seats, rows: Sequence[tuple[int, ThinkingRow]]) -> Tensor:
     """Logits of these rows; without a copy if they are all."""
     if len(rows) == len(group.rows):
         return group.logits
     return group.logits[[seat for seat, _ in rows]]
-
-
-def _edited(
-    batch: BatchEdit,
-    rows: Sequence[ThinkingRow | None],
-    thought: Tensor,
-    where: Tensor,
-    number: Tensor,
-) -> Tensor:
-    """The rows of a batch that share an edit, shown to it in their order."""
-    own = {
-        row.plan.edit.row: r
-        for r, row in enumerate(rows)
-        if row is not None
-        and isinstance(row.plan.edit, BatchEdit)
-        and row.plan.edit.edit is batch.edit
-    }
-    places = torch.tensor(list(own), device=thought.device)
-    seats = torch.tensor(list(own.values()), device=thought.device)
-    whole = thought.new_zeros(batch.num, thought.shape[1]).index_copy(0, places, thought[seats])
-    active = where.new_zeros(batch.num).index_copy(0, places, where[seats])
-    numbers = number.new_zeros(batch.num).index_copy(0, places, number[seats])
-    new = batch.edit(whole, active, numbers)
-    return thought.index_copy(0, seats, new[places].to(thought.dtype))
-
-
-def thought_positions(sample: Sample) -> Iterator[int]:
-    """Places of a sample's thoughts."""
-    place = 0
-    for segment in sample.segments:
-        if not hasattr(segment, "ids"):
-            yield from range(place, place + len(segment))
-        place += len(segment)
 
 
 def own_words(model: Coconut, tokens: Sequence[int], logprobs: Sequence[float]) -> float:

@@ -359,11 +359,14 @@ class Engine(HuginnLoop):
         if self.crew.quiet:
             return [seat for seat, done in zip(seats, finished, strict=True) if done]
         asked = [i for i, (text, n) in enumerate(rows) if text.plan.asks(n, len(text.tokens))]
-        views, read = [], dict[int, Tensor]()
+        views, read, scores = [], dict[int, Tensor](), dict[int, float]()
         for group in by_rule(texts, asked):
             view = self._look(seats, steps, before, s, group)
             verdict = halting.verdict(texts[group[0]].plan.rule, view).tolist()
             views.append(view)
+            if any(texts[i].plan.watched for i in group):
+                seen = halting.score(texts[group[0]].plan.rule, view)
+                scores |= dict(zip(group, seen or (), strict=False))
             for i, done in zip(group, verdict, strict=True):
                 finished[i] |= done
             if view.was_read:
@@ -377,14 +380,20 @@ class Engine(HuginnLoop):
                 text.spend(1, self.costs.core(text.length - 1))
             if i in read:
                 text.spend(0, self.costs.read_out(text.length - 1))
-        self._record(seats, steps, before, s, read)
+        self._record(seats, steps, before, s, read, scores)
         return [seat for seat, done in zip(seats, finished, strict=True) if done]
 
     def _record(
-        self, seats: list[int], steps: list[int], before: Tensor, s: Tensor, read: dict[int, Tensor]
+        self,
+        seats: list[int],
+        steps: list[int],
+        before: Tensor,
+        s: Tensor,
+        read: dict[int, Tensor],
+        scores: dict[int, float],
     ) -> None:
         """The recurrence in the records that hold it; what no rule has `read` is read for a lens,
-        at the cost of the text that asked for it."""
+        at the cost of the text that asked for it. `scores`: what the rules looked at."""
         texts = [self.text(seat) for seat in seats]
         watched = [i for i, text in enumerate(texts) if text.plan.watched]
         if not watched:
@@ -397,7 +406,8 @@ class Engine(HuginnLoop):
             for i in unread:
                 texts[i].spend(0, self.costs.read_out(texts[i].length - 1))
         for i, moved in zip(watched, change, strict=True):
-            texts[i].recur(steps[i], moved, s[i, -1], read[i] if i in lens else None)
+            logits = read[i] if i in lens else None
+            texts[i].recur(steps[i], moved, s[i, -1], logits, scores.get(i))
 
     def _look(
         self, seats: list[int], steps: list[int], before: Tensor, s: Tensor, chosen: list[int]

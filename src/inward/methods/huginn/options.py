@@ -33,4 +33,6 @@ OPTIONS = {
     "inner_steps": Option(1, "parallel: recurrences of a turn"),
     "max_wave": Option(128, "parallel: places in work at once"),
 }
-TRACES = ("lens", "state")
+TRACES = ("lens", "state", "plane", "prompt")
+"""Of each recurrence: the likeliest tokens; the state; where the state is in the plane in which its
+token's states move most; and the first and the last of these for every token of the prompt."""

@@ -28,7 +28,7 @@ from inward.common.requests import Prompts, end_tokens, prompts_of
 from inward.common.sampling import Sampler, Sampling, sampling_of
 from inward.common.speaking import StopWords
 from inward.common.thinking import Answer, Event
-from inward.common.trace import Cost, Span, Step, Trace
+from inward.common.trace import Cost, Span, Step, Trace, plane
 from inward.methods.huginn.cache import PerDepth, Sharing, sharing_of
 from inward.methods.huginn.costs import Took
 from inward.methods.huginn.options import NAME, TRACES
@@ -264,6 +264,9 @@ class HuginnText:
             self.most = min(self.most, step)
         return step >= self.most
 
+    prompt_view: dict[str, Span] = field(default_factory=dict)
+    prompt_arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
     @property
     def ids(self) -> list[int]:
         """Prompt and tokens."""
@@ -300,19 +303,42 @@ class HuginnText:
             step = Step(self.num_steps, kind, scores=scores, cost=cost, **more)
             self.record.append(step)
 
-    def recur(self, step: int, change: float, state: Tensor, logits: Tensor | None) -> None:
-        """A recurrence to tell of: the last token's state (d,) and, for the lens, the output (V,)
-        after it. The record holds it if it shall hold more than words."""
+    def prompt_seen(self, states: Tensor, before: Tensor, logits: Tensor) -> None:
+        """What the recurrence that `recur` tells of next did to every token of the prompt: states
+        (S, d) after and before it, outputs (S, V)."""
+        sure, ids = logits.float().softmax(-1).max(-1)
+        new, old = states.float(), before.float()
+        change = (new - old).norm(dim=-1) / new.norm(dim=-1)
+        self.prompt_view = {"prompt": Span.of(ids.tolist(), sure.tolist())}
+        arrays = {"prompt_change": change.cpu().numpy()}
+        if "plane" in (self.plan.trace or ()):
+            arrays["prompt_state"] = new.cpu().numpy().copy()
+        self.prompt_arrays = arrays
+
+    def recur(
+        self,
+        step: int,
+        change: float,
+        state: Tensor,
+        logits: Tensor | None,
+        exit_at: float | None = None,
+    ) -> None:
+        """A recurrence to tell of: the last token's state (d,), for the lens the output (V,) after
+        it, and the number that the rule compared with its threshold. The record holds it if it
+        shall hold more than words."""
         names = self.plan.trace or ()
-        view, arrays, tokens = {}, {}, ()
+        view, arrays, tokens = self.prompt_view, self.prompt_arrays, ()
+        self.prompt_view, self.prompt_arrays = {}, {}
         if logits is not None and self.plan.num_lens:
             top = logits.float().softmax(-1).topk(min(self.plan.num_lens, len(logits)))
             tokens = tuple(top.indices.tolist())
             if "lens" in names:
                 view["lens"] = Span.of(tokens, top.values.tolist())
-        if "state" in names:
+        if "state" in names or "plane" in names:
             arrays["state"] = state.float().cpu().numpy().copy()
         scores = {"recurrence": step, "change": change}
+        if exit_at is not None:
+            scores["exit"] = exit_at
         if names:
             self.note("recur", scores, position=self.length, view=view, arrays=arrays)
         else:
@@ -360,8 +386,14 @@ class HuginnText:
             "max_steps": self.plan.max_steps,
             "sharing": str(self.plan.sharing),
         }
+        rule, record = self.plan.rule, self.record
+        if hasattr(rule, "score"):
+            times = getattr(rule, "times", None)
+            about |= {"below": rule.threshold} if times is None else {"from": times}  # pyright: ignore
+        if "plane" in self.plan.trace:
+            record = _in_planes(record, keep="state" in self.plan.trace)
         question = np.array(self.prompt, dtype=np.int64)
-        return Trace(NAME, question, self.record, self.stopped, about)
+        return Trace(NAME, question, record, self.stopped, about)
 
     def answer(self) -> Answer:
         """What came of it, when it has ended."""
@@ -374,6 +406,39 @@ class HuginnText:
             trace=self.trace(),
             details={"steps": tuple(self.steps), **self.facts},
         )
+
+
+def _in_planes(record: list[Step], *, keep: bool) -> list[Step]:
+    """The record with each state's place in its token's plane (`trace.plane`): "plane" (2,), for
+    the prompt "prompt_plane" (S, 2), and the share of the movement that the plane shows. The states
+    themselves stay if they are to `keep`."""
+    paths: dict[int | None, list[Step]] = {}
+    for step in record:
+        if "state" in step.arrays:
+            paths.setdefault(step.position, []).append(step)
+    new: dict[int, dict[str, np.ndarray]] = {}
+    shares: dict[int, float] = {}
+    for steps in paths.values():
+        places, share = plane(np.stack([step.arrays["state"] for step in steps]))
+        for step, place in zip(steps, places, strict=True):
+            new[step.index], shares[step.index] = {"plane": place}, share
+        whole = [step for step in steps if "prompt_state" in step.arrays]
+        if whole:
+            states = np.stack([step.arrays["prompt_state"] for step in whole])  # (N, S, d)
+            seen = np.stack([plane(states[:, i])[0] for i in range(states.shape[1])], axis=1)
+            for step, places in zip(whole, seen, strict=True):
+                new[step.index]["prompt_plane"] = places
+    dropped = {"prompt_state"} if keep else {"prompt_state", "state"}
+    return [
+        replace(
+            step,
+            arrays={k: a for k, a in step.arrays.items() if k not in dropped} | new[step.index],
+            scores=step.scores | {"plane": shares[step.index]},
+        )
+        if step.index in new
+        else step
+        for step in record
+    ]
 
 
 def texts_of(plans: Sequence[HuginnPlan], prompts: Iterable[list[int]]) -> list[HuginnText]:

@@ -56,15 +56,21 @@ def think(
         before, s = s, model.iterate(s, e, context, recurrence=step)
         step += 1
         view = view_of(model, context, before, s, [text], [step], seen, [0])
+        asks = plan.asks(step, index)
         done = text.enough(step)
-        done |= plan.asks(step, index) and bool(halting.verdict(plan.rule, view))
+        done |= asks and bool(halting.verdict(plan.rule, view))
+        score = halting.score(plan.rule, view) if asks and plan.watched else None
         seen.update(view)
         text.spend(1, costs.core(first, S))
         logits = view.logits[0] if plan.num_lens else None
         if view.was_read:
             text.spend(0, costs.read_out(first, S))
         if plan.watched:
-            text.recur(step, float(view.change), s[0, -1], logits)
+            exit_at = None if score is None else score[0]
+            if "prompt" in (plan.trace or ()) and index == 0:
+                text.prompt_seen(s[0], before[0], model.read_out(s, context)[1][0])
+                text.spend(0, costs.read_out(first, S, S))
+            text.recur(step, float(view.change), s[0, -1], logits, exit_at)
     assert view is not None
     if not view.was_read:
         text.spend(0, costs.read_out(first, S))

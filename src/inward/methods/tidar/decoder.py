@@ -67,7 +67,7 @@ from inward.methods.tidar.request import (
     prompt_of,
     tokens_of,
 )
-from inward.methods.tidar.row import TextRow
+from inward.methods.tidar.row import TextRow, hopes_of
 from inward.methods.tidar.schemes import Costs, Scheme
 
 if TYPE_CHECKING:
@@ -332,7 +332,7 @@ class Decoder:
     def _plan(self, row: TextRow) -> Piece:
         final, room, K = row.final, row.room, self.scheme.K
         row.offers, row.looked_up = row.guesses[: min(K, room) - 1], False
-        row.offer_laws = row.laws
+        row.offer_laws, row.offer_hopes = row.laws, row.hopes[: len(row.offers)]
         if row.drafter is not None:
             self._look_up(row, row.drafter, min(self.K, room) - 1)
         wanted = range(len(row.offers) + 1)
@@ -429,7 +429,10 @@ class Decoder:
         self._say(row, [*row.offers[:accepted], verdict.token])
         prepared = len(row.layout.blocks)
         row.scores = {"offered": offered, "accepted": accepted, "blocks": prepared}
-        row.guesses, row.laws = [], []
+        row.guesses, row.laws, row.hopes = [], [], []
+        if "drafts" in (row.request.trace or ()):
+            row.scores |= {"K": self.scheme.K if self.scheme.name != "plain" else 1}
+            row.scores |= {"block": accepted} if row.layout.widths.get(count) else {}
         return count
 
     def _say(self, row: TextRow, tokens: Sequence[int]) -> None:
@@ -461,6 +464,8 @@ class Decoder:
                 row.guesses = choices[own]
             else:
                 row.guesses, row.laws = row.sampler.draft(row.tokens, logits[own])
+            if "drafts" in (row.request.trace or ()):
+                row.hopes = hopes_of(logits[own], row.guesses)
 
     # ----------------------------------------------------------------------------------------------
     # Pure block diffusion: no verification (the paper's table 4)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Drafter = Callable[[Sequence[int], int], Sequence[int]]
 """(tokens of a text, how many) -> guesses for what follows, none if it has no idea"""
 
-TRACES = ("canvas",)
+TRACES = ("canvas", "drafts")
 """What a trace can hold beside the plain record: the guesses and masks behind the final tokens, as
 a forward was given them."""
 

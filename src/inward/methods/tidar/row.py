@@ -38,6 +38,8 @@ class TextRow:
     """tokens of the prompt that were read in an earlier request"""
     guesses: list[int] = field(default_factory=list)
     laws: list[Law] = field(default_factory=list)
+    hopes: list[float] = field(default_factory=list)
+    """probabilities of the guesses when they were drafted, if the record holds them"""
     canvas: list[int | None] = field(default_factory=list)
     """diffusion: the block in work, None where it is still masked"""
     sure: list[float] = field(default_factory=list)
@@ -61,6 +63,7 @@ class TextRow:
     """tokens cached before it"""
     offers: list[int] = field(default_factory=list)
     offer_laws: list[Law] = field(default_factory=list)
+    offer_hopes: list[float] = field(default_factory=list)
     looked_up: bool = False
     drafted: list[int] = field(default_factory=lambda: [0, 0])
     """own guesses that were judged, and those that stood; `looked`: of its drafter"""
@@ -140,12 +143,19 @@ class TextRow:
         if new:
             sure = np.exp(self.odds[-len(new) :]) if self.request.logprobs else None
             says = Span.of(new, sure)
+        drafts = "drafts" in (self.request.trace or ())
         if self.offers:
-            view["draft"] = Span.of(self.offers)
+            hopes = self.offer_hopes if drafts and not self.looked_up else None
+            view["draft"] = Span.of(self.offers, hopes or None)
+        if drafts and self.guesses and not self.stopped:
+            view["next"] = Span.of(self.guesses, self.hopes or None)
         if "canvas" in (self.request.trace or ()):
             view["canvas"] = Span.of(self.given)
         slots = {"slots": self.layout.num_rows}
         scores = {**slots, **self.scores}
+        if drafts:
+            scores |= {"masks": sum(width for _, width in self.layout.blocks)}
+            scores |= {"looked_up": 1.0} if self.looked_up else {}
         return Step(self.num_steps, "forward", says, view, scores, cost, position=self.begin)
 
     def answer(self, method: str, meta: Mapping[str, Any]) -> Answer:
@@ -171,3 +181,9 @@ class TextRow:
                 "looked_up": tuple(self.looked),
             },
         )
+
+
+def hopes_of(logits: Tensor, guesses: Sequence[int]) -> list[float]:
+    """The probability of each guess under the (n, V) logits of its mask, for a record."""
+    chosen = torch.tensor(guesses, device=logits.device)[:, None]
+    return logits.float().softmax(-1).gather(1, chosen)[:, 0].tolist()

@@ -57,7 +57,7 @@ class PuzzleAsk:
     abstain_below: float | None
     abstain: bool | Verify
     seed: tuple[int, int]
-    trace: bool
+    trace: frozenset[str] | None
     logprobs: bool
 
     @property
@@ -214,7 +214,7 @@ def asked(
             _whole("seed", 0 if request.seed is None else request.seed, 0),
             _whole("puzzle", own["puzzle"], 0),
         ),
-        trace=request.trace is not None,
+        trace=request.trace,
         logprobs=request.logprobs,
     )
 
@@ -228,7 +228,8 @@ def _refuse_speech(request: Request, method: Method) -> None:
             )
     strange = sorted((request.trace or frozenset()) - set(method.traces))
     if strange:
-        raise ValueError(f"trm: a trace cannot hold {', '.join(strange)}; ask for trace=True")
+        known = ", ".join(method.traces)
+        raise ValueError(f"trm: a trace cannot hold {', '.join(strange)}; it can hold {known}")
 
 
 def _tokens(model: TRM, prompt: Any) -> np.ndarray:

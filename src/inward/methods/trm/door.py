@@ -102,6 +102,7 @@ METHOD = Method(
     unit=("max_steps", "supervision steps"),
     steps="supervision steps",
     budget=("max_steps", "supervision steps a chain"),
+    traces=("runner_up",),
     reads="puzzle",
     prepare=_prepare,
 )

@@ -95,6 +95,7 @@ class PuzzleWork:
         self.columns: dict[str, Tensor] = {}
         self.rules: dict[Any, halting.Rule] = {}
         self.parts = list(model.modules())
+        self.second: dict[str, Tensor] = {}
         self.next = 0
 
     @property
@@ -227,6 +228,7 @@ class PuzzleWork:
             "inputs": columns["inputs"],
             "identifiers": columns["identifiers"],
             "confidence": confidence,
+            **self.second,
             **{name: getattr(view, name) for name in _VIEW},
         }
         done = self._verdicts(view).cpu().numpy() | self._found(tokens)
@@ -236,7 +238,9 @@ class PuzzleWork:
         self, latent: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """State, confidence (B, L), tokens (B, L) and halting logits (B,) after one more step."""
-        parts = []
+        parts, second = [], []
+        wanted = any("runner_up" in (chain.ask.trace or ()) for chain in self.rows)
+        self.second = {}
         for first in range(0, len(self.rows), self.batch_size):
             some = slice(first, first + self.batch_size)
             state, logits, q = self.model.supervision_step(
@@ -245,7 +249,13 @@ class PuzzleWork:
                 identifiers=self.columns["identifiers"][some],
                 grid=self.grid,
             )
-            parts.append((state, *logits.float().softmax(-1).max(-1), q))
+            shares = logits.float().softmax(-1)
+            parts.append((state, *shares.max(-1), q))
+            if wanted:
+                second.append(shares.scatter(-1, parts[-1][2][..., None], -1.0).max(-1))
+        if second:
+            sure, ids = map(torch.cat, zip(*second, strict=True))
+            self.second = {"second": ids, "second_confidence": sure}
         if len(parts) == 1:
             return parts[0]
         states, *others = zip(*parts, strict=True)
@@ -296,13 +306,13 @@ class PuzzleWork:
             chain.steps += 1
         for puzzle in {id(chain.owner): chain.owner for chain in self.rows}.values():
             puzzle.seconds += seconds
-        if not self.rewrites and not any(chain.ask.trace for chain in self.rows):
+        if not self.rewrites and all(chain.ask.trace is None for chain in self.rows):
             return []
-        known = {name: self.columns[name].cpu().numpy() for name in _TOLD}
+        known = {name: self.columns[name].cpu().numpy() for name in (*_TOLD, *self.second)}
         cost = self.costs.times(1, seconds)
         events = []
         for i, chain in enumerate(self.rows):
-            if chain.ask.trace:
+            if chain.ask.trace is not None:
                 chain.record.append(_recorded(chain, known, i, cost))
             if self.rewrites and chain.number == 0:
                 events.append(_rewrite(chain, known, i))
@@ -426,8 +436,13 @@ def _with_noise(latent: dict[str, Tensor], rows: list[PuzzleChain], when: str) -
 def _recorded(chain: PuzzleChain, known: dict[str, np.ndarray], i: int, cost: Cost) -> Step:
     ids = chain.back(known["tokens"][i]).astype(np.int64)
     grid = Span(ids, np.array(chain.cells_back(known["confidence"][i])))
+    view = {"grid": grid}
+    if "runner_up" in (chain.ask.trace or ()):
+        second = chain.back(known["second"][i]).astype(np.int64)
+        sure = np.array(chain.cells_back(known["second_confidence"][i]))
+        view["runner_up"] = Span(second, sure)
     scores = {"halt": float(known["q"][i]), "change": float(known["change"][i])}
-    return Step(chain.steps, "refine", view={"grid": grid}, scores=scores, cost=cost)
+    return Step(chain.steps, "refine", view=view, scores=scores, cost=cost)
 
 
 def _rewrite(chain: PuzzleChain, known: dict[str, np.ndarray], i: int) -> Event:
@@ -443,7 +458,7 @@ def _sigmoid(q: float) -> float:
 
 
 def _trace(chain: PuzzleChain, stopped: str) -> Trace | None:
-    if not chain.ask.trace:
+    if chain.ask.trace is None:
         return None
     return Trace(
         method="trm",
@@ -480,7 +495,7 @@ def _chosen(puzzle: OpenPuzzle, accepted: set[int], costs: StepCosts, cost: Cost
     stopped = "halted" if best.halted else "budget"
     if puzzle.hurried and stopped == "budget" and best.steps < ask.max_steps:
         stopped = "hurried"
-    if ask.trace:
+    if ask.trace is not None:
         last = best.record[-1]
         best.record[-1] = replace(last, says=last.view["grid"])
     return Answer(

@@ -1,0 +1,133 @@
+// The playground: a form, and traces that grow event by event. Where and how events come from is told
+// by the page's data: {"live": {"models": address, "events": address}}.
+
+// A trace grown from events. An event may carry the recorded step ("record"), which is taken as it is;
+// without one, the step is made of the event's tokens and scores.
+class Growing {
+  constructor(head) {
+    this.trace = { method: "plain", model: "", question: [], steps: [], stopped: "", pieces: {}, meta: {}, roles: [], ...head };
+    this.guesses = null;
+    this.asked = this.trace.question.length;
+    this.said = 0;
+    this.began = performance.now();
+    this.before = this.began;
+  }
+
+  learn(event) {
+    const { trace } = this;
+    Object.assign(trace.pieces, event.pieces && !Array.isArray(event.pieces) ? event.pieces : {});
+    const tokens = event.tokens || [];
+    const texts = Array.isArray(event.pieces) ? event.pieces : tokens.length === 1 ? [event.text] : [...(event.text || "")].filter((c) => c !== "\n").length === tokens.length ? [...event.text].filter((c) => c !== "\n") : [];
+    tokens.forEach((id, i) => { if (trace.pieces[id] === undefined && texts[i] !== undefined) trace.pieces[id] = texts[i]; });
+  }
+
+  feed(event) {
+    const { trace } = this, tokens = event.tokens || [], scores = event.scores || {};
+    this.learn(event);
+    if (event.kind === "end") return this.finish(event.answer || {});
+    const now = performance.now(), cost = { seconds: (now - this.before) / 1000 };
+    if (event.record) { trace.steps.push(event.record); this.before = now; return; }
+    const step = { index: trace.steps.length + 1, scores, cost, kind: "forward", view: {} };
+    if (event.kind === "draft") { this.guesses = { ids: tokens, confidence: null }; const last = trace.steps[trace.steps.length - 1]; if (last && last.kind === "forward") last.view.next = this.guesses; return; }
+    this.before = now;
+    if (event.kind === "rewrite") { step.kind = "refine"; step.view.grid = { ids: tokens, confidence: null }; }
+    else if (event.kind === "thought") {
+      step.kind = trace.method === "huginn" ? "recur" : "thought";
+      if (tokens.length) step.view.lens = { ids: tokens, confidence: null };
+      step.position = this.asked + this.said + (trace.method === "coconut" ? trace.steps.filter((x) => x.kind === "thought").length : 0);
+    } else if (event.kind === "word") {
+      if (trace.method === "trm") return;
+      step.kind = trace.method === "huginn" || trace.method === "coconut" ? "word" : "forward";
+      step.says = { ids: tokens, confidence: null };
+      step.position = this.asked + this.said + (trace.method === "coconut" ? trace.steps.filter((x) => x.kind === "thought").length : 0);
+      this.said += tokens.length;
+      if (this.guesses && scores.offered) step.view.draft = { ...this.guesses, ids: this.guesses.ids.slice(0, scores.offered) };
+      this.guesses = null;
+    } else return;
+    trace.steps.push(step);
+  }
+
+  finish(answer) {
+    this.trace = answer.trace ? answer.trace : { ...this.trace, stopped: answer.stopped || this.trace.stopped };
+    this.over = true;
+  }
+}
+inward.Growing = Growing;
+
+// Lines of an event stream (server-sent events) as objects.
+async function* streamed(response) {
+  const reader = response.body.getReader(), decoder = new TextDecoder();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    rest += done ? "" : decoder.decode(value, { stream: true });
+    const lines = rest.split("\n");
+    rest = done ? "" : lines.pop();
+    for (const line of lines) {
+      const text = line.startsWith("data:") ? line.slice(5).trim() : "";
+      if (text && text !== "[DONE]") yield JSON.parse(text);
+    }
+    if (done) return;
+  }
+}
+
+function startPlayground(root, data) {
+  const { live } = data;
+  const second = h("select", { "aria-label": "Second model" }), first = h("select", { "aria-label": "Model" });
+  const question = h("textarea", { "aria-label": "Question", placeholder: "Ask: a text, or a puzzle" }, live.question || "");
+  const effort = h("input", { type: "text", "aria-label": "Effort", size: 8, placeholder: "as trained" });
+  const key = h("input", { type: "password", "aria-label": "API key", size: 10, placeholder: "none", autocomplete: "off" });
+  const go = h("button", { type: "submit", class: "go", text: "Think" }), halt = h("button", { type: "button", text: "Stop", disabled: true });
+  const said = h("p", { class: "said-now", role: "status" });
+  const form = h("form", { class: "ask-form" }, question, h("div", { class: "row" }, h("label", {}, "model", first), h("label", {}, "beside", second), h("label", {}, "effort", effort), h("label", {}, "key", key), go, halt), said);
+  const player = new Player(root, { title: "playground", live: { form } });
+  root.classList.add("empty");
+  let running = [];
+  const headers = () => ({ "content-type": "application/json", ...(key.value ? { authorization: "Bearer " + key.value } : {}) });
+
+  async function models() {
+    const answer = await fetch(live.models, { headers: headers() });
+    if (!answer.ok) throw new Error(await refusal(answer));
+    const names = (await answer.json()).data.map((row) => row.id);
+    first.replaceChildren(...names.map((name) => h("option", { value: name, text: name })));
+    second.replaceChildren(h("option", { value: "", text: "no other" }), ...names.map((name) => h("option", { value: name, text: name })));
+  }
+  async function refusal(answer) {
+    try { const found = await answer.json(); return found.error && found.error.message ? found.error.message : answer.statusText; } catch (error) { return `${answer.status} ${answer.statusText}`; }
+  }
+  async function think(model, index, control) {
+    const body = { model, question: question.value, trace: true };
+    if (effort.value.trim()) body.effort = /^\d+$/.test(effort.value.trim()) ? Number(effort.value) : effort.value.trim();
+    const answer = await fetch(live.events, { method: "POST", headers: headers(), body: JSON.stringify(body), signal: control.signal });
+    if (!answer.ok) throw new Error(await refusal(answer));
+    let growing = null, drawn = 0;
+    for await (const event of streamed(answer)) {
+      if (event.error) throw new Error(event.error.message || String(event.error));
+      if (!growing) growing = new Growing(event.kind === "begin" ? event : { model, method: event.method || "plain" });
+      if (event.kind === "begin") continue;
+      growing.feed(event);
+      if (event.kind === "word") said.textContent = (index ? "" : said.textContent) + (event.text || "");
+      if (growing.over || performance.now() - drawn > 60) { player.grow(index, growing.trace); drawn = performance.now(); }
+    }
+    if (growing) player.grow(index, growing.trace);
+  }
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    running.forEach((control) => control.abort());
+    const names = [first.value, ...(second.value ? [second.value] : [])];
+    running = names.map(() => new AbortController());
+    const mine = running;
+    player.setTraces([]);
+    said.textContent = "";
+    go.disabled = true;
+    halt.disabled = false;
+    const ends = await Promise.allSettled(names.map((name, i) => think(name, i, mine[i])));
+    const wrong = ends.find((end) => end.status === "rejected" && end.reason.name !== "AbortError");
+    if (wrong) said.textContent = wrong.reason.message;
+    if (mine === running) { go.disabled = false; halt.disabled = true; }
+  });
+  halt.addEventListener("click", () => running.forEach((control) => control.abort()));
+  key.addEventListener("change", () => models().catch((error) => { said.textContent = error.message; }));
+  models().catch((error) => { said.textContent = error.message; });
+  return player;
+}
