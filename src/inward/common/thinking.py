@@ -257,32 +257,42 @@ class Method:
 
     def idle(self, model: Any, request: Request) -> list[str]:
         """Options of a request that are given and would do nothing."""
-        asked = [
-            (name, option.acts)
-            for name, value in request.own.items()
-            if (option := self.options.get(name)) is not None
-            and option.acts is not None
-            and option.says(value)
-        ]
-        if not asked:
-            return []
-        given = {name: value for name, value in request.own.items() if value is not None}
-        whole = {name: option.default for name, option in self.options.items()} | given
-        return [name for name, acts in asked if not acts.under(model, request, whole)]
+        return idle(self.options, model, request)
 
     def check_acts(self, model: Any, request: Request) -> None:
         """Raise a ValueError that names the options of a request which would do nothing."""
-        if idle := self.idle(model, request):
-            told = [
-                f"{name}={request.own[name]!r} would do nothing: it acts {acts.told}"
-                for name in idle
-                if (acts := self.options[name].acts) is not None
-            ]
-            raise ValueError(f"{self.name}: {'; '.join(told)}. Leave it out")
+        check_acts(self.name, self.options, model, request)
 
     def check_options(self, own: Mapping[str, Any], others: Sequence[Method] = ()) -> None:
         """Raise a ValueError that names every option that is not this method's, and whose it is."""
         check_options(self.name, self.options, own, others)
+
+
+def idle(options: Mapping[str, Option], model: Any, request: Request) -> list[str]:
+    """See `Method.idle`."""
+    asked = [
+        (name, option.acts)
+        for name, value in request.own.items()
+        if (option := options.get(name)) is not None
+        and option.acts is not None
+        and option.says(value)
+    ]
+    if not asked:
+        return []
+    given = {name: value for name, value in request.own.items() if value is not None}
+    whole = {name: option.default for name, option in options.items()} | given
+    return [name for name, acts in asked if not acts.under(model, request, whole)]
+
+
+def check_acts(name: str, options: Mapping[str, Option], model: Any, request: Request) -> None:
+    """See `Method.check_acts`."""
+    if names := idle(options, model, request):
+        told = [
+            f"{option}={request.own[option]!r} would do nothing: it acts {acts.told}"
+            for option in names
+            if (acts := options[option].acts) is not None
+        ]
+        raise ValueError(f"{name}: {'; '.join(told)}. Leave it out")
 
 
 def check_options(

@@ -20,9 +20,8 @@ from torch import Tensor
 from inward.common.halting import Never
 from inward.common.requests import check_prompt
 from inward.common.sampling import Sampler
-from inward.common.thinking import Request, check_options
+from inward.common.thinking import Request, check_acts, check_options
 from inward.methods.huginn.cache import DeepestAvailable, PerDepth, sharing_of
-from inward.methods.huginn.door import METHOD
 from inward.methods.huginn.options import NAME, OPTIONS
 from inward.methods.huginn.texts import HuginnPlan, HuginnText, plan, whole
 
@@ -95,7 +94,7 @@ def text_of(model: HuginnForCausalLM, request: Request, number: int) -> HuginnTe
         logprobs=request.logprobs,
     )
     check_mode(chosen, mode, own)
-    METHOD.check_acts(model, request)
+    check_acts(NAME, OPTIONS, model, request)
     if request.seed is not None:
         whole("seed", request.seed, 0)
         chosen = replace(chosen, sampling=replace(chosen.sampling, seed=request.seed))

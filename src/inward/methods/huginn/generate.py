@@ -40,13 +40,13 @@ from inward.common import halting
 from inward.common.halting import Seen
 from inward.common.requests import Prompts
 from inward.common.sampling import Sampling
-from inward.common.thinking import Request, run
+from inward.common.thinking import Request, check_acts, run
 from inward.methods.huginn import cpu as huginn_cpu
 from inward.methods.huginn.cache import RecurrentCache, Sharing
 from inward.methods.huginn.context import Context
 from inward.methods.huginn.costs import HuginnCosts
-from inward.methods.huginn.door import METHOD
 from inward.methods.huginn.loop import HuginnLoop
+from inward.methods.huginn.options import NAME, OPTIONS
 from inward.methods.huginn.texts import (
     HuginnGenerated,
     HuginnPlan,
@@ -129,7 +129,7 @@ def generate(
     """
     prompts = model_prompts(model, input_ids, attention_mask)
     rules = {"min_steps": min_steps, "check_every": check_every, "halt_in_prompt": halt_in_prompt}
-    METHOD.check_acts(model, Request(None, own={"halt": halt, **rules}))
+    check_acts(NAME, OPTIONS, model, Request(None, own={"halt": halt, **rules}))
     chosen = plans(
         model,
         len(prompts),
