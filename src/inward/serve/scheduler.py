@@ -166,10 +166,11 @@ class Scheduler:
 
     def end_thinking(self, ticket: Ticket) -> bool:
         """Let it think no more; False: it has ended. ValueError: it has nothing to end."""
-        if ticket.number is None or ticket.done is not None:
+        number = ticket.number
+        if number is None or self._tickets.get(number) is not ticket:
             return False
         try:
-            self.work.end_thinking(ticket.number)
+            self.work.end_thinking(number)
         except KeyError:
             return False
         return True
@@ -251,9 +252,10 @@ class Scheduler:
             ticket.added.set_exception(error)
 
     def _cancel(self, ticket: Ticket, ended_by: str) -> None:
-        if ticket.number in self._tickets and not ticket.ended_by:
+        number = ticket.number
+        if number is not None and self._tickets.get(number) is ticket and not ticket.ended_by:
             ticket.ended_by = ended_by
-            self.work.cancel(ticket.number)
+            self.work.cancel(number)
 
     def _mind_the_time(self) -> None:
         """Requests whose time is up: a whole answer comes as it is, a text with what it has."""

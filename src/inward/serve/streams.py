@@ -57,8 +57,8 @@ class EventStream(Response):
             for task in (pump, gone):
                 task.cancel()
             await asyncio.gather(pump, gone, return_exceptions=True)
-            await self.chunks.aclose()  # pyright: ignore[reportAttributeAccessIssue]
             self.close()
+            await self.chunks.aclose()  # pyright: ignore[reportAttributeAccessIssue]
 
     async def _pump(self, headers: list[tuple[bytes, bytes]], send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -84,7 +84,9 @@ class EventStream(Response):
 
     async def _send(self, send: Send, chunk: bytes) -> None:
         message = {"type": "http.response.body", "body": chunk, "more_body": True}
-        await asyncio.wait_for(send(message), self.stall_seconds)
+        # not wait_for: before Python 3.12 it may swallow a cancellation
+        async with asyncio.timeout(self.stall_seconds):
+            await send(message)
 
 
 async def _gone(receive: Receive) -> None:
