@@ -17,7 +17,7 @@ from inward.common.thinking import Event
 from inward.data.thoughts.tokenizers import byte_tokenizer
 from inward.serve.app import Server, create_app
 from inward.serve.limits import Limits
-from inward.serve.server import GracefulServer, Place, Settings, configured
+from inward.serve.server import Address, GracefulServer, Settings, configured
 from inward.thinker import Thinker
 from tests.methods.tidar.toys import llama
 
@@ -70,7 +70,7 @@ def live(
     **more: Any,
 ) -> Iterator[Live]:
     limits = limits or Limits()
-    place = Place(port=0, keys=keys)
+    place = Address(port=0, keys=keys)
     settings = Settings(tuple(thinkers), limits, grace=grace, log_level="error")
     bound = place.bind()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # a reader that is slow shows soon

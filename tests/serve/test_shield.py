@@ -4,7 +4,7 @@ import httpx2 as httpx
 import pytest
 
 from inward.serve.limits import Limits
-from inward.serve.server import Place, Settings, named
+from inward.serve.server import Address, Settings, named
 from tests.serve.live import live
 
 KEY = "correct-horse-battery"
@@ -65,14 +65,14 @@ def test_a_large_body_is_refused_however_it_comes(locked):
 
 def test_a_server_that_others_reach_needs_a_key():
     with pytest.raises(ValueError, match="a key is needed"):
-        Place(host="0.0.0.0")
-    assert Place(host="0.0.0.0", keys=(KEY,)).hosts == ()
-    assert "localhost" in Place(host="127.0.0.5").hosts
+        Address(host="0.0.0.0")
+    assert Address(host="0.0.0.0", keys=(KEY,)).hosts == ()
+    assert "localhost" in Address(host="127.0.0.5").hosts
     for key in ("short", "with a blank in it"):
         with pytest.raises(ValueError, match="8 ASCII characters"):
-            Place(keys=(key,))
+            Address(keys=(key,))
     with pytest.raises(ValueError, match="port is 70000"):
-        Place(port=70000)
+        Address(port=70000)
 
 
 def test_models_have_names_of_their_own():

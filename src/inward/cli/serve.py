@@ -55,13 +55,13 @@ class Serve:
     def run(self, words: list[str]) -> int:
         """Run it."""
         from inward.serve.limits import Limits
-        from inward.serve.server import Place, Settings, key_of_environment
+        from inward.serve.server import Address, Settings, key_of_environment
         from inward.serve.server import serve as run_server
 
         if not self.models:
             raise UsageError("no model given; name at least one, such as sudoku6")
         keys = (*self.api_key, *key_of_environment())
-        place = Place(self.host, self.port, keys)
+        place = Address(self.host, self.port, keys)
         limits = Limits(
             max_tokens=self.max_tokens,
             default_tokens=min(self.default_tokens, self.max_tokens),

@@ -37,7 +37,7 @@ from inward.serve.limits import Limits
 from inward.serve.metrics import Meter
 from inward.serve.prediction import Predicted
 from inward.serve.questions import chats, of_messages, of_puzzle
-from inward.serve.runs import Run, Runs, Served
+from inward.serve.runs import OpenRun, Runs, Served
 from inward.serve.scheduler import Scheduler, WorkFailed
 from inward.serve.schemas import (
     AskingBody,
@@ -108,7 +108,7 @@ class Server:
         questions: Sequence[tuple[Any, int | None]],
         drawn: dict[str, Any] | None = None,
         **more: Any,
-    ) -> Run:
+    ) -> OpenRun:
         """Read questions and take them in."""
         if len(questions) > self.limits.max_rows:
             raise refused(f"{len(questions)} choices; at most {self.limits.max_rows} here", "n")
@@ -117,7 +117,7 @@ class Server:
         return await self.runs.begin(self.runs.new_id(kind), served, choice, asked, **more)
 
     async def whole(
-        self, request: Request, run: Run, work: Coroutine[Any, Any, dict[str, Any]]
+        self, request: Request, run: OpenRun, work: Coroutine[Any, Any, dict[str, Any]]
     ) -> Response:
         """A reply when all is there."""
         try:
@@ -126,7 +126,7 @@ class Server:
             self.runs.end(run)
         return Response(status_code=499) if told is None else JSONResponse(told)
 
-    def stream(self, run: Run, chunks: AsyncIterator[bytes]) -> EventStream:
+    def stream(self, run: OpenRun, chunks: AsyncIterator[bytes]) -> EventStream:
         """A reply piece by piece."""
         close: Callable[[], None] = partial(self.runs.end, run)
         return EventStream(chunks, close, stall_seconds=self.limits.stall_seconds)

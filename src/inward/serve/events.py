@@ -20,7 +20,7 @@ from typing import Any
 from inward.common.thinking import Answer, Event
 from inward.serve.errors import ApiError
 from inward.serve.replies import about, check, sse, usage
-from inward.serve.runs import Run
+from inward.serve.runs import OpenRun
 from inward.serve.scheduler import WorkFailed
 
 REPLY = {
@@ -30,7 +30,7 @@ REPLY = {
 """In the schema of the routes."""
 
 
-async def streamed(run: Run) -> AsyncIterator[bytes]:
+async def streamed(run: OpenRun) -> AsyncIterator[bytes]:
     """All events of a run with one choice."""
     yield _sse("begin", _begin(run))
     try:
@@ -46,7 +46,7 @@ def _sse(kind: str, data: dict[str, Any]) -> bytes:
     return sse({"kind": kind} | data, kind)
 
 
-def _begin(run: Run) -> dict[str, Any]:
+def _begin(run: OpenRun) -> dict[str, Any]:
     thinker, prompt = run.served.thinker, run.tickets[0].asked.prompt
     tokens = [int(token) for token in prompt.tokens]
     question = {
@@ -58,7 +58,7 @@ def _begin(run: Run) -> dict[str, Any]:
     return told | {"question": question, "effort": run.choice.effort}
 
 
-def _told(run: Run, event: Event) -> dict[str, Any]:
+def _told(run: OpenRun, event: Event) -> dict[str, Any]:
     if event.answer is not None:
         return _end(run, event, check(event.answer))
     piece = run.served.thinker.processor.piece
@@ -71,7 +71,7 @@ def _told(run: Run, event: Event) -> dict[str, Any]:
     }
 
 
-def _end(run: Run, event: Event, answer: Answer) -> dict[str, Any]:
+def _end(run: OpenRun, event: Event, answer: Answer) -> dict[str, Any]:
     told = {"text": answer.text, "tokens": [int(token) for token in answer.tokens]}
     told |= about(run, 0, answer) | {"cost": asdict(answer.cost)}
     if answer.logprobs is not None:

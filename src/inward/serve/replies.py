@@ -9,7 +9,7 @@ from typing import Any
 
 from inward.common.thinking import Answer
 from inward.serve.errors import ApiError
-from inward.serve.runs import Run
+from inward.serve.runs import OpenRun
 from inward.serve.scheduler import WorkFailed
 
 FINISHED = {"length": "length", "context": "length", "cancelled": "length"}
@@ -52,7 +52,7 @@ def check(answer: Answer) -> Answer:
     return answer
 
 
-def usage(run: Run, answers: Sequence[Answer]) -> dict[str, Any]:
+def usage(run: OpenRun, answers: Sequence[Answer]) -> dict[str, Any]:
     """What an answer took, all choices together.
 
     completion_tokens are those said, boundary tokens of thoughts left out; reasoning_tokens count
@@ -111,7 +111,7 @@ def drafts_of(answer: Answer) -> tuple[int, int]:
     return facts.get("drafted", (0, 0))
 
 
-def about(run: Run, number: int, answer: Answer) -> dict[str, Any]:
+def about(run: OpenRun, number: int, answer: Answer) -> dict[str, Any]:
     """What our answers tell and OpenAI's have no place for."""
     told: dict[str, Any] = {"stopped": answer.stopped, "steps": answer.steps}
     if answer.believed is not None:
@@ -124,7 +124,7 @@ def about(run: Run, number: int, answer: Answer) -> dict[str, Any]:
     return told
 
 
-def _odds(run: Run, answer: Answer) -> dict[str, Any] | None:
+def _odds(run: OpenRun, answer: Answer) -> dict[str, Any] | None:
     """Chat's log-probabilities."""
     if answer.logprobs is None:
         return None
@@ -147,7 +147,7 @@ def _odds(run: Run, answer: Answer) -> dict[str, Any] | None:
 # Whole
 
 
-async def chat(run: Run, field: str) -> dict[str, Any]:
+async def chat(run: OpenRun, field: str) -> dict[str, Any]:
     """A chat completion; thoughts under the name `field`."""
     answers, thoughts = await run.answers()
     choices = []
@@ -167,7 +167,7 @@ async def chat(run: Run, field: str) -> dict[str, Any]:
     return head(run, "chat.completion") | {"choices": choices, "usage": usage(run, answers)}
 
 
-async def completion(run: Run, prompts: int) -> dict[str, Any]:
+async def completion(run: OpenRun, prompts: int) -> dict[str, Any]:
     """A completion of one or more prompts, the choices of a prompt together."""
     answers, _ = await run.answers()
     choices = [
@@ -187,7 +187,7 @@ async def completion(run: Run, prompts: int) -> dict[str, Any]:
     return head(run, "text_completion") | {"choices": choices, "usage": told}
 
 
-def _old_odds(run: Run, answer: Answer) -> dict[str, Any] | None:
+def _old_odds(run: OpenRun, answer: Answer) -> dict[str, Any] | None:
     """Log-probabilities as completions tell them."""
     if answer.logprobs is None:
         return None
@@ -204,7 +204,7 @@ def _old_odds(run: Run, answer: Answer) -> dict[str, Any] | None:
     }
 
 
-async def solution(run: Run, field: str) -> dict[str, Any]:
+async def solution(run: OpenRun, field: str) -> dict[str, Any]:
     """A puzzle's answer."""
     answers, thoughts = await run.answers()
     answer = check(answers[0])
@@ -213,7 +213,7 @@ async def solution(run: Run, field: str) -> dict[str, Any]:
     return told | ({field: thoughts[0]} if thoughts[0] else {})
 
 
-def head(run: Run, kind: str) -> dict[str, Any]:
+def head(run: OpenRun, kind: str) -> dict[str, Any]:
     """What all replies begin with."""
     return {"id": run.id, "object": kind, "created": run.created, "model": run.served.name}
 
@@ -222,7 +222,7 @@ def head(run: Run, kind: str) -> dict[str, Any]:
 # Streamed
 
 
-async def chat_stream(run: Run, field: str, *, with_usage: bool) -> AsyncIterator[bytes]:
+async def chat_stream(run: OpenRun, field: str, *, with_usage: bool) -> AsyncIterator[bytes]:
     """Chunks of a chat completion; the first comes before any thought and names the id."""
     start = head(run, "chat.completion.chunk")
 
@@ -246,7 +246,7 @@ async def chat_stream(run: Run, field: str, *, with_usage: bool) -> AsyncIterato
         yield data
 
 
-async def completion_stream(run: Run, *, with_usage: bool) -> AsyncIterator[bytes]:
+async def completion_stream(run: OpenRun, *, with_usage: bool) -> AsyncIterator[bytes]:
     """Chunks of a completion."""
 
     def chunk(number: int, text: str, **more: Any) -> dict[str, Any]:
@@ -265,7 +265,7 @@ async def completion_stream(run: Run, *, with_usage: bool) -> AsyncIterator[byte
         yield data
 
 
-async def solution_stream(run: Run, field: str) -> AsyncIterator[bytes]:
+async def solution_stream(run: OpenRun, field: str) -> AsyncIterator[bytes]:
     """Chunks of a solution: thoughts as they come, then the answer."""
 
     def part(number: int, kind: str, text: str) -> dict[str, Any] | None:
@@ -281,7 +281,7 @@ async def solution_stream(run: Run, field: str) -> AsyncIterator[bytes]:
 
 
 async def _streamed(
-    run: Run,
+    run: OpenRun,
     start: dict[str, Any],
     opening: Sequence[dict[str, Any]],
     part: Callable[[int, str, str], dict[str, Any] | None],

@@ -14,7 +14,7 @@ from typing import Any
 from inward.common.thinking import Answer
 from inward.serve.errors import ApiError
 from inward.serve.replies import about, check, finish_reason, sse, usage
-from inward.serve.runs import Run
+from inward.serve.runs import OpenRun
 from inward.serve.scheduler import WorkFailed
 from inward.serve.schemas import Drawing, ResponseBody, ResponseMessage
 
@@ -47,7 +47,7 @@ def messages(body: ResponseBody) -> list[ResponseMessage]:
     return [*found, *(item for item in body.input if isinstance(item, ResponseMessage))]
 
 
-async def whole(run: Run, body: ResponseBody) -> dict[str, Any]:
+async def whole(run: OpenRun, body: ResponseBody) -> dict[str, Any]:
     """A response when all is there."""
     answers, thoughts = await run.answers()
     answer = check(answers[0])
@@ -96,7 +96,7 @@ class _Item:
 
 
 def _response(
-    run: Run, body: ResponseBody, items: Sequence[dict[str, Any]], answer: Answer | None
+    run: OpenRun, body: ResponseBody, items: Sequence[dict[str, Any]], answer: Answer | None
 ) -> dict[str, Any]:
     status = "in_progress" if answer is None else _status(answer)
     effort = None if body.reasoning is None else body.reasoning.effort
@@ -128,7 +128,7 @@ def _response(
     }
 
 
-def _usage(run: Run, answer: Answer) -> dict[str, Any]:
+def _usage(run: OpenRun, answer: Answer) -> dict[str, Any]:
     told = usage(run, [answer])
     return {
         "input_tokens": told["prompt_tokens"],
@@ -143,7 +143,7 @@ def _usage(run: Run, answer: Answer) -> dict[str, Any]:
 class _Stream:
     """The events of a response, numbered."""
 
-    def __init__(self, run: Run, body: ResponseBody):
+    def __init__(self, run: OpenRun, body: ResponseBody):
         self.run, self.body = run, body
         self.items: list[_Item] = []
         self.number = 0
@@ -184,7 +184,7 @@ class _Stream:
         yield self.event(f"response.{_status(answer)}", response=response)
 
 
-async def streamed(run: Run, body: ResponseBody) -> AsyncIterator[bytes]:
+async def streamed(run: OpenRun, body: ResponseBody) -> AsyncIterator[bytes]:
     """A response piece by piece."""
     stream = _Stream(run, body)
     begun = _response(run, body, [], None)

@@ -29,7 +29,7 @@ class Served:
 
 
 @dataclass(eq=False)
-class Run:
+class OpenRun:
     """A request: a ticket for each of its choices.
 
     seed: that the server gave it, if it did. told: thoughts are told.
@@ -129,7 +129,7 @@ class Runs:
 
     def __init__(self, worker: int | None = None):
         self.worker = worker
-        self.open: dict[str, Run] = {}
+        self.open: dict[str, OpenRun] = {}
 
     def new_id(self, kind: str) -> str:
         """chatcmpl-1f..., of a worker chatcmpl-w3-1f..."""
@@ -143,14 +143,14 @@ class Runs:
         choice: Choice,
         questions: Sequence[AskedQuestion],
         **more: Any,
-    ) -> Run:
+    ) -> OpenRun:
         """A run that is known by its id until it is told to `end`.
 
         Raises:
             ApiError: no room, or the model refuses a question.
         """
         served.scheduler.check_room(len(questions))
-        run = Run(id, served, choice, [], **more)
+        run = OpenRun(id, served, choice, [], **more)
         try:
             for asked in questions:
                 run.tickets.append(await served.scheduler.submit(asked))
@@ -162,7 +162,7 @@ class Runs:
         self.open[run.id] = run
         return run
 
-    def end(self, run: Run) -> None:
+    def end(self, run: OpenRun) -> None:
         """Nobody waits for it any more: what has not ended is cancelled."""
         self.open.pop(run.id, None)
         for ticket in run.tickets:

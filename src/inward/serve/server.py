@@ -32,7 +32,7 @@ KEY = "INWARD_API_KEY"
 
 
 @dataclass(frozen=True)
-class Place:
+class Address:
     """Where a server listens, and who may use it.
 
     keys: () for none, which only a server that other machines cannot reach may have.
@@ -170,7 +170,7 @@ class GracefulServer(uvicorn.Server):
             served.scheduler.finish(ended_by="stop")
 
 
-def configured(app: FastAPI, place: Place, settings: Settings) -> uvicorn.Config:
+def configured(app: FastAPI, place: Address, settings: Settings) -> uvicorn.Config:
     """How uvicorn runs the application behind its shield."""
     shield = Shield(app, place.keys, place.hosts, settings.limits.max_body)
     return uvicorn.Config(
@@ -185,7 +185,7 @@ def configured(app: FastAPI, place: Place, settings: Settings) -> uvicorn.Config
     )
 
 
-def serve(place: Place, settings: Settings) -> None:
+def serve(place: Address, settings: Settings) -> None:
     """Serve until a signal comes.
 
     Raises:
