@@ -16,7 +16,7 @@ import torch
 
 from inward import hub
 from inward.common.sampling import Sampling
-from inward.common.thinking import Answer, Request, answers
+from inward.common.thinking import Answer, Request, answers, run
 from inward.data.puzzles.dihedral import Dihedral
 from inward.data.thoughts.segments import Sample, Text
 from inward.methods.coconut.model import Coconut
@@ -153,6 +153,7 @@ ACTS: Mapping[str, Mapping[str, When]] = {
         "until_right": When(True, {"select": _any_answer, "halt": "never", "max_steps": 5,
                                    "abstain_below": 0.1}, shows=("steps",)),
         "abstain_below": When(1.0, shows=("answered",)),
+        "abstain": When(_no_answer, shows=("answered",)),
         "grid": When((2, 8), asked={"trace": frozenset()}, shows=("trace",)),
         "identifier": When(2, shows=("q",)),
         "puzzle": When(4, NOISY, shows=("candidates",)),
@@ -167,6 +168,7 @@ ACTS: Mapping[str, Mapping[str, When]] = {
         "start": When("zero", {"max_steps": 1}, shows=("logprobs",)),
         "warm": When("raw", {"max_steps": 1}, shows=("logprobs",)),
         "state_seed": When(9, {"max_steps": 1}, shows=("logprobs",), idle={"start": "zero"}),
+        "lens": When(2, proof=lambda model: _lens(model)),
         "packed": When(True, proof=_unpackable(_huginn, PROMPTS["huginn"], "huginn")),
         "mode": When("speculate", shows=("evaluations",)),
         "draft_steps": When(3, {"mode": "speculate"}, shows=("evaluations",)),
@@ -179,6 +181,7 @@ ACTS: Mapping[str, Mapping[str, When]] = {
         "switch": When("entropy:longest=2,max_blocks=1", shows=("tokens",)),
         "thoughts": When((2,), shows=("thoughts",)),
         "boundaries": When(False, THINKS, shows=("tokens",)),
+        "count_marks": When(False, THINKS, shows=("tokens",)),
         "thought": When("soft", THINKS, shows=("logprobs",)),
         "noise": When(0.5, THINKS, shows=("logprobs",)),
         "edit": When(lambda thought, where, number: 0 * thought, THINKS, shows=("logprobs",)),
@@ -265,6 +268,14 @@ def _per_pass(model: Any) -> None:
         asked("coconut", deep, {"per_pass": {"num_steps": num}}, {}).cost.flops for num in (1, 3)
     )
     assert many > few
+
+
+def _lens(model: Any) -> None:
+    """Two tokens with every recurrence, in events, without a trace."""
+    work = hub.door("huginn").begin(model)
+    work.add(Request(PROMPTS["huginn"], max_new_tokens=2, own={"lens": 2}))
+    told = [event for event in run(work) if event.kind == "thought"]
+    assert told and all(len(event.tokens) == 2 for event in told)
 
 
 def _other_mask(model: Any) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from inward.evals.harness import Judge
+if TYPE_CHECKING:
+    from inward.evals.harness import Judge
 
 
 def harness_model(judge: Judge) -> InwardLM:
