@@ -215,15 +215,16 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.gradient_checkpointing = False
         self.active_parts: dict[int, Any] = {}  # of a thread, see `parts`
+        self.own_parts: Any = None  # of a twin
         self.post_init()
 
     @property
     def parts(self) -> Any:
-        """The blocks to run: `transformer` and the head, or what `cpu.packed` made of
-        them for this thread, which knows no gradients."""
-        if not self.active_parts or torch.is_grad_enabled():
+        """The blocks to run: `transformer` and the head, or what `cpu` made of them for this
+        thread or for a twin, which knows no gradients."""
+        if torch.is_grad_enabled():
             return self.transformer
-        return self.active_parts.get(get_ident()) or self.transformer
+        return self.own_parts or self.active_parts.get(get_ident()) or self.transformer
 
     # -- P: the prelude
 

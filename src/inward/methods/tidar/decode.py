@@ -61,8 +61,8 @@ def decode(
 
     Raises:
         ValueError: a setting out of range; K or a prompt beyond the context; the mask token within
-            a prompt; no mask token; a model that ignores 4-D masks, is in training mode or on
-            another device than the ids.
+            a prompt; no mask token; a model that ignores 4-D masks, or lies on another device than
+            the ids.
     """
     decoder, prompts = begin(model, input_ids, **arguments)
     if streamer is not None:

@@ -57,7 +57,6 @@ from inward.methods.tidar.choose import Chooser
 from inward.methods.tidar.request import (
     MAX_NEW_TOKENS,
     DecodeSettings,
-    check_mode,
     check_model,
     check_request,
     draws_of,
@@ -109,7 +108,6 @@ class Decoder:
         self.K = settings.K or (8 if tidar is None else tidar.block_size)
         self.lead = 1 if tidar is None else tidar.settings.lead
         check_model(self.lm, settings, self.K, self.context)
-        check_mode(self.lm)
         name = "plain" if settings.scheme == "auto" else settings.scheme
         self.scheme = Scheme(name, self.K, settings.num_blocks)
         self.chooser: Chooser | None = None
@@ -123,11 +121,21 @@ class Decoder:
         self._events: list[Event] = []
         """told at the end of a step, or of the next one after an exception"""
         self._next = 0
+        self._seen = False
+        """whether the runner knows the model as it is now"""
 
     @cached_property
     def runner(self) -> Runner:
         """Packs weights, and may find the model out: long work, for a request that is sound."""
+        self._seen = True
         return Runner(self.model, dict(self.settings.options), self.settings.packed)
+
+    def _see(self) -> None:
+        """The model as it is when a request comes: once for those that come together."""
+        runner = self.runner
+        if not self._seen:
+            runner.renew()
+        self._seen = True
 
     @property
     def busy(self) -> bool:
@@ -141,7 +149,6 @@ class Decoder:
             ValueError: anything in the request that cannot be done.
         """
         check_request(request)
-        check_mode(self.lm)
         prompt = prompt_of(request, self.lm, self.context, self.mask_id)
         limit = min(len(prompt) + (request.max_new_tokens or MAX_NEW_TOKENS), self.context)
         full = "context" if limit == self.context else "length"
@@ -152,7 +159,7 @@ class Decoder:
         # an adapter's mask token lies beyond the vocabulary: nothing to ban
         banned = [mask] if mask is not None and mask < self.num_embedded else []
         sampler, ends = Sampler(sampling, banned=banned), ends_of(request, self.lm)
-        _ = self.runner  # is made when a first request has passed all checks
+        self._see()  # when a request has passed all checks
         row = TextRow(self._next, request, prompt, len(prompt), limit, full, sampler, ends)
         self._next += 1
         self.waiting.append(row)
@@ -160,6 +167,7 @@ class Decoder:
 
     def step(self) -> list[Event]:
         """One forward for every text that has not ended, and what it brought."""
+        self._seen = False
         self._dismiss()
         if self.rows:
             self._forward(self.rows, self.cache)

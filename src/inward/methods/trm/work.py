@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from torch import Tensor
 from inward.common import halting
 from inward.common.thinking import Answer, Event, Method, Request
 from inward.common.trace import Cost, Span, Step, Trace
+from inward.common.twins import Twin
 from inward.methods.trm.asked import (
     PuzzleAsk,
     PuzzleChain,
@@ -80,7 +80,7 @@ class PuzzleWork:
         batch_size: int,
         rewrites: bool = True,
     ):
-        self.model, self.method = model, method
+        self.given, self.model, self.method = model, model, method
         self.num_cells, self.grid = layout
         self.batch_size, self.rewrites = batch_size, rewrites
         self.open: dict[int, OpenPuzzle] = {}
@@ -99,7 +99,9 @@ class PuzzleWork:
 
     def add(self, request: Request) -> int:
         """See `Work`."""
-        ask = asked(self.model, self.method, request)
+        ask = asked(self.given, self.method, request)
+        if not self.open:
+            self.model = Twin(self.given).model  # in evaluation mode, whatever others do meanwhile
         number, self.next = self.next, self.next + 1
         puzzle = OpenPuzzle(number, ask)
         puzzle.chains = chains_of(puzzle, ask)
@@ -133,8 +135,7 @@ class PuzzleWork:
         events: list[Event] = []
         over = list(self.cancelled)
         if self.rows:
-            with _evaluating(self.model):
-                done, events = self._advance()
+            done, events = self._advance()
             over += self._let_go(done)
         self.cancelled.clear()
         return events + self._end(sorted(over, key=lambda puzzle: puzzle.number))
@@ -362,19 +363,6 @@ def _verdict(view: halting.StepView, rows: Sequence[PuzzleChain]) -> Tensor:
 
 def _joined(old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat([old[name], t]) if old else t for name, t in new.items()}
-
-
-@contextmanager
-def _evaluating(model: TRM) -> Iterator[None]:
-    """The model without dropout and the like, afterwards as it was, part by part."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _with_noise(latent: dict[str, Tensor], rows: list[PuzzleChain], when: str) -> dict[str, Tensor]:
