@@ -10,17 +10,18 @@ would be felt by the others, and would stay behind when the call is abandoned. S
     twin.of(layer)          # the one in the place of `layer`
 
 A twin holds the model's very parameters, so a step of an optimizer is seen in the middle of a
-stream, and calls the hooks of the model's modules. Everything else is as it was when the twin was
-made: modes, buffers, attributes, and which of the inner modules have hooks at all. It costs
-microseconds a module and no memory worth naming.
+stream, and its hooks are the model's, those too that come later. Everything else is as it was when
+the twin was made: modes, buffers, attributes. It costs microseconds a module and no memory worth
+naming.
 """
 
 from __future__ import annotations
 
 import copy
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from types import MethodType
 from typing import Any, Generic, TypeVar, cast
 
@@ -29,11 +30,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 Kind = TypeVar("Kind", bound=nn.Module)
-_LIVE = (
+_HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
 )
 """Tables of a module's hooks, by their numbers"""
+_SHARED = ("_parameters", *_HOOKS)
+"""What a twin sees change"""
 
 
 class Twin(Generic[Kind]):
@@ -57,21 +60,25 @@ class Twin(Generic[Kind]):
                 if value is old:
                     own.__dict__[name] = new
 
+    def apart(self, module: nn.Module) -> None:
+        """Let hooks that are registered on the twin's module not be called by the model's."""
+        own = self.of(module)
+        for name in _HOOKS:
+            own.__dict__[name] = _Hooks(module.__dict__[name])
+
     def _made(self, module: nn.Module) -> nn.Module:
         known = self._twins.get(id(module))
         if known is not None or isinstance(module, torch.jit.ScriptModule):
             return module if known is None else known  # a script's state is not Python's
         own = self._twins[id(module)] = object.__new__(type(module))
-        # where there are none, an empty table of the twin's own is asked faster
-        live = isinstance(module, PreTrainedModel) or any(map(module.__dict__.get, _LIVE))
         for name, value in list(module.__dict__.items()):
-            if live and name in _LIVE:
-                value = _Hooks(value)
-            elif isinstance(value, dict) and name != "_parameters":
-                # where parameters stand is shared, so that one that is replaced is seen
+            if isinstance(value, dict) and name not in _SHARED:
                 value = copy.copy(value)
             own.__dict__[name] = value
         own.__dict__["training"] = False
+        if isinstance(own, PreTrainedModel):
+            own.__class__ = _hooked_as(type(own))
+            own.__dict__["_original"] = weakref.ref(module)
         parts = own.__dict__["_modules"]
         for name, part in parts.items():
             parts[name] = None if part is None else self._made(part)
@@ -122,6 +129,25 @@ class _Hooks(OrderedDict[int, Any]):
     def values(self) -> Any:
         """As `items`."""
         return [hook for _, hook in self.items()]
+
+
+_INSTALLED = "_output_capturing_hooks_installed"
+
+
+@lru_cache(maxsize=256)
+def _hooked_as(kind: type) -> type:
+    """The same class, but whether transformers has hooked a model, to give hidden states, is
+    answered and noted by the twin's original, whose hooks they are. The name is the same, because
+    transformers looks up by it what can be captured."""
+
+    def read(self: Any) -> bool:
+        return getattr(self._original(), _INSTALLED, False)
+
+    def write(self: Any, value: bool) -> None:
+        setattr(self._original(), _INSTALLED, value)
+
+    about = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind.__name__, (kind,), {**about, _INSTALLED: property(read, write)})
 
 
 def _like(old: partial[Any], new: partial[Any]) -> partial[Any]:

@@ -134,6 +134,8 @@ class Decoding(Generic[Kind]):
         self.twin = Twin(model)
         for linears in self.linears:
             linears.into(self.twin)
+        if isinstance(lm, PreTrainedModel) and lm.get_output_embeddings() is not None:
+            self.twin.apart(lm.get_output_embeddings())  # where thoughts are caught
         self.model = self.twin.model
         self._config: Any = None
         if self.attends:

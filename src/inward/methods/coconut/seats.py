@@ -309,10 +309,13 @@ def keeps_all(model: Coconut) -> bool:
     return kinds <= {DynamicLayer} and "position_ids" in model.accepts
 
 
-def honest(model: Coconut, asked: Asked, base: nn.Module) -> bool:
+def honest(model: Coconut, asked: Asked, base: nn.Module | None = None) -> bool:
     """Whether the base honours positions and a mask for rows of unequal length, found out once by
-    a few tiny forwards of `model`, a twin: what is masked must not change a bit, what is not must
-    count."""
+    a few tiny forwards: what is masked must not change a bit, what is not must count.
+
+    base: under which it is remembered, if `model` is a twin.
+    """
+    base = unwrapped(model.base) if base is None else base
     if base not in _HONEST:
         try:
             _HONEST[base] = _keeps_promises(model, asked)

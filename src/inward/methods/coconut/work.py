@@ -37,6 +37,7 @@ from torch import Tensor
 
 from inward.common.costs import sizes_of
 from inward.common.cpu.decoding import MOST_ROWS, Decoding
+from inward.common.sampling import check_logits
 from inward.common.thinking import Answer, Event, Lanes, Method, Request
 from inward.common.trace import Cost, Span, Trace
 from inward.data.thoughts.segments import Sample, flat
@@ -290,6 +291,7 @@ class CoconutWork:
     def _decide(self, group: Seats) -> None:
         """Each row's next position, and the end of those that end with it."""
         live, reading = group.live, Reading(group.logits)
+        check_logits(_of_seats(group, live), [len(row.marks) + 1 for _, row in live])
         silent = self._silent(group, live, reading)
         words = {}
         forced: dict[int, int] = {}

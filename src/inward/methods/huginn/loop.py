@@ -60,7 +60,9 @@ class HuginnLoop:
         self.sharing, self.batch_size = sharing, batch_size
         self.max_seats = seats_of(batch_size, in_flight)
         self.costs = HuginnCosts(model.config, model.dtype)
-        self._packed, self._seen = packed, False
+        self._packed, self._looked = packed, False
+        self._counted: list[Tensor] = []
+        self._versions: list[int] = []
         self.waiting: deque[HuginnText] = deque()
         self.told: list[Event] = []
         self.passes = 0
@@ -91,9 +93,9 @@ class HuginnLoop:
 
     def enter(self, texts: Sequence[HuginnText]) -> None:
         """Take texts in, by their own numbers."""
-        if not self._seen:  # the model as it is now, once for texts that come together
-            self.model = huginn_cpu.thinking(self.given, self._packed)  # may refuse to pack
-        self._seen = True
+        if not self._looked:  # once for texts that come together
+            self._look_at()
+        self._looked = True
         for text in texts:
             text.told = self.told
             self._open[text.number] = text
@@ -105,8 +107,10 @@ class HuginnLoop:
         for text in self._cancelled:
             self._drop(text)
         self._cancelled.clear()
-        self._seen = False
+        self._looked = False
         if self._open:
+            if self._versions != [p._version for p in self._counted]:
+                self._look_at()  # what torch knows to have changed is seen on the way, too
             with torch.inference_mode():
                 if not self._admit():
                     self._turn()
@@ -132,6 +136,13 @@ class HuginnLoop:
         if number not in self._ended:
             raise KeyError(f"there is no request {number}")
         return self._ended.pop(number)
+
+    def _look_at(self) -> None:
+        """The model as it is now; may refuse to pack."""
+        self.model = huginn_cpu.thinking(self.given, self._packed)
+        packed = self.model.own_parts is not None
+        self._counted = [p for p in self.given.parameters() if packed and not p.is_inference()]
+        self._versions = [p._version for p in self._counted]
 
     # -- texts and seats
 

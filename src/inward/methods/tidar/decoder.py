@@ -49,7 +49,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from inward.common.ragged import RaggedCache
-from inward.common.sampling import Sampler, Verdict, argmaxes, matched
+from inward.common.sampling import Sampler, Verdict, argmaxes, check_logits, matched
 from inward.common.thinking import Answer, Event, Request
 from inward.methods.tidar.base import context_limit, lm_of, num_embedded, tidar_of
 from inward.methods.tidar.batch import READ_AHEAD, Layout, Output, Piece, Runner
@@ -356,6 +356,7 @@ class Decoder:
         if self.beta < 1.0:
             masks = [(b, rows[b].layout.begins[i + 1]) for b, i in places]
             logits = self.beta * logits + (1.0 - self.beta) * output.logits(masks)
+        check_logits(logits, [rows[b].num_steps + 1 for b, _ in places])
         choices = self._choices(rows, logits)
         verdicts, begin = [], 0
         for row in rows:
@@ -414,6 +415,8 @@ class Decoder:
         if not wanted:
             return
         logits = output.logits([place for _, places in wanted for place in places])
+        steps = [row.num_steps + 1 for row, places in wanted for _ in places]
+        check_logits(logits, steps, "draft logits")
         choices = self._choices([row for row, _ in wanted], logits)
         begin = 0
         for row, places in wanted:
@@ -446,6 +449,7 @@ class Decoder:
             counts.append(row.layout.num_draft)
             open_ = [i for i, token in enumerate(row.canvas) if token is None]
             logits = output.logits([(b, row.layout.num_draft + i) for i in open_])
+            check_logits(logits, [row.num_steps + 1] * len(open_), "draft logits")
             found = [self._sure(row, i, place) for i, place in zip(open_, logits, strict=True)]
             surest = max(sure for _, sure in found)
             for i, (token, sure) in zip(open_, found, strict=True):

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from inward.common import halting
+from inward.common.sampling import NotFiniteError
 from inward.common.thinking import Answer, Event, Method, Request
 from inward.common.trace import Cost, Span, Step, Trace
 from inward.common.twins import Twin
@@ -197,6 +198,7 @@ class PuzzleWork:
         began = time.perf_counter()
         columns, old = self.columns, self.state
         new, confidence, tokens, q = self._forward(_with_noise(old, self.rows, "steps"))
+        self._check(q, confidence)
         answer = next(iter(new))
         moved = (new[answer] - old[answer]).float().flatten(1).norm(dim=1)
         change = moved / old[answer].float().flatten(1).norm(dim=1)
@@ -212,6 +214,21 @@ class PuzzleWork:
         }
         done = self._verdicts(view).cpu().numpy() | self._found(tokens)
         return done, self._write_down(time.perf_counter() - began)
+
+    def _check(self, q: Tensor, confidence: Tensor) -> None:
+        """NaN is no answer: the requests of such rows are over."""
+        bad = {"halting logit (q_head)": ~torch.isfinite(q)}
+        bad["logits of the cells (lm_head)"] = ~torch.isfinite(confidence).all(1)
+        for name, rows in bad.items():
+            for i in rows.nonzero()[:, 0].tolist() if bool(rows.any()) else ():
+                chain = self.rows[i]
+                chain.owner.settled, chain.owner.wrong = (
+                    True,
+                    NotFiniteError(
+                        f"step {chain.steps + 1}: the {name} are not finite: the model's weights "
+                        "are damaged, or its compute_dtype overflows; try compute_dtype='float32'"
+                    ),
+                )
 
     def _forward(
         self, latent: dict[str, Tensor]
