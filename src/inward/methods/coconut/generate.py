@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from inward.common.passed import Passed
 from inward.common.requests import end_tokens, prompts_of
 from inward.common.thinking import Event, Request, run
 from inward.common.trace import Cost, Trace
@@ -102,6 +103,8 @@ def continued(
     model: Coconut, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
 ) -> torch.LongTensor:
     """See `Coconut.generate`."""
+    tokenizer = options.pop("tokenizer", None)
+    options = Passed("Coconut", *input_ids.shape).rest(options) | {"tokenizer": tokenizer}
     limit = model.max_positions or sys.maxsize
     size = model.embedding.weight.shape[0]
     prompts = prompts_of(input_ids, attention_mask, context=limit, vocab_size=size)

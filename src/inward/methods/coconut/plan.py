@@ -233,6 +233,7 @@ def requests_of(
     max_new_tokens: int | None = None,
     trace: bool | Sequence[str] = False,
     logprobs: bool = False,
+    tokenizer: Any = None,
     **overrides: Any,
 ) -> list[Request]:
     """The requests of `generate`.
@@ -247,6 +248,7 @@ def requests_of(
             config's, or 128.
         trace: record what happens; names of what the record shall hold beside it ("lens").
         logprobs: add up the log-probability of each row's words.
+        tokenizer: for stop_strings; default: the model's own.
 
     Raises:
         ValueError: an option that there is not, or that is not supported.
@@ -258,8 +260,11 @@ def requests_of(
         raise ValueError(f"there are no options {sorted(unknown)}; see methods/coconut/plan.py")
     stop = config.stop_strings or ()
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    if stop and model.tokenizer is None:
-        raise ValueError("stop_strings need a tokenizer; give one to the Coconut model")
+    tokenizer = tokenizer or model.tokenizer
+    if stop and tokenizer is None:
+        raise ValueError(
+            "stop_strings need a tokenizer; pass tokenizer=, or give one to the Coconut model"
+        )
     drawn = sampling or sampling_of(config, seed, rule="match")
     first = drawn.seed
     names = None if trace is False else frozenset(() if trace is True else trace)
@@ -271,7 +276,7 @@ def requests_of(
             sampling=drawn,
             seed=first + r * own.get("votes", 1),
             ends=end_tokens(None, config),
-            stop=StopWords(stop, model.tokenizer.decode) if stop else None,
+            stop=StopWords(stop, tokenizer.decode) if stop else None,
             trace=names,
             logprobs=logprobs,
             own=own if edit is None else {**own, "edit": BatchEdit(edit, r, len(prompts))},

@@ -50,6 +50,7 @@ from inward.common import IGNORE
 from inward.common.bases import base_record, load_causal_lm, open_tokenizer, with_cache
 from inward.common.draws import Batch, Draws, Loss
 from inward.common.files import read_object, reading, write_json
+from inward.common.passed import Passed
 from inward.methods.tidar import masks
 from inward.methods.tidar.base import (
     base_name,
@@ -362,6 +363,8 @@ class TiDAR(nn.Module):
         Raises:
             ValueError: see `decode`.
         """
+        tokenizer = options.pop("tokenizer", None)
+        options = Passed("TiDAR", *input_ids.shape[:2]).rest(options) | {"tokenizer": tokenizer}
         return continued(self, input_ids, attention_mask=attention_mask, **options)
 
     # -- saving ------------------------------------------------------------------------------------
