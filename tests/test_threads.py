@@ -6,14 +6,12 @@ Answers are compared by their tokens; the model by everything that a call could 
 
 import copy
 import gc
-import random
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -22,12 +20,12 @@ from transformers import PreTrainedModel
 from inward.common.cpu import linears
 from inward.common.draws import Draws
 from inward.common.sampling import NotFiniteError, Sampling
-from inward.data.thoughts.tokenizers import byte_tokenizer
 from inward.methods.tidar.adapter import DraftAdapter
 from inward.methods.tidar.model import TiDAR
 from inward.thinker import Thinker
+from inward.train.state import Generators
 from tests.methods.tidar.toys import MASK, V, llama
-from tests.test_promises import BYTES, IDS, METHODS, Promise, asked, loss_of, made, options
+from tests.test_promises import BYTES, IDS, METHODS, Promise, asked, made, options
 
 
 def adapted(vocab_size: int) -> TiDAR:
@@ -55,10 +53,9 @@ def method(request: pytest.FixtureRequest) -> Promise:
 
 
 @pytest.fixture(autouse=True)
-def small_matrices_are_packed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_matrices_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linears, "SMALLEST", {})
     torch.set_num_threads(1)
-    yield
 
 
 def thinker_of(method: Promise, build: Callable[[], Any] | None = None) -> Thinker:
@@ -72,8 +69,9 @@ def told(answer: Any) -> tuple[Any, ...]:
 def of_model(model: nn.Module) -> dict[str, Any]:
     """Everything about a model that a call could leave behind."""
     tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_buffers", "_modules")
-    found: dict[str, Any] = {"rng": torch.get_rng_state().tolist()[:100]}
-    found["numpy"], found["python"] = np.random.get_state()[1].tolist()[:20], random.getstate()[1][:9]  # type: ignore[index]
+    drawn = Generators.capture(torch.device("cpu"))
+    found: dict[str, Any] = {f"rng.{k}": t.sum().item() for k, t in drawn.tensors.items()}
+    found["rng"] = drawn.scalars
     for name, module in model.named_modules():
         found[name] = [
             type(module), module.training, sorted(set(module.__dict__) - {"_forward_hooks"}),
@@ -149,7 +147,9 @@ def test_the_model_is_untouched_in_the_middle_of_a_forward(method):
     inner = thinker.model
     for name in ("model", "base"):
         inner = getattr(inner, name, inner) if not isinstance(inner, PreTrainedModel) else inner
-    watched = next(m for m in inner.modules() if type(m) is nn.Embedding or "Scaled" in str(type(m)))
+    watched = next(
+        m for m in inner.modules() if type(m) is nn.Embedding or "Scaled" in str(type(m))
+    )
     handle = watched.register_forward_hook(look)
     if thinker.method.name == "trm":  # its tables are read, not called
         handle.remove()
@@ -404,7 +404,7 @@ def test_drafts_that_are_nan_are_an_error():
     thinker = thinker_of(ALL["tidar+adapter"])
     with torch.no_grad():
         thinker.model.adapter.mask_embedding.fill_(float("nan"))
-    with pytest.raises(NotFiniteError, match="step 1: the (draft )?logits are NaN"):
+    with pytest.raises(NotFiniteError, match=r"step 1: the (draft )?logits are NaN"):
         thinker.ask("the cat", max_new_tokens=5, scheme="one_pass")
     with pytest.raises(NotFiniteError, match="step 2: the draft logits are NaN"):
         thinker.ask("the cat", max_new_tokens=5, scheme="diffusion")

@@ -1,4 +1,4 @@
-"""Arguments that clients of transformers pass along: taken where they change nothing, else refused."""
+"""Arguments that clients of transformers pass: taken where they change nothing, or refused."""
 
 from typing import Any
 

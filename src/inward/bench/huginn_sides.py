@@ -187,7 +187,7 @@ class Official(_Model):
         cache = self.module.HuginnDynamicCache()
         with torch.inference_mode():
             for new in (tokens, *(torch.tensor([[token]]) for token in more)):
-                said = model(
+                said = self.model(
                     new,
                     past_key_values=cache,
                     use_cache=True,

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 _KNOWN = (
     *("tokenizer", "use_cache", "is_causal", "token_type_ids", "cache_position", "seq_idx"),
     *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),

@@ -64,9 +64,7 @@ def equal_sums(w: Tensor, at: int) -> None:
 
 
 @pytest.mark.parametrize("at", [1, 5000, -1])
-@pytest.mark.parametrize(
-    "change", [one_entry, two_rows, two_entries, signs, rectangle, equal_sums]
-)
+@pytest.mark.parametrize("change", [one_entry, two_rows, two_entries, signs, rectangle, equal_sums])
 def test_a_mark_feels_every_change(weight, change, at):
     before = Mark(weight)
     assert before == Mark(weight.clone())

@@ -154,7 +154,7 @@ def check_passed(
     cache: Cache | None,
     given: dict[str, Any],
 ) -> dict[str, Any]:
-    """What of the further arguments `given` is not known to be inert for the new tokens (B, S, ...).
+    """What of the further arguments `given` is not known to be inert for new tokens (B, S, ...).
 
     Raises:
         ValueError: one that would have to change the numbers, or asks for what is not there.
@@ -164,7 +164,9 @@ def check_passed(
             "output_attentions is True, but Huginn attends with a kernel (SDPA) that keeps no "
             "weights; output_states and output_hidden_states show what it thinks"
         )
-    given = {k: v for k, v in given.items() if v is not None and (v is not False or k == "is_causal")}
+    given = {
+        k: v for k, v in given.items() if v is not None and (v is not False or k == "is_causal")
+    }
     if not given:
         return {}  # as at every token
     B, S = new.shape[:2]

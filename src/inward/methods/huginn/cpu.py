@@ -13,9 +13,9 @@ threads: 22 GB/s
   bfloat16 query reads 4 GB/s, conversion and float32 kernel together do three times that;
 - rows of a batch that look at long texts are attended to one by one, in place, not gathered.
 
-`packed(model)` turns it on for a while; `generate` runs a twin of the model so. The results are those of the plain
-path up to rounding (tests/methods/huginn/test_cpu.py). It takes the memory of the weights once
-more, which stays with the model until a weight changes or `unpack` is called.
+`packed(model)` turns it on for a while; `generate` runs a twin of the model so. The results are
+those of the plain path up to rounding (tests/methods/huginn/test_cpu.py). It takes the memory of
+the weights once more, which stays with the model until a weight changes or `unpack` is called.
 
 Shape letters: B rows, S tokens, M = B * S, d width, N heads, H head width, K cached tokens.
 """
