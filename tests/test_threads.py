@@ -144,7 +144,7 @@ def test_the_model_is_untouched_in_the_middle_of_a_forward(method):
         if not seen:
             seen.append(of_model(thinker.model))
 
-    inner = thinker.model
+    inner: Any = thinker.model
     for name in ("model", "base"):
         inner = getattr(inner, name, inner) if not isinstance(inner, PreTrainedModel) else inner
     watched = next(
@@ -382,7 +382,7 @@ def test_a_forward_that_fails_leaves_the_model_clean(method, kind):
     thinker = thinker_of(method)
     said = options(method, thinker)
     wanted, before = told(thinker.ask(method.questions[0], **said)), of_model(thinker.model)
-    model = thinker.model
+    model: Any = thinker.model
     for name in ("model", "base"):
         model = getattr(model, name, model) if not isinstance(model, PreTrainedModel) else model
 

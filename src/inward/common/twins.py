@@ -93,12 +93,14 @@ class Twin(Generic[Kind]):
     def _pointed(self, value: Any) -> Any:
         if isinstance(value, nn.Module):
             return self._twins.get(id(value), value)
-        if isinstance(value, MethodType) and id(value.__self__) in self._twins:
-            return MethodType(value.__func__, self._twins[id(value.__self__)])
+        if isinstance(value, MethodType):
+            own = self._twins.get(id(value.__self__))
+            return value if own is None else MethodType(value.__func__, own)
         if isinstance(value, partial):
             return _like(value, partial(self._pointed(value.func), *map(self._pointed, value.args)))
-        if type(value) in (list, tuple) and any(isinstance(item, nn.Module) for item in value):
-            return type(value)(map(self._pointed, value))
+        kind: Any = type(value)
+        if kind in (list, tuple) and any(isinstance(item, nn.Module) for item in value):
+            return kind(map(self._pointed, value))
         return value
 
 

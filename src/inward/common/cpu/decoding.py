@@ -134,8 +134,9 @@ class Decoding(Generic[Kind]):
         self.twin = Twin(model)
         for linears in self.linears:
             linears.into(self.twin)
-        if isinstance(lm, PreTrainedModel) and lm.get_output_embeddings() is not None:
-            self.twin.apart(lm.get_output_embeddings())  # where thoughts are caught
+        head = lm.get_output_embeddings() if isinstance(lm, PreTrainedModel) else None
+        if head is not None:
+            self.twin.apart(head)  # thoughts are caught there
         self.model = self.twin.model
         self._config: Any = None
         if self.attends:

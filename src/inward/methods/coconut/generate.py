@@ -104,7 +104,7 @@ def continued(
 ) -> torch.LongTensor:
     """See `Coconut.generate`."""
     tokenizer = options.pop("tokenizer", None)
-    options = Passed("Coconut", *input_ids.shape).rest(options) | {"tokenizer": tokenizer}
+    options = Passed("Coconut", len(input_ids), input_ids.shape[-1]).rest(options) | {"tokenizer": tokenizer}
     limit = model.max_positions or sys.maxsize
     size = model.embedding.weight.shape[0]
     prompts = prompts_of(input_ids, attention_mask, context=limit, vocab_size=size)

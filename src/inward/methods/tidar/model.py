@@ -364,7 +364,8 @@ class TiDAR(nn.Module):
             ValueError: see `decode`.
         """
         tokenizer = options.pop("tokenizer", None)
-        options = Passed("TiDAR", *input_ids.shape[:2]).rest(options) | {"tokenizer": tokenizer}
+        passed = Passed("TiDAR", len(input_ids), input_ids.shape[-1])
+        options = passed.rest(options) | {"tokenizer": tokenizer}
         return continued(self, input_ids, attention_mask=attention_mask, **options)
 
     # -- saving ------------------------------------------------------------------------------------
