@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from inward.train import state as state_module
 from inward.train.optim import SparseSignSGD
 from tests.train.toy import rows_of, saved_tensors, start_ranks, timeless, toy_train, train_in_child
 
@@ -53,6 +58,43 @@ def test_two_processes_resume_bit_for_bit(tmp_path):
     assert timeless(tmp_path / "cut") == timeless(tmp_path / "whole")
     with pytest.raises(ValueError, match="world_size 2, this run has 1"):
         toy_train(tmp_path / "cut", **options, steps=12)
+
+
+def train_where_rank_1_cannot_write(out: Path, options: dict[str, Any], count: int) -> None:
+    """Its disk is full from the `count`-th flush of a state's part on; what each process is told
+    goes to a file."""
+    torch.set_num_threads(1)
+    rank, calls = int(os.environ["RANK"]), itertools.count(1)
+    real = state_module.write_tensors
+
+    def write(path: Path, tensors: Any) -> None:
+        if rank == 1 and next(calls) >= count:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, tensors)
+
+    state_module.write_tensors = write
+    try:
+        toy_train(out, **options)
+    except OSError as error:
+        (out.parent / f"told-{rank}").write_text(str(error))
+
+
+def test_a_process_that_cannot_write_ends_the_job_and_is_named(tmp_path):
+    options = {"dropout": 0.2, "save_every": 2, "steps": 6}
+    out = tmp_path / "cut"
+    start_ranks(2, train_where_rank_1_cannot_write, out, options, 2)
+    told = [(tmp_path / f"told-{rank}").read_text() for rank in (0, 1)]
+    line = (
+        f"cannot write into {out}: the disk is full for process 1 (of 2, counted from 0). Stopped "
+        "after step 4, the state of step 2 is safe; make room, then the same command goes on from "
+        "there"
+    )
+    assert told == [line, line]
+    names = sorted(path.name for path in (out / "states").iterdir())
+    assert names == ["step-000000002"], "nothing torn stands there"
+    start_ranks(2, train_in_child, out, options)
+    start_ranks(2, train_in_child, tmp_path / "whole", options)
+    assert timeless(out) == timeless(tmp_path / "whole")
 
 
 def check_sparse_sums(folder: Path) -> None:

@@ -114,16 +114,17 @@ class Ours(_Model):
         import torch
 
         from inward.methods.huginn.cache import RecurrentCache
-        from inward.methods.huginn.generate import inference
+        from inward.methods.huginn.cpu import thinking
 
         out, cache = [], RecurrentCache(self.order.sharing, num_recurrences=self.order.depth)
-        with inference(self.model, packed=self.order.packed):
+        model = thinking(self.model, self.order.packed)
+        with torch.inference_mode():
             for new in (tokens, *(torch.tensor([[token]]) for token in more)):
-                said = self.model(
+                said = model(
                     new,
                     past_key_values=cache,
                     num_steps=self.order.depth,
-                    state=torch.zeros(*new.shape, self.model.config.n_embd),
+                    state=torch.zeros(*new.shape, model.config.n_embd),
                 )
                 out.append(said.logits[0, -1].float().tolist())
         return out

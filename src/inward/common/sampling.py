@@ -146,6 +146,54 @@ def sampling_of(
     return Sampling(rule if config.do_sample else "greedy", processors=(*first, *last), seed=seed)
 
 
+# --------------------------------------------------------------------------------------------------
+# Numbers that nothing can be drawn from
+
+
+class NotFiniteError(ValueError, FloatingPointError):
+    """NaN where a model or a processor should have said how likely something is, or nothing left
+    to say. An argmax would take it for an answer."""
+
+
+def check_logits(logits: Tensor, steps: Sequence[int], name: str = "logits") -> None:
+    """Refuse logits (m, V) of which a row is NaN anywhere, or nowhere finite.
+
+    steps: of each row, what the message calls it.
+
+    Raises:
+        NotFiniteError: the step, the tensor and what is wrong with it.
+    """
+    top = logits.amax(-1)  # NaN if one of them is
+    if bool(torch.isfinite(top).all()):
+        return
+    row = int((~torch.isfinite(top)).nonzero()[0, 0])
+    raise NotFiniteError(
+        f"step {steps[row]}: the {name} are {_wrong(float(top[row]))}: the model's weights or what "
+        f"it was given are damaged, or {logits.dtype} overflows in it; find the module with "
+        "torch.autograd.set_detect_anomaly or a forward hook, or load the model in float32"
+    )
+
+
+def _wrong(top: float) -> str:
+    return "NaN" if math.isnan(top) else "-inf everywhere" if top < 0 else "inf"
+
+
+def _check_scores(scores: Any, num: int, place: int, process: object) -> None:
+    """Refuse what a processor has made of (1, num) scores if it cannot be drawn from."""
+    name = getattr(process, "__name__", type(process).__name__)
+    shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    if shape != (1, num):
+        raise ValueError(
+            f"token {place}: the processor {name} returned {shape}, must be scores (1, {num})"
+        )
+    top = float(scores.amax())
+    if math.isnan(top) or top == -math.inf:
+        wrong = "NaN scores" if math.isnan(top) else "no token: all scores are -inf"
+        raise NotFiniteError(
+            f"token {place}: the processor {name} left {wrong}; it must leave a token to say"
+        )
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a row of guesses came to: the first `accepted` of them stand, `token` follows them."""
@@ -180,7 +228,13 @@ class Noise:
 
 def distribution(scores: Tensor) -> Tensor:
     """(V,) scores, -inf where forbidden -> (V,) float64 probabilities."""
-    return scores.double().softmax(dim=-1)
+    p = scores.double().softmax(dim=-1)
+    if math.isnan(float(p[0])):  # then all are
+        raise NotFiniteError(
+            f"scores are {_wrong(float(scores.amax()))}, which is no probability; to force a token "
+            "set the others to -inf"
+        )
+    return p
 
 
 def inverse_cdf(p: Tensor, u: float) -> int:
@@ -255,7 +309,11 @@ class Sampler:
         return self.rule == "greedy" and not self.chain
 
     def scores(self, prefix: Sequence[int], logits: Tensor) -> Tensor:
-        """(V,) logits of the place after `prefix` -> (V,) float32 scores that the rule works on."""
+        """(V,) logits of the place after `prefix` -> (V,) float32 scores that the rule works on.
+
+        Raises:
+            NotFiniteError: a processor left NaN, or no token. ValueError: another shape.
+        """
         scores = logits.to(torch.float32, copy=True)
         scores[self.banned] = -torch.inf
         if not self.chain:
@@ -264,6 +322,7 @@ class Sampler:
         scores = scores[None]
         for process in self.chain:
             scores = process(ids, scores)
+            _check_scores(scores, len(logits), len(prefix), process)
         return scores[0]
 
     def verify(

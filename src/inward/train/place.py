@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from inward.common.files import FolderLock, as_os_error
 from inward.train.process import agreement
+from inward.train.state import OtherProcessError
 
 
 class RunFolder:
@@ -55,6 +56,8 @@ class RunFolder:
     def _not_written(self, error: OSError, step: int, saved: int | None) -> str:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = "the disk is full" if full else f"{error.strerror or error}"
+        if isinstance(error, OtherProcessError):
+            why = f"{why} for process {error.process} (of {error.of}, counted from 0)"
         safe = "no state was saved yet" if saved is None else f"the state of step {saved} is safe"
         return (
             f"cannot write into {self.out}: {why}. Stopped after step {step}, {safe}; make room, "

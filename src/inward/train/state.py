@@ -16,6 +16,7 @@ does not fit the manifest; the message then names the state before it.
 
 from __future__ import annotations
 
+import errno
 import random
 import shutil
 import warnings
@@ -159,6 +160,17 @@ class TrainState:
         }
 
 
+class OtherProcessError(OSError):
+    """One of several processes could not write its part of a state; raised on all of them.
+
+    process: its number, from 0. of: how many there are.
+    """
+
+    def __init__(self, number: int, why: str, process: int, of: int) -> None:
+        super().__init__(number, why)
+        self.process, self.of = process, of
+
+
 @dataclass
 class StateFolder:
     """The states of one run on disk.
@@ -206,20 +218,47 @@ class StateFolder:
         return target
 
     def _write(self, hidden: Path, target: Path, state: TrainState, generators: Generators) -> None:
-        if self.rank == 0:
-            shutil.rmtree(hidden, ignore_errors=True)
-            hidden.mkdir(parents=True)
-        self.barrier()
-        self._write_rank(hidden, state, generators)
-        if self.rank == 0:
-            self._write_shared(hidden, state)
-        self.barrier()
-        if self.rank == 0:
-            write_manifest(hidden)
-            publish(hidden, target)
-            for step in self.steps()[: -self.keep]:
-                remove_folder(self.path(step))
-        self.barrier()
+        def begin() -> None:
+            if self.rank == 0:
+                shutil.rmtree(hidden, ignore_errors=True)
+                hidden.mkdir(parents=True)
+
+        def write() -> None:
+            self._write_rank(hidden, state, generators)
+            if self.rank == 0:
+                self._write_shared(hidden, state)
+
+        def end() -> None:
+            if self.rank == 0:
+                write_manifest(hidden)
+                publish(hidden, target)
+                for step in self.steps()[: -self.keep]:
+                    remove_folder(self.path(step))
+
+        for part in (begin, write, end):
+            self._together(part)
+
+    def _together(self, part: Callable[[], None]) -> None:
+        """Do this process's part; go on when all have done theirs.
+
+        Raises:
+            OtherProcessError: on all of them, if one could not.
+        """
+        own: Exception | None = None
+        try:
+            part()
+        except Exception as error:  # the others wait, whatever it is
+            if self.world_size == 1:
+                raise
+            own = error
+        fault = ""
+        if own is not None:
+            system = isinstance(own, OSError) and own.errno is not None
+            number, why = (own.errno, own.strerror) if system else (errno.EIO, repr(own))  # type: ignore[attr-defined]
+            fault = f"{number} {self.rank} {why}"
+        if fault := self.agree(fault):
+            number, rank, why = fault.split(" ", 2)
+            raise OtherProcessError(int(number), why, int(rank), self.world_size) from own
 
     def _write_shared(self, folder: Path, state: TrainState) -> None:
         write_tensors(folder / "state.safetensors", state.tensors())

@@ -10,7 +10,7 @@ from transformers import AttentionInterface
 from inward.common.bases import cache_of, with_cache
 from inward.common.cpu import decoding as cpu_decode
 from inward.common.cpu import linears as cpu
-from inward.common.cpu.decoding import MOST_ROWS, few_rows, suits
+from inward.common.cpu.decoding import MOST_ROWS, Decoding, suits
 from inward.common.ragged import RaggedCache
 from inward.data.thoughts.segments import Latent, Sample
 from inward.methods.coconut.generate import generate
@@ -54,8 +54,7 @@ def test_logits_are_those_of_the_usual_call(build, num_rows, num_texts, monkeypa
         "scaled_dot_product_attention",
         lambda *args, **options: (calls.append(options), kernel(*args, **options))[1],
     )
-    with few_rows(model):
-        found = behind_a_prefix(model, num_rows, num_texts=num_texts)
+    found = behind_a_prefix(Decoding(model)(num_rows), num_rows, num_texts=num_texts)
     assert torch.allclose(found, wanted, atol=1e-5)
     own = [options for options in calls if "enable_gqa" in options and "dropout_p" not in options]
     assert len(own) == 2, "one a layer, but not for the prompt"
@@ -78,7 +77,7 @@ def test_bfloat16_is_rounded_less():
     assert torch.equal(found, wanted.to(torch.bfloat16))
 
 
-def test_a_runner_attends_so_and_leaves_the_model_as_it_was(monkeypatch):
+def test_a_runner_attends_so_and_leaves_the_model_as_it_was():
     seen: list[str] = []
     for dtype, packed, wanted in (
         (torch.float32, None, True),
@@ -99,10 +98,7 @@ def test_a_runner_attends_so_and_leaves_the_model_as_it_was(monkeypatch):
             runner(cache, [Piece(Layout(3), [1, 2, 3])])
         assert seen == ["sdpa", cpu_decode.NAME if wanted else "sdpa"]
         assert model.config._attn_implementation == "sdpa"
-    monkeypatch.setattr(runner.lm.model, "forward", None)
-    with pytest.raises(TypeError), few_rows(runner.lm):
-        runner.lm(prompts(1, 3))
-    assert runner.lm.config._attn_implementation == "sdpa"
+        assert layer.config is model.config is model.model.config
 
 
 def test_models_that_would_not_notice_are_left_alone():
@@ -115,8 +111,7 @@ def test_models_that_would_not_notice_are_left_alone():
 
 def test_training_takes_the_usual_call():
     model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE))
-    with few_rows(model):
-        model(prompts(1, 5), labels=prompts(1, 5)).loss.backward()
+    Decoding(model)(5)(prompts(1, 5), labels=prompts(1, 5)).loss.backward()
     assert all(p.grad is not None for p in model.parameters())
 
 

@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from inward.common.cpu import linears as cpu
 from inward.common.cpu.linears import Linears, matrix, unpack
+from inward.common.twins import Twin
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -39,6 +41,13 @@ def turned(dtype: torch.dtype = torch.float32) -> nn.Sequential:
         nn.init.normal_(layer.get_parameter("weight"), std=0.3)
         nn.init.normal_(layer.get_parameter("bias"))
     return net.to(dtype)
+
+
+def run_packed(net: nn.Module) -> Any:
+    """A twin that multiplies from the packed copy."""
+    twin = Twin(net)
+    Linears(net).into(twin)
+    return twin.model
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -81,16 +90,13 @@ def test_a_model_runs_packed_within_and_is_itself_after(dtype):
         before = net(x)
         linears = Linears(net)
         assert [layer for layer, _ in linears.products] == [net[0], net[2]]
-        with linears.packed():
-            inside = net(x)
-            assert "forward" in net[0].__dict__
-        after = net(x)
+        own = run_packed(net)
+        assert own[0].times is linears.products[0][1] and isinstance(own[0], nn.Linear)
+        inside, after = own(x), net(x)
     assert torch.equal(before, after) and seen == [5, 5, 5]
     assert torch.allclose(inside, before, atol=1e-5 if dtype == torch.float32 else 0.1)
-    assert "forward" not in net[0].__dict__ and "forward" not in net[2].__dict__
-    with pytest.raises(KeyError, match="on the way"), linears.packed():
-        raise KeyError("on the way")
-    assert "forward" not in net[0].__dict__
+    assert own[0].weight is net[0].weight and type(net[0]) is nn.Linear
+    assert "times" not in net[0].__dict__
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -103,12 +109,7 @@ def test_gpt2s_layers_are_packed_too(dtype, shape):
         net[0].forward = own
         assert len(Linears(net).products) == 1, "others' forwards stay theirs"
         del net[0].forward
-        with Linears(net).packed():
-            with Linears(net).packed():
-                assert len(Linears(net).products) == 2
-            assert all("forward" in net[i].__dict__ for i in (0, 2)), "the outer one is within"
-            inside = net(x)
-        assert not any("forward" in net[i].__dict__ for i in (0, 2))
+        inside = run_packed(net)(x)
     assert inside.shape == before.shape and len(Linears(net).products) == 2
     assert torch.allclose(inside, before, atol=1e-5 if dtype == torch.float32 else 0.1)
 
@@ -116,16 +117,15 @@ def test_gpt2s_layers_are_packed_too(dtype, shape):
 @pytest.mark.parametrize("make", ["model", "turned"])
 def test_gradients_and_other_dtypes_take_the_plain_product(make):
     net, x = globals()[make](), torch.randn(5, 24)
-    with Linears(net).packed():
-        net(x).sum().backward()
+    run_packed(net)(x).sum().backward()
     inside = [p.grad.clone() for p in net.parameters() if p.grad is not None]
     net.zero_grad()
     net(x).sum().backward()
     outside = [p.grad for p in net.parameters() if p.grad is not None]
     assert len(inside) == 5 + (make == "turned")
     assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
-    with torch.no_grad(), Linears(net).packed(), pytest.raises(RuntimeError, match="dtype"):
-        net(x.double())
+    with torch.no_grad(), pytest.raises(RuntimeError, match="dtype"):
+        run_packed(net)(x.double())
 
 
 def test_changed_weights_are_packed_anew():
@@ -137,8 +137,7 @@ def test_changed_weights_are_packed_anew():
             True,
         ]
         net.get_parameter("0.weight").mul_(2)
-        with Linears(net).packed():
-            assert torch.allclose(net(x), copy.deepcopy(net)(x), atol=1e-5)
+        assert torch.allclose(run_packed(net)(x), net(x), atol=1e-5)
 
 
 def test_the_copy_goes_with_the_model_or_before():

@@ -619,8 +619,6 @@ def test_wrong_prompts_and_models_are_refused(leaning):
         run(leaning, prompts(1, 5)[0])
     with pytest.raises(ValueError, match="on meta, the model on cpu"):
         run(leaning, prompts(1, 5).to("meta"))
-    with pytest.raises(ValueError, match="training mode"):
-        run(llama().train(), prompts(1, 5))
     with pytest.raises(TypeError, match="temprature"):
         run(leaning, prompts(1, 5), temprature=2)
 

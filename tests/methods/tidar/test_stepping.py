@@ -503,9 +503,6 @@ def test_other_refusals(leaning):
         METHOD.begin(llama()).add(Request([1]))
     with pytest.raises(ValueError, match="batch_size is 0"):
         METHOD.begin(leaning, batch_size=0)
-    model = llama().train()
-    with pytest.raises(ValueError, match="training mode"):
-        PLAIN.begin(model).add(Request([1]))
 
 
 def test_the_door_says_what_there_is():

@@ -1,8 +1,7 @@
 """Decoding with a model of transformers on a CPU: packed weights, and attention of few rows.
 
     fast = Decoding(model)
-    with fast(num_rows):
-        model(...)                  # the same results up to rounding
+    fast(num_rows)(...)             # the same results up to rounding
 
 Linear layers run from packed weights (`inward.common.cpu.linears`). Attention of few rows runs in
 float32 and without copies of shared heads: torch's CPU kernel reads keys and values in bfloat16 at
@@ -13,17 +12,15 @@ EPYC 9004, microseconds for 1, 4, 9 and 72 rows:
     behind 256 tokens    242, 120, 171, 732 before,  59,  79, 129, 623 so
     behind 1,000         946, 393, 592, 2781        161, 271, 466, 2421
 
-Models are not changed: for the while their configuration names `attend`, which transformers then
+The model is not changed, it is a twin of it that runs (`inward.common.twins`): its layers multiply
+from packed weights, and its own copy of the configuration names `attend`, which transformers then
 calls in each layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from threading import Lock
-from typing import Any
-from weakref import WeakKeyDictionary
+import copy
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +30,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from inward.common.cpu.linears import Linears
+from inward.common.twins import Twin
 
 NAME = "inward_few_rows"
 MOST_ROWS = 72
@@ -99,64 +97,59 @@ def suits(model: nn.Module) -> bool:
         model.device.type == "cpu"
         and model.dtype in (torch.float32, torch.bfloat16)
         and getattr(model, "_supports_attention_backend", False)
-        and _INSIDE.get(model, (0, config._attn_implementation))[1] == "sdpa"
+        and config._attn_implementation == "sdpa"
         and not config.sub_configs  # parts may have implementations of their own
     )
 
 
-_INSIDE: WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = WeakKeyDictionary()
-"""How many are within `few_rows` of a model at once, in whatever thread, and what it named before
-the first of them: the last one out puts that back."""
-_LOCK = Lock()
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
-@contextmanager
-def few_rows(model: PreTrainedModel) -> Iterator[None]:
-    """Within, a model that `suits` attends so."""
-    config: Any = model.config
-    with _LOCK:
-        count, before = _INSIDE.get(model, (0, config._attn_implementation))
-        _INSIDE[model] = (count + 1, before)
-        config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        with _LOCK:
-            count, before = _INSIDE.pop(model)
-            if count > 1:
-                _INSIDE[model] = (count - 1, before)
-            else:
-                config._attn_implementation = before
-
-
-class Decoding:
+class Decoding(Generic[Kind]):
     """Whatever makes forwards without gradient faster on a CPU, where the model allows it.
 
-    parts: further modules that run within the model's forward, such as an adapter.
+    model: the one that runs, a twin in evaluation mode of the one given: a causal LM, or one that
+        wraps it.
+    lm: the causal LM in it; None: the model itself. parts: further modules in it that run within
+        the LM's forward, such as an adapter.
     wanted: False: nothing; True: weights are packed even if that takes long or much memory; None:
         where it pays (`inward.common.cpu.linears.Linears`).
+
+    One caller's own: how it attends depends on the rows it has said it will run.
 
     Raises:
         ValueError: packed weights are wanted and cannot be had.
     """
 
-    def __init__(self, model: nn.Module, *parts: nn.Module, wanted: bool | None = None) -> None:
-        self.model = model
-        self.linears = [Linears(part, wanted=wanted) for part in (model, *parts)]
-        self.attends = wanted is not False and suits(model)
+    def __init__(
+        self,
+        model: Kind,
+        lm: nn.Module | None = None,
+        *parts: nn.Module,
+        wanted: bool | None = None,
+    ) -> None:
+        lm = model if lm is None else lm
+        self.linears = [Linears(part, wanted=wanted) for part in (lm, *parts)]
+        self.attends = wanted is not False and suits(lm)
+        self.twin = Twin(model)
+        for linears in self.linears:
+            linears.into(self.twin)
+        head = lm.get_output_embeddings() if isinstance(lm, PreTrainedModel) else None
+        if head is not None:
+            self.twin.apart(head)  # thoughts are caught there
+        self.model = self.twin.model
+        self._config: Any = None
+        if self.attends:
+            self._config = copy.copy(lm.config)
+            self.twin.replace(lm.config, self._config)
 
     @property
     def kind(self) -> tuple[bool, ...]:
         """What is done: packed weights, of each part; attention."""
         return (*(bool(linears.products) for linears in self.linears), self.attends)
 
-    @contextmanager
-    def __call__(self, num_rows: int = MOST_ROWS) -> Iterator[None]:
-        """Within, forwards of so many rows a text are faster."""
-        with ExitStack() as stack:
-            for linears in self.linears:
-                stack.enter_context(linears.packed())
-            if self.attends and num_rows <= MOST_ROWS:
-                assert isinstance(self.model, PreTrainedModel), "see `suits`"
-                stack.enter_context(few_rows(self.model))
-            yield
+    def __call__(self, num_rows: int = MOST_ROWS) -> Kind:
+        """The model to run forwards of so many rows a text with."""
+        if self.attends:
+            self._config._attn_implementation = NAME if num_rows <= MOST_ROWS else "sdpa"
+        return self.model

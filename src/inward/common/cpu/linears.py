@@ -6,27 +6,31 @@ rows cost little more than one: SmolLM2-135M, one thread of an EPYC 9004, millis
 linear layers of a forward of 1, 4 and 12 rows: bfloat16 27, 28, 37 as they are, 17, 14, 21 packed;
 float32 30, 40, 54 and 30, 24, 39.
 
-    with Linears(model).packed():
-        model(...)                  # same results up to rounding
+    twin = Twin(model)
+    Linears(model).into(twin)
+    twin.model(...)             # same results up to rounding
 
-The model is not changed: within the block its `nn.Linear` modules, and GPT-2's `Conv1D` ones, which
-keep the matrix the other way round, multiply from the packed copy; hooks run as ever, and whoever
-wants gradients gets the plain product. The copy takes the memory of the weights once more; it is
-kept while the model lives and its weights stay what they are.
+The model is not changed: in a twin of it (`inward.common.twins`) the `nn.Linear` modules, and
+GPT-2's `Conv1D` ones, which keep the matrix the other way round, multiply from the packed copy;
+hooks run as ever, and whoever wants gradients gets the plain product. The copy takes the memory of
+the weights once more; it is kept while the model lives and its weights stay what they are, which is
+asked of every byte (`inward.common.cpu.marks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from inward.common.cpu.marks import Mark
+from inward.common.twins import Twin
 
 LIMIT_BYTES = 4 << 30
 """Larger models are not packed unless that is asked for: the copy may not fit."""
@@ -63,7 +67,10 @@ def matrix(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Ten
 
 
 def can_pack(parameters: Sequence[Tensor]) -> bool:
-    """Whether weights like these can be packed here: on a CPU, one dtype that oneDNN has."""
+    """Whether weights like these can be packed here: plain tensors on a CPU, of one dtype that
+    oneDNN has."""
+    if not all(map(is_plain, parameters)):
+        return False
     kinds = {(p.device.type, p.dtype) for p in parameters}
     mkldnn = torch.backends.mkldnn
     if len(kinds) != 1 or not (mkldnn.is_available() and mkldnn.enabled):  # type: ignore[attr-defined]
@@ -76,9 +83,11 @@ def can_pack(parameters: Sequence[Tensor]) -> bool:
     return not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
 
 
-def version(p: Tensor) -> tuple[int, int]:
-    """Changes when the tensor's values do, as far as torch notices."""
-    return p.data_ptr(), -1 if p.is_inference() else p._version
+def is_plain(weight: object) -> bool:
+    """Whether its bytes are its values: no subclass of Tensor (quantized, sharded, ...), which
+    multiplies in a way of its own, and no sparse one."""
+    plain = type(weight) in (Tensor, nn.Parameter)
+    return plain and weight.layout == torch.strided  # type: ignore[union-attr]
 
 
 Made = TypeVar("Made")
@@ -91,16 +100,23 @@ class Kept(Generic[Made]):
     """
 
     def __init__(self) -> None:
-        self._kept: WeakKeyDictionary[nn.Module, tuple[list[tuple[int, int]], Made]]
-        self._kept = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[nn.Module, tuple[list[Mark], Made]] = WeakKeyDictionary()
+        self._locks: WeakKeyDictionary[nn.Module, Lock] = WeakKeyDictionary()
 
     def get(self, model: nn.Module, tensors: Iterable[Tensor], make: Callable[[], Made]) -> Made:
-        """What `make` has made of these tensors, made anew if one of them has changed."""
-        state = [version(t) for t in tensors]
-        found = self._kept.get(model)
-        if found is None or found[0] != state:
-            with torch.no_grad():
-                found = self._kept[model] = (state, make())
+        """What `make` has made of these tensors, made anew if one of them has changed. Callers in
+        many threads wait for the first of them."""
+        tensors = list(tensors)
+        marks = [Mark(t) for t in tensors]
+        with _LOCK:
+            lock = self._locks.setdefault(model, Lock())
+        with lock:
+            found = self._kept.get(model)
+            if found is None or found[0] != marks:
+                # marked before it is made: what changes between is noticed by the next call
+                marks = [Mark(t) for t in tensors]
+                with torch.no_grad():
+                    found = self._kept[model] = (marks, make())
         return found[1]
 
     def __contains__(self, model: nn.Module) -> bool:
@@ -111,12 +127,33 @@ class Kept(Generic[Made]):
         self._kept.pop(model, None)
 
 
+_LOCK = Lock()
 Layer = nn.Linear | Conv1D
 
 
-_INSIDE: WeakKeyDictionary[nn.Module, tuple[int, set[Layer]]] = WeakKeyDictionary()
-"""How many are within `Linears.packed` of a model at once, and the layers that they changed"""
-_LOCK = Lock()
+class _PackedLinear(nn.Linear):
+    """In a twin: an `nn.Linear` that multiplies from a packed copy."""
+
+    times: Callable[[Tensor], Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.dtype != self.weight.dtype:
+            return super().forward(x)
+        return self.times(x)
+
+
+class _PackedConv1D(Conv1D):
+    """In a twin: a `Conv1D` that multiplies from a packed copy."""
+
+    times: Callable[[Tensor], Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.dtype != self.weight.dtype:
+            return super().forward(x)
+        return self.times(x)
+
+
+_PACKED: dict[type, Any] = {nn.Linear: _PackedLinear, Conv1D: _PackedConv1D}
 
 
 class Linears:
@@ -134,10 +171,7 @@ class Linears:
         self.products: list[tuple[Layer, Callable[[Tensor], Tensor]]] = []
         if wanted is False:
             return
-        plain = [cast(Layer, m) for m in model.modules() if type(m) in (nn.Linear, Conv1D)]
-        # a module whose forward somebody replaced stays theirs; another thread did not replace it
-        ours = _INSIDE.get(model, (0, set()))[1]
-        layers = [m for m in plain if "forward" not in m.__dict__ or m in ours]
+        layers: list[Any] = [m for m in model.modules() if type(m) in _PACKED and _own_weight(m)]
         if not wanted:
             layers = [m for m in layers if m.weight.numel() >= SMALLEST.get(m.weight.dtype, 0)]
         weights = [m.weight for m in layers]
@@ -150,26 +184,20 @@ class Linears:
                 "float32 or bfloat16, all alike; pass packed=None to run it as it is"
             )
 
-    @contextmanager
-    def packed(self) -> Iterator[None]:
-        """Within: forwards without gradient multiply from the packed weights. Others, in other
-        threads, may be within as well: the last one out takes them away."""
-        with _LOCK:
-            count, layers = _INSIDE.get(self.model, (0, set()))
-            _INSIDE[self.model] = (count + 1, layers)
-            for layer, forward in self.products:
-                layer.__dict__["forward"] = forward
-                layers.add(layer)
-        try:
-            yield
-        finally:
-            with _LOCK:
-                count, layers = _INSIDE.pop(self.model)
-                if count > 1:
-                    _INSIDE[self.model] = (count - 1, layers)
-                else:
-                    for layer in layers:
-                        layer.__dict__.pop("forward", None)
+    def into(self, twin: Twin[Any]) -> None:
+        """Let the layers in this twin, of the model or of one around it, multiply from the copy."""
+        for layer, times in self.products:
+            own = twin.of(layer)
+            own.__class__ = _PACKED[type(layer)]
+            own.__dict__["times"] = times
+
+
+def _own_weight(layer: Any) -> bool:
+    """Whether its weight is a parameter, not made anew at each forward (weight norm, pruning) nor
+    of a kind of its own, and its forward the usual one."""
+    table = layer.__dict__["_parameters"]
+    usual = "forward" not in layer.__dict__ and table.get("weight") is not None
+    return usual and all(p is None or is_plain(p) for p in table.values())
 
 
 _KEPT: Kept[list[Callable[[Tensor], Tensor]]] = Kept()
@@ -185,18 +213,8 @@ def _products(
 
 def _product(layer: Layer) -> Callable[[Tensor], Tensor]:
     """Holds tensors alone: a reference to the layer would keep its model alive."""
-    weight, bias, turned = layer.weight, layer.bias, isinstance(layer, Conv1D)
-    times = matrix(weight.t().contiguous() if turned else weight, bias)
-
-    def forward(x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() and x.dtype == weight.dtype:
-            return times(x)
-        if turned:
-            flat = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
-            return flat.view(*x.shape[:-1], weight.shape[1])
-        return F.linear(x, weight, bias)
-
-    return forward
+    weight = layer.weight.t().contiguous() if isinstance(layer, Conv1D) else layer.weight
+    return matrix(weight, layer.bias)
 
 
 def unpack(model: nn.Module) -> None:

@@ -92,10 +92,11 @@ def head_input(base: PreTrainedModel, wanted: Tensor | None) -> Iterator[list[Te
     """While open, catch what the head of `base` reads, and let it read only the wanted columns.
 
     wanted   (B, c) bool: the head gets the N columns that are set as (1, N, d); None: it gets all.
-    The hook acts in this thread alone: another request on the same model is not touched.
+    The hook acts in this thread alone and while this is open: another forward of the same model, or
+    a twin that was made meanwhile, is not touched.
     """
     caught: list[Tensor] = []
-    owner = threading.get_ident()
+    owner: int | None = threading.get_ident()
 
     def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if threading.get_ident() != owner:
@@ -107,6 +108,7 @@ def head_input(base: PreTrainedModel, wanted: Tensor | None) -> Iterator[list[Te
     try:
         yield caught
     finally:
+        owner = None
         handle.remove()
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from inward.common.clients import prompt_ids, streaming
+from inward.common.passed import passed_of
 from inward.common.requests import end_tokens, prompts_of
 from inward.common.thinking import Answer, Event, Request, run
 from inward.common.trace import Cost, Trace
@@ -123,6 +124,7 @@ def continued(
             ".generate gives them (or return_dict_in_generate=True with output_scores=True)"
         )
     ids = prompt_ids(input_ids, inputs, options, model.base.generation_config)
+    options = passed_of("Coconut", ids, options)
     limit = model.max_positions or sys.maxsize
     size = model.embedding.weight.shape[0]
     prompts = prompts_of(ids, attention_mask, context=limit, vocab_size=size)

@@ -110,8 +110,6 @@ def plan_of(model: Coconut, request: Request, traces: Sequence[str]) -> CoconutP
     own = {**DEFAULTS, **request.own}
     _check_kinds(own)
     _check_prompt(model, request.prompt, own["thought"])
-    if model.training:
-        raise ValueError("the model is in training mode, where dropout acts; call model.eval()")
     if request.trace is not None and (unknown := sorted(set(request.trace) - set(traces))):
         raise ValueError(f"a trace of coconut holds no {unknown}; it can hold {', '.join(traces)}")
     config = model.base.generation_config or GenerationConfig()

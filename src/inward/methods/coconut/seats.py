@@ -86,9 +86,10 @@ class Prefilled:
 
 
 def prefill(
-    model: Coconut, rows: Sequence[ThinkingRow], edits: Edits, asked: Asked, fast: Decoding
+    fast: Decoding[Coconut], rows: Sequence[ThinkingRow], edits: Edits, asked: Asked
 ) -> Prefilled:
     """Read the prompts of these rows together."""
+    model = fast.model
     batch = model.collate([row.prompt for row in rows], may_end_open=True)
     mask, latent = batch["attention_mask"], batch["latent"]
     columns = torch.arange(mask.shape[1], device=mask.device)
@@ -101,23 +102,23 @@ def prefill(
     def edit(thought: Tensor, where: Tensor, number: Tensor) -> Tensor:
         return edits(rows, thought, where, number)
 
-    with fast(mask.shape[1]):
-        parts = model.sequential(batch, wanted=wanted, edit=edit, cache=found.cache, per_pass=asked)
-        for part in parts:
-            found.num_passes += 1
-            where, places = wanted[:, part.start : part.stop].nonzero(as_tuple=True)
-            logits = widened(part.logits)
-            if part.start == 0:
-                found.hidden = part.hidden.new_zeros(len(rows), part.hidden.shape[-1])
-                found.logits = logits.new_zeros(len(rows), logits.shape[-1])
-            ends = places + part.start == last[where]
-            found.hidden[where[ends]] = part.hidden[where[ends], places[ends]]
-            found.logits[where[ends]] = logits[ends]
-            for r, place, own in zip(where.tolist(), places.tolist(), logits, strict=True):
-                column = part.start + place + 1
-                if column < latent.shape[1] and bool(latent[r, column]):
-                    at = int(batch["position_ids"][r, column])
-                    found.seen[r].append((at, own, part.hidden[r, place]))
+    model = fast(mask.shape[1])
+    parts = model.sequential(batch, wanted=wanted, edit=edit, cache=found.cache, per_pass=asked)
+    for part in parts:
+        found.num_passes += 1
+        where, places = wanted[:, part.start : part.stop].nonzero(as_tuple=True)
+        logits = widened(part.logits)
+        if part.start == 0:
+            found.hidden = part.hidden.new_zeros(len(rows), part.hidden.shape[-1])
+            found.logits = logits.new_zeros(len(rows), logits.shape[-1])
+        ends = places + part.start == last[where]
+        found.hidden[where[ends]] = part.hidden[where[ends], places[ends]]
+        found.logits[where[ends]] = logits[ends]
+        for r, place, own in zip(where.tolist(), places.tolist(), logits, strict=True):
+            column = part.start + place + 1
+            if column < latent.shape[1] and bool(latent[r, column]):
+                at = int(batch["position_ids"][r, column])
+                found.seen[r].append((at, own, part.hidden[r, place]))
     return found
 
 
@@ -201,8 +202,8 @@ class Seats:
     hidden (B, d), logits (B, V): of each row's last position, in the order of the seats.
     """
 
-    def __init__(self, model: Coconut, past: SharedPast | OwnPast) -> None:
-        self.model = model
+    def __init__(self, fast: Decoding[Coconut], past: SharedPast | OwnPast) -> None:
+        self.fast = fast
         self.past = past
         self.hidden = self.logits = torch.empty(0)
         self.rows = []
@@ -250,9 +251,9 @@ class Seats:
         self.rows = [self.rows[seat] for seat in kept]
         self.hidden, self.logits = self.hidden[kept], self.logits[kept]
 
-    def forward(self, edits: Edits, asked: Asked, fast: Decoding) -> None:
+    def forward(self, edits: Edits, asked: Asked) -> None:
         """Run the position that every row has decided on."""
-        model, device = self.model, self.hidden.device
+        model, device = self.fast(1), self.hidden.device
         live = [row is not None for row in self.rows]
         numbers = [
             [0, 0, 0, False] if row is None
@@ -264,33 +265,32 @@ class Seats:
         if any(row is not None and row.silent for row in self.rows):
             # a row's `thoughts` counts the one that is now fed in
             where = silent.bool()
-            thought = edits(self.rows, self._thoughts().to(inputs.dtype), where, number)
+            thought = edits(self.rows, self._thoughts(model).to(inputs.dtype), where, number)
             inputs = torch.where(where[:, None], thought, inputs)
         place = max(row.length for _, row in self.live) - 1
-        with fast(1):
-            hidden, logits, _ = model.run(
-                inputs[:, None],
-                self.past.begin(live, device, inputs.dtype),
-                positions[:, None],
-                cache=self.past.cache,
-                **asked(place, place + 1),
-            )
+        hidden, logits, _ = model.run(
+            inputs[:, None],
+            self.past.begin(live, device, inputs.dtype),
+            positions[:, None],
+            cache=self.past.cache,
+            **asked(place, place + 1),
+        )
         self.past.end()
         self.hidden, self.logits = hidden[:, 0], widened(logits[:, 0])
         for _, row in self.live:
             row.pending = False
 
-    def _thoughts(self) -> Tensor:
+    def _thoughts(self, model: Coconut) -> Tensor:
         """(B, d) what silent rows get as their next input."""
         soft = [row is not None and row.plan.thought == "soft" for row in self.rows]
         if not any(soft):
-            return self.model.feedback(self.hidden)
-        ids = torch.arange(self.model.embedding.weight.shape[0], device=self.hidden.device)
-        table = self.model.embedding(ids)
+            return model.feedback(self.hidden)
+        ids = torch.arange(model.embedding.weight.shape[0], device=self.hidden.device)
+        table = model.embedding(ids)
         mean = self.logits[:, : len(ids)].softmax(-1).to(table.dtype) @ table
         if all(soft):
             return mean
-        hidden = self.model.feedback(self.hidden).to(mean.dtype)
+        hidden = model.feedback(self.hidden).to(mean.dtype)
         return torch.where(torch.tensor(soft, device=mean.device)[:, None], mean, hidden)
 
 
@@ -325,10 +325,13 @@ def keeps_all(model: Coconut) -> bool:
     return kinds <= {DynamicLayer} and "position_ids" in model.accepts
 
 
-def honest(model: Coconut, asked: Asked) -> bool:
+def honest(model: Coconut, asked: Asked, base: nn.Module | None = None) -> bool:
     """Whether the base honours positions and a mask for rows of unequal length, found out once by
-    a few tiny forwards: what is masked must not change a bit, what is not must count."""
-    base = unwrapped(model.base)
+    a few tiny forwards: what is masked must not change a bit, what is not must count.
+
+    base: under which it is remembered, if `model` is a twin.
+    """
+    base = unwrapped(model.base) if base is None else base
     if base not in _HONEST:
         try:
             _HONEST[base] = _keeps_promises(model, asked)

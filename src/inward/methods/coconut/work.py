@@ -36,7 +36,8 @@ import torch
 from torch import Tensor
 
 from inward.common.costs import sizes_of
-from inward.common.cpu.decoding import Decoding
+from inward.common.cpu.decoding import MOST_ROWS, Decoding
+from inward.common.sampling import check_logits
 from inward.common.thinking import Answer, Event, Lanes, Method, Request
 from inward.common.trace import Cost, Span, Trace
 from inward.data.thoughts.segments import flat
@@ -176,6 +177,7 @@ class CoconutWork:
         self.groups: list[Seats] = []
         self.due: list[Event] = []
         self.next = 0
+        self.seen = False
         self.bans: dict[bool, Tensor] = {}
         self.per_pass: Any = None
         specials = model.specials
@@ -197,11 +199,15 @@ class CoconutWork:
                 "when to think (switch, thoughts), or sample"
             )
         check_passes(self.model, request.own.get("per_pass"))
-        if not self.busy:  # weights may have changed since
-            self.fast = Decoding(self.base, wanted=self.packed)
+        if not self.busy:
             self.sizes = None if hasattr(self.base, "forward_cost") else sizes_of(self.base)
             self.per_pass = request.own.get("per_pass")
             self.limit = self.model.max_positions
+        if not self.seen:  # the model as it is now, once for requests that come together
+            self.fast = Decoding(self.model, self.base, wanted=self.packed)
+            for group in self.groups:
+                group.fast = self.fast
+        self.seen = True
         number, self.next = self.next, self.next + 1
         rows = [
             ThinkingRow.of(
@@ -215,10 +221,11 @@ class CoconutWork:
 
     def step(self) -> list[Event]:
         """See `Work`. If it raises, nothing is lost: the next step goes on from there."""
+        self.seen = False
         with torch.no_grad():
             for group in self.groups:
                 if any(row.pending for _, row in group.live):
-                    group.forward(self.edits, self.options, self.fast)
+                    group.forward(self.edits, self.options)
                     self.count(1)
             self._admit()
             for group in self.groups:
@@ -276,7 +283,7 @@ class CoconutWork:
             return
         many = len(rows) > 1 or bool(self.groups)
         plain = keeps_all(self.model)
-        if plain and (not many or honest(self.model, self.options)):
+        if plain and (not many or honest(self.fast(MOST_ROWS + 1), self.options, self.base)):
             self._seat(rows, self.groups[0] if self.groups else None)
         else:
             for row in rows:
@@ -284,10 +291,10 @@ class CoconutWork:
 
     def _seat(self, rows: Sequence[ThinkingRow], group: Seats | None, *, own: bool = False) -> None:
         """Read the prompts of these rows, and let them join."""
-        read = prefill(self.model, rows, self.edits, self.options, self.fast)
+        read = prefill(self.fast, rows, self.edits, self.options)
         self.count(read.num_passes)
         if group is None:
-            group = Seats(self.model, OwnPast(read) if own else SharedPast(1))
+            group = Seats(self.fast, OwnPast(read) if own else SharedPast(1))
             self.groups.append(group)
         group.join(rows, read)
         for row, seen in zip(rows, read.seen, strict=True):
@@ -308,6 +315,7 @@ class CoconutWork:
     def _decide(self, group: Seats) -> None:
         """Each row's next position, and the end of those that end with it."""
         live, reading = group.live, Reading(group.logits)
+        check_logits(_of_seats(group, live), [len(row.marks) + 1 for _, row in live])
         silent = self._silent(group, live, reading)
         words = {}
         forced: dict[int, int] = {}

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from inward.common.passed import Passed, begins_of
 from inward.methods.huginn.cache import Place, RecurrentCache
 from inward.methods.huginn.config import HuginnConfig
 
@@ -144,6 +145,35 @@ def check_inputs(
             f"state of shape {tuple(state.shape)}; s_0 must be {(*given.shape[:2], d)}, one "
             "vector for each new token"
         )
+
+
+def check_passed(
+    new: Tensor,
+    position_ids: Tensor | None,
+    mask: Tensor | None,
+    cache: Cache | None,
+    given: dict[str, Any],
+) -> dict[str, Any]:
+    """What of the further arguments `given` is not known to be inert for new tokens (B, S, ...).
+
+    Raises:
+        ValueError: one that would have to change the numbers, or asks for what is not there.
+    """
+    if given.get("output_attentions"):
+        raise ValueError(
+            "output_attentions is True, but Huginn attends with a kernel (SDPA) that keeps no "
+            "weights; output_states and output_hidden_states show what it thinks"
+        )
+    given = {
+        k: v for k, v in given.items() if v is not None and (v is not False or k == "is_causal")
+    }
+    if not given:
+        return {}  # as at every token
+    B, S = new.shape[:2]
+    alone = mask is None and cache is None  # else rows are not packed, see `visible`
+    past = 0 if cache is None else int(cache.get_seq_length())
+    begins = begins_of(position_ids, B) if alone else None
+    return Passed("Huginn", B, S, past, begins).rest(given)
 
 
 def check_mask(mask: Tensor | None, shape: tuple[int, int, int, int]) -> None:

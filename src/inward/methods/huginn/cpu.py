@@ -13,9 +13,9 @@ threads: 22 GB/s
   bfloat16 query reads 4 GB/s, conversion and float32 kernel together do three times that;
 - rows of a batch that look at long texts are attended to one by one, in place, not gathered.
 
-`packed(model)` turns it on for a while; `generate` does. The results are those of the plain
-path up to rounding (tests/methods/huginn/test_cpu.py). It takes the memory of the weights once
-more, which stays with the model until a weight changes or `unpack` is called.
+`packed(model)` turns it on for a while; `generate` runs a twin of the model so. The results are
+those of the plain path up to rounding (tests/methods/huginn/test_cpu.py). It takes the memory of
+the weights once more, which stays with the model until a weight changes or `unpack` is called.
 
 Shape letters: B rows, S tokens, M = B * S, d width, N heads, H head width, K cached tokens.
 """
@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inward.common.cpu.linears import LIMIT_BYTES, Kept, can_pack, matrix
+from inward.common.twins import Twin
 from inward.methods.huginn.cache import RecurrentCache
 
 if TYPE_CHECKING:
@@ -104,43 +105,15 @@ def active(model: HuginnForCausalLM, parts: Packed | None) -> Iterator[None]:
             model.active_parts[me] = before
 
 
-class Steps:
-    """`inference` for many short whiles: what is dear is looked up at `renew`, and a while costs
-    microseconds. Weights that change in place are seen by the next while, replaced ones and new
-    hooks by the next `renew`.
+def thinking(model: HuginnForCausalLM, packed: bool | None = None) -> HuginnForCausalLM:
+    """A twin to think with: in evaluation mode, its weights packed. The model is left alone.
 
-    packed: as in `packed`; ValueError from `renew` if it is wanted and cannot be.
+    packed: as in `packed`; ValueError if it is wanted and cannot be.
     """
-
-    def __init__(self, model: HuginnForCausalLM, packed: bool | None = None):
-        self.model, self.wanted = model, packed
-        self.parts: Packed | None = None
-        self.modules: list[nn.Module] = []
-        self.weights: list[Tensor] = []
-        self.state: list[int] = []
-
-    def renew(self) -> None:
-        """Look at the whole model."""
-        self.parts = chosen(self.model, self.wanted)
-        self.modules = list(self.model.modules())
-        weights = [] if self.parts is None else list(self.model.parameters())
-        self.weights = [p for p in weights if not p.is_inference()]  # those count no changes
-        self.state = [p._version for p in self.weights]
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Evaluation mode, no gradients, packed weights; afterwards all is as it was."""
-        if [p._version for p in self.weights] != self.state:
-            self.renew()
-        training = [module for module in self.modules if module.training]
-        for module in training:
-            module.training = False
-        try:
-            with active(self.model, self.parts), torch.inference_mode():
-                yield
-        finally:
-            for module in training:
-                module.training = True
+    parts = chosen(model, packed)
+    own = Twin(model).model
+    own.active_parts, own.own_parts = {}, parts
+    return own
 
 
 def unpack(model: HuginnForCausalLM) -> None:

@@ -27,8 +27,7 @@ Shape letters: B rows in a pass, S tokens, d width, V vocabulary, K columns of t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -163,16 +162,6 @@ def finish(loop: HuginnLoop, texts: Sequence[HuginnText], on_token: OnToken | No
             on_token(event.request, token, int(event.scores["steps"]))
 
 
-@contextmanager
-def inference(model: HuginnForCausalLM, *, packed: bool | None = None) -> Iterator[None]:
-    """Evaluation mode without gradients, and the modes from before afterwards; `packed` as in
-    `cpu.packed`."""
-    steps = huginn_cpu.Steps(model, packed)
-    steps.renew()
-    with steps():
-        yield
-
-
 # --------------------------------------------------------------------------------------------------
 # One text: the obvious version
 
@@ -190,7 +179,8 @@ def generate_one(
     cache = RecurrentCache(chosen.sharing, num_recurrences=chosen.max_steps)
     seen = Seen(1, model.config.vocab_size, model.device)
     costs, state, ids = HuginnCosts(model.config, model.dtype), None, prompt
-    with inference(model, packed=packed):
+    model = huginn_cpu.thinking(model, packed)
+    with torch.inference_mode():
         while not text.stopped:
             tokens = torch.tensor([ids], device=model.device)
             e, context = model.embed(tokens, cache=cache)

@@ -2,11 +2,11 @@
 
 A *seat* is a row of the cache, and of whatever else a loop keeps for a text. Seats are made when
 they are needed, up to `in_flight`; when nothing is left to do, their memory is given back. A step
-is one piece of work: one prompt is thought about, or the texts that have seats go on. Inside a step
-the model is in evaluation mode, without gradients, its weights packed; outside it is as it was.
+is one piece of work: one prompt is thought about, or the texts that have seats go on. What thinks
+is a twin of the model, in evaluation mode, its weights packed; the model itself is only looked at.
 
-A step that raises (a rule or a processor of the caller's does) leaves the model as it was, too. The
-request that is to blame can be cancelled; it answers with what it has said.
+A step may raise (a rule or a processor of the caller's does). The request that is to blame can be
+cancelled; it answers with what it has said.
 """
 
 from __future__ import annotations
@@ -56,10 +56,13 @@ class HuginnLoop:
         in_flight: int | None = None,
         packed: bool | None = None,
     ):
-        self.model, self.sharing, self.batch_size = model, sharing, batch_size
+        self.given = self.model = model
+        self.sharing, self.batch_size = sharing, batch_size
         self.max_seats = seats_of(batch_size, in_flight)
         self.costs = HuginnCosts(model.config, model.dtype)
-        self.inside = huginn_cpu.Steps(model, packed)
+        self._packed, self._looked = packed, False
+        self._counted: list[Tensor] = []
+        self._versions: list[int] = []
         self.waiting: deque[HuginnText] = deque()
         self.told: list[Event] = []
         self.passes = 0
@@ -85,13 +88,15 @@ class HuginnLoop:
 
     def add(self, request: Request) -> int:
         """Take a request in; ValueErrors before any work."""
-        text = text_of(self.model, request, self._next)
+        text = text_of(self.given, request, self._next)
         self.enter([text])
         return text.number
 
     def enter(self, texts: Sequence[HuginnText]) -> None:
         """Take texts in, by their own numbers."""
-        self.inside.renew()  # may refuse to pack
+        if not self._looked:  # once for texts that come together
+            self._look_at()
+        self._looked = True
         for text in texts:
             text.told = self.told
             self._open[text.number] = text
@@ -103,8 +108,11 @@ class HuginnLoop:
         for text in self._cancelled:
             self._drop(text)
         self._cancelled.clear()
+        self._looked = False
         if self._open:
-            with self.inside():
+            if self._versions != [p._version for p in self._counted]:
+                self._look_at()  # what torch knows to have changed is seen on the way, too
+            with torch.inference_mode():
                 if not self._admit():
                     self._turn()
         if not self._open and self.texts:
@@ -137,6 +145,13 @@ class HuginnLoop:
         if number not in self._ended:
             raise KeyError(f"there is no request {number}")
         return self._ended.pop(number)
+
+    def _look_at(self) -> None:
+        """The model as it is now; may refuse to pack."""
+        self.model = huginn_cpu.thinking(self.given, self._packed)
+        packed = self.model.own_parts is not None
+        self._counted = [p for p in self.given.parameters() if packed and not p.is_inference()]
+        self._versions = [p._version for p in self._counted]
 
     # -- texts and seats
 

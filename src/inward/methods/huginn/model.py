@@ -64,6 +64,7 @@ from inward.methods.huginn.context import (
     Context,
     check_inputs,
     check_mask,
+    check_passed,
     check_plain_cache,
     check_positions,
     positions_of,
@@ -215,15 +216,16 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.gradient_checkpointing = False
         self.active_parts: dict[int, Any] = {}  # of a thread, see `parts`
+        self.own_parts: Any = None  # of a twin
         self.post_init()
 
     @property
     def parts(self) -> Any:
-        """The blocks to run: `transformer` and the head, or what `cpu.packed` made of
-        them for this thread, which knows no gradients."""
-        if not self.active_parts or torch.is_grad_enabled():
+        """The blocks to run: `transformer` and the head, or what `cpu` made of them for this
+        thread or for a twin, which knows no gradients."""
+        if torch.is_grad_enabled():
             return self.transformer
-        return self.active_parts.get(get_ident()) or self.transformer
+        return self.own_parts or self.active_parts.get(get_ident()) or self.transformer
 
     # -- P: the prelude
 
@@ -334,6 +336,7 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
         state_seed: int | Tensor | None = None,
         output_states: bool = False,
         output_hidden_states: bool | None = None,
+        token_type_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> HuginnOutput:
         """One pass with r recurrences for every token.
@@ -351,16 +354,24 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
             state: s_0 (B, S, d). Default: see `initial_state`; in training drawn from `generator`
                 or torch's default one, in evaluation from `state_seed` (0).
             output_states: return s_1 .. s_r.
+            token_type_ids, and others of `inward.common.passed`: taken where they change nothing.
         Raises:
             ValueError: inputs that do not fit together, before anything is computed.
+            TypeError: an argument that there is not.
         """
-        said = {name for name, value in kwargs.items() if value is not None and value is not False}
-        if unknown := said - PASSED_ON:
-            raise TypeError(f"forward knows no {sorted(unknown)}")
         no_grad, with_grad = split_depth(num_steps, self.config, self.training)
         check_inputs(input_ids, inputs_embeds, state, self.config.n_embd)
-        x = self.transformer.wte(input_ids) if inputs_embeds is None else inputs_embeds
         given = given_cache(cache, past_key_values)
+        new = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
+        kwargs["token_type_ids"] = token_type_ids
+        kwargs = check_passed(new, position_ids, attention_mask, given, kwargs)
+        if unknown := set(kwargs) - PASSED_ON:
+            raise TypeError(f"forward knows no {sorted(unknown)}")
+        if not isinstance(output_hidden_states, bool | None):
+            raise ValueError(
+                f"output_hidden_states is {output_hidden_states!r}; Huginn gives all of them (True)"
+            )
+        x = self.transformer.wte(input_ids) if inputs_embeds is None else inputs_embeds
         cache = self._cache(given, use_cache, no_grad + with_grad)
         e, context = self.embed(
             inputs_embeds=x, attention_mask=attention_mask, position_ids=position_ids, cache=cache

@@ -45,7 +45,7 @@ from torch import Tensor
 from inward.common import halting
 from inward.common.halting import DepthView, Seen
 from inward.common.requests import Prompts
-from inward.common.sampling import Sampling
+from inward.common.sampling import Sampling, check_logits
 from inward.methods.huginn.asked import check_wave
 from inward.methods.huginn.cache import Sharing
 from inward.methods.huginn.context import Context
@@ -302,6 +302,8 @@ class Waves(HuginnLoop):
     def _guess(self, wave: _Wave, logits: Tensor) -> None:
         """The guess of each place becomes the input of the next, see the top of the file."""
         sampler = wave.text.sampler
+        first = wave.places[0].position - len(wave.text.prompt) + 2
+        check_logits(logits, range(first, first + len(logits)))
         argmax = logits.argmax(-1).tolist() if sampler.is_argmax else None
         for i, place in enumerate(wave.places):
             if argmax is not None:

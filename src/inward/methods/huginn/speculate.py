@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from inward.common.requests import Prompts
-from inward.common.sampling import Law, Sampling, Verdict, matched
+from inward.common.sampling import Law, Sampling, Verdict, check_logits, matched
 from inward.methods.huginn.asked import check_drafts
 from inward.methods.huginn.cache import Sharing
 from inward.methods.huginn.generate import OnToken, finish
@@ -201,6 +201,8 @@ class _Round:
         return e, s, self.model.read_out(s, context, logits_to_keep=1)[1][:, -1]
 
     def _guess(self, logits: Tensor) -> None:
+        steps = [len(text.tokens) + 1 for text in self.texts]
+        check_logits(logits, steps, "draft logits")
         likeliest = logits.argmax(-1).tolist()
         for i, text in enumerate(self.texts):
             if text.sampler.is_argmax:
@@ -239,6 +241,7 @@ class _Round:
         """3: the tokens of text i that stand, guesses first, from logits (G + 1, V)."""
         text, num = self.texts[i], self.own[i]
         guesses, laws, logits = self.guesses[i][:num], self.laws[i][:num], logits[: num + 1]
+        check_logits(logits, range(len(text.tokens) + 1, len(text.tokens) + num + 2))
         if text.sampler.is_argmax:
             verdict: Verdict = matched(logits.argmax(-1).tolist(), guesses)
         else:

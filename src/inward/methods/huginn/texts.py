@@ -25,7 +25,7 @@ from torch import Tensor
 
 from inward.common import halting
 from inward.common.requests import Prompts, end_tokens, prompts_of
-from inward.common.sampling import Sampler, Sampling, sampling_of
+from inward.common.sampling import Sampler, Sampling, check_logits, sampling_of
 from inward.common.speaking import StopWords
 from inward.common.thinking import Answer, Event
 from inward.common.trace import Cost, Span, Step, Trace, plane
@@ -464,7 +464,12 @@ def first_states(
 
 
 def choose(texts: Sequence[HuginnText], logits: Tensor) -> list[int]:
-    """The next token of each text from logits (B, V)."""
+    """The next token of each text from logits (B, V).
+
+    Raises:
+        NotFiniteError: NaN, or no token that could be said.
+    """
+    check_logits(logits, [len(text.tokens) + 1 for text in texts])
     plain = [text.sampler.is_argmax for text in texts]
     tokens = logits.argmax(-1).tolist() if any(plain) else [0] * len(texts)
     for i, text in enumerate(texts):

@@ -32,6 +32,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,9 +51,9 @@ if TYPE_CHECKING:
     from inward.methods.tidar.model import TiDAR
     from inward.methods.tidar.samples import Part
 
-_ACTING: ContextVar[dict[int, Tensor | slice | None]] = ContextVar("acting", default={})  # noqa: B039
-"""The rows that an adapter, by its id, acts on: of each thread its own, since the model and its
-layers, where the adapter listens, are shared. Never written to, only replaced."""
+_ACTING: ContextVar[dict[object, tuple[DraftAdapter, Any]]] = ContextVar("acting", default={})  # noqa: B039
+"""Who acts for an adapter (it, or a twin of it), and on which rows: of each thread its own, since
+the model and its layers, where the adapter listens, are shared. Never written to, only replaced."""
 _PREFIX = "base_model.model."
 """What PEFT puts before the names of the model's layers"""
 
@@ -93,6 +94,7 @@ class DraftAdapter(nn.Module):
             table = cast(nn.Embedding, model.get_input_embeddings())
             self.mask_embedding = nn.Parameter(table.weight.detach().float().mean(0))
         self._hooks: list[Any] = []
+        self._name = object()  # of the adapter and its twins
 
     # -- acting ------------------------------------------------------------------------------------
 
@@ -101,7 +103,7 @@ class DraftAdapter(nn.Module):
         self.detach()
         modules = dict(model.named_modules())
         for name in self.layers:
-            hook = _hook(self, _key(name))
+            hook = _Hook(self, _key(name))
             self._hooks.append(modules[name].register_forward_hook(hook))
 
     def detach(self) -> None:
@@ -114,7 +116,7 @@ class DraftAdapter(nn.Module):
     def acting_on(self, rows: Tensor) -> Iterator[None]:
         """Within: the layers' outputs for these rows, (B, n) bool, get the low-rank term."""
         chosen = _run(rows.flatten().nonzero()[:, 0])
-        before = _ACTING.set({**_ACTING.get(), id(self): chosen})
+        before = _ACTING.set({**_ACTING.get(), self._name: (self, chosen)})
         try:
             yield
         finally:
@@ -122,10 +124,10 @@ class DraftAdapter(nn.Module):
 
     def add_to(self, output: Tensor, x: Tensor, key: str) -> None:
         """output[rows] += scale * B A x[rows], in place."""
-        rows = _ACTING.get().get(id(self))
+        own, rows = _ACTING.get().get(self._name, (self, None))
         if rows is None:
             return
-        A, B = self.lora_A[key], self.lora_B[key]
+        A, B = own.lora_A[key], own.lora_B[key]
         chosen, into = x.flatten(0, -2)[rows], output.view(-1, output.shape[-1])
         change = B(A(chosen.to(cast(Tensor, A.weight).dtype))).to(output.dtype)
         if isinstance(rows, slice):
@@ -308,11 +310,16 @@ def _short(name: str) -> str:
     return re.sub(r"\.lora_([AB])\.weight$", r"/\1", name.removeprefix(_PREFIX))
 
 
-def _hook(adapter: DraftAdapter, key: str) -> Any:
-    def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        adapter.add_to(output, args[0], key)
+@dataclass
+class _Hook:
+    """What listens to a layer; no function, so that a copy of the model listens to its own
+    adapter."""
 
-    return add
+    adapter: DraftAdapter
+    key: str
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self.adapter.add_to(output, args[0], self.key)
 
 
 def _check_kind(config: dict[str, Any], source: Path) -> None:

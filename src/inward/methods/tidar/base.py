@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from inward.common.bases import checked_base, load_causal_lm, recorded_base
 from inward.common.files import read_object
+from inward.common.twins import Twin
 from inward.methods.tidar import masks
 
 if TYPE_CHECKING:
@@ -118,15 +119,10 @@ def check_masks(model: PreTrainedModel) -> None:
     Raises:
         ValueError: it does not; the class, its attention and what went wrong are named.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        wrong = _broken_promises(model)
+        wrong = _broken_promises(Twin(model).model)
     except (ValueError, RuntimeError, TypeError, IndexError) as error:
         wrong = [f"its forward fails ({type(error).__name__}: {str(error)[:200]})"]
-    finally:
-        for module, mode in modes:
-            module.training = mode
     if wrong:
         raise ValueError(
             f"{type(model).__name__} with {model.config._attn_implementation} attention does not "
@@ -189,13 +185,7 @@ def splits(model: PreTrainedModel) -> bool:
     """True if the model's logits are its output embedding applied to its backbone's last hidden
     state, to the last bit; found out with two tokens, once per model."""
     if model not in _SPLITS:
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()  # dropout would make any two forwards differ
-        try:
-            _SPLITS[model] = _try_split(model)
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        _SPLITS[model] = _try_split(Twin(model).model)  # dropout would make them differ
     return _SPLITS[model]
 
 

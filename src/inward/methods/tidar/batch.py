@@ -190,13 +190,17 @@ class Runner:
             _HONEST.add(self.lm)
         self.split = not self.options and splits(self.lm)
         adapter = None if self.tidar is None else self.tidar.adapter
-        parts = () if adapter is None else (adapter,)
         low = (
             () if adapter is None else (*adapter.lora_A.parameters(), *adapter.lora_B.parameters())
         )
         self._entries = sum(p.numel() for p in low)
         self._entry_bytes = sum(p.numel() * p.element_size() for p in low)
-        self.fast = Decoding(self.lm, *parts, wanted=self.packed)
+        self.renew()
+
+    def renew(self) -> None:
+        """See the model as it is now: its weights, which are packed, its parts and its hooks."""
+        parts = () if self.tidar is None or self.tidar.adapter is None else (self.tidar.adapter,)
+        self.fast = Decoding(self.model, self.lm, *parts, wanted=self.packed)
 
     @cached_property
     def device(self) -> torch.device:
@@ -208,12 +212,8 @@ class Runner:
         return self.lm.dtype
 
     @cached_property
-    def _asked(self) -> nn.Module:
-        return self.lm.base_model if self.split else self.lm
-
-    @cached_property
     def _cache_name(self) -> str:
-        return cache_name(self._asked)
+        return cache_name(self.lm.base_model if self.split else self.lm)
 
     @cached_property
     def _sizes(self) -> Sizes | None:
@@ -249,19 +249,20 @@ class Runner:
         return self._run(torch.tensor(ids, device=self.device), inputs, drafting)
 
     def _run(self, ids: Tensor, inputs: dict[str, Any], drafting: bool) -> Output:
+        own = self.fast(ids.shape[1])
+        lm, tidar = lm_of(own), tidar_of(own)
         acting, tokens = nullcontext(), {"input_ids": ids}
-        if drafting and self.tidar is not None:
-            masked = ids == self.tidar.mask_id
-            acting, tokens = self.tidar._acting(masked), self.tidar._embedded(ids, masked)
-        with acting, self.fast(ids.shape[1]):
-            said = self._asked(**tokens, **inputs, **self.options)
-            if self.split:
-                return Output(said.last_hidden_state, self._read)
-            return Output(said.logits, None)
+        if drafting and tidar is not None:
+            masked = ids == tidar.mask_id
+            acting, tokens = tidar._acting(masked), tidar._embedded(ids, masked)
+        with acting:
+            said = (lm.base_model if self.split else lm)(**tokens, **inputs, **self.options)
+        if self.split:
+            return Output(said.last_hidden_state, self._read)
+        return Output(said.logits, None)
 
     def _read(self, hidden: Tensor) -> Tensor:
-        with self.fast():
-            return cast(nn.Module, self.lm.get_output_embeddings())(hidden)
+        return cast(nn.Module, lm_of(self.fast()).get_output_embeddings())(hidden)
 
     def _positions(self, lengths: list[int], pieces: Sequence[Piece], q: int) -> Tensor:
         if q == 1:  # as in all plain decoding

@@ -19,6 +19,7 @@ from inward.common.clients import (
     prompt_ids,
     streaming,
 )
+from inward.common.passed import passed_of
 from inward.common.requests import end_tokens, prompts_of
 from inward.common.sampling import Rule, Sampling
 from inward.common.thinking import Event, Request, run
@@ -72,8 +73,8 @@ def decode(
 
     Raises:
         ValueError: a setting out of range; K or a prompt beyond the context; the mask token within
-            a prompt; no mask token; a model that ignores 4-D masks, is in training mode or on
-            another device than the ids.
+            a prompt; no mask token; a model that ignores 4-D masks, or lies on another device than
+            the ids.
     """
     decoder, prompts = begin(model, input_ids, **arguments)
     ids = None if streamer is None else torch.tensor(prompts[:1])
@@ -201,6 +202,7 @@ def continued(
     endless = "max_new_tokens" in options and options["max_new_tokens"] is None
     names = [f.name for f in fields(DecodeSettings) if f.name != "stopping_criteria"]
     own = {name: options.pop(name) for name in names if name in options}
+    options = passed_of("TiDAR", input_ids if inputs is None else inputs, options)
     wishes, strange = Wishes.read(lm.generation_config, options)
     settings = _settings(**own, **strange)
     ids = prompt_ids(input_ids, inputs, options, lm.generation_config)

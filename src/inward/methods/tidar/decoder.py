@@ -49,7 +49,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from inward.common.ragged import RaggedCache
-from inward.common.sampling import Sampler, Verdict, argmaxes, matched
+from inward.common.sampling import Sampler, Verdict, argmaxes, check_logits, matched
 from inward.common.thinking import Answer, Event, Request
 from inward.methods.tidar.base import context_limit, lm_of, num_embedded, tidar_of
 from inward.methods.tidar.batch import READ_AHEAD, Layout, Output, Piece, Runner
@@ -58,7 +58,6 @@ from inward.methods.tidar.request import (
     MAX_NEW_TOKENS,
     DecodeSettings,
     Drafter,
-    check_mode,
     check_model,
     check_request,
     draws_of,
@@ -111,7 +110,6 @@ class Decoder:
         self.K = settings.K or (8 if tidar is None else tidar.block_size)
         self.lead = 1 if tidar is None else tidar.settings.lead
         check_model(self.lm, settings, self.K, self.context)
-        check_mode(self.lm)
         name = "plain" if settings.scheme == "auto" else settings.scheme
         self.scheme = Scheme(name, self.K, settings.num_blocks)
         self.chooser: Chooser | None = None
@@ -125,11 +123,21 @@ class Decoder:
         self._events: list[Event] = []
         """told at the end of a step, or of the next one after an exception"""
         self._next = 0
+        self._seen = False
+        """whether the runner knows the model as it is now"""
 
     @cached_property
     def runner(self) -> Runner:
         """Packs weights, and may find the model out: long work, for a request that is sound."""
+        self._seen = True
         return Runner(self.model, dict(self.settings.options), self.settings.packed)
+
+    def _see(self) -> None:
+        """The model as it is when a request comes: once for those that come together."""
+        runner = self.runner
+        if not self._seen:
+            runner.renew()
+        self._seen = True
 
     @property
     def busy(self) -> bool:
@@ -143,7 +151,6 @@ class Decoder:
             ValueError: anything in the request that cannot be done.
         """
         check_request(request)
-        check_mode(self.lm)
         prompt = prompt_of(request, self.lm, self.context, self.mask_id)
         limit = min(len(prompt) + (request.max_new_tokens or MAX_NEW_TOKENS), self.context)
         full = "context" if limit == self.context else "length"
@@ -154,7 +161,7 @@ class Decoder:
         # an adapter's mask token lies beyond the vocabulary: nothing to ban
         banned = [mask] if mask is not None and mask < self.num_embedded else []
         sampler, ends = Sampler(sampling, banned=banned), ends_of(request, self.lm)
-        _ = self.runner  # is made when a first request has passed all checks
+        self._see()  # when a request has passed all checks
         row = TextRow(self._next, request, prompt, len(prompt), limit, full, sampler, ends)
         row.drafter = request.own.get("drafter", self.settings.drafter)
         self._next += 1
@@ -163,6 +170,7 @@ class Decoder:
 
     def step(self) -> list[Event]:
         """One forward for every text that has not ended, and what it brought."""
+        self._seen = False
         self._dismiss()
         if self.rows:
             self._forward(self.rows, self.cache)
@@ -392,6 +400,7 @@ class Decoder:
         if self.beta < 1.0:
             masks = [(b, rows[b].layout.begins[i + 1]) for b, i in places]
             logits = self.beta * logits + (1.0 - self.beta) * output.logits(masks)
+        check_logits(logits, [rows[b].num_steps + 1 for b, _ in places])
         choices = self._choices(rows, logits)
         verdicts, begin = [], 0
         for row in rows:
@@ -454,6 +463,8 @@ class Decoder:
         if not wanted:
             return
         logits = output.logits([place for _, places in wanted for place in places])
+        steps = [row.num_steps + 1 for row, places in wanted for _ in places]
+        check_logits(logits, steps, "draft logits")
         choices = self._choices([row for row, _ in wanted], logits)
         begin = 0
         for row, places in wanted:
@@ -488,6 +499,7 @@ class Decoder:
             counts.append(row.layout.num_draft)
             open_ = [i for i, token in enumerate(row.canvas) if token is None]
             logits = output.logits([(b, row.layout.num_draft + i) for i in open_])
+            check_logits(logits, [row.num_steps + 1] * len(open_), "draft logits")
             found = [self._sure(row, i, place) for i, place in zip(open_, logits, strict=True)]
             surest = max(sure for _, sure in found)
             for i, (token, sure) in zip(open_, found, strict=True):

@@ -216,12 +216,6 @@ def check_model(lm: PreTrainedModel, settings: DecodeSettings, K: int, context: 
         raise ValueError(f"the forward of {type(lm).__name__} knows no {strange}, see options")
 
 
-def check_mode(lm: PreTrainedModel) -> None:
-    """Raise ValueError for a model that is being trained."""
-    if lm.training:
-        raise ValueError("the model is in training mode, where dropout acts; call model.eval()")
-
-
 def check_ids(lm: PreTrainedModel, input_ids: Tensor) -> None:
     """Raise ValueError unless these are ids of texts, where the model is."""
     if not isinstance(input_ids, Tensor):

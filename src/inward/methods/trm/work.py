@@ -16,19 +16,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inward.common import halting
+from inward.common.sampling import NotFiniteError
 from inward.common.thinking import Answer, Event, Method, Request
 from inward.common.trace import Cost, Span, Step, Trace
+from inward.common.twins import Twin
 from inward.methods.trm.asked import (
     PuzzleAsk,
     PuzzleChain,
@@ -83,7 +84,7 @@ class PuzzleWork:
         batch_size: int,
         rewrites: bool = True,
     ):
-        self.model, self.method = model, method
+        self.given, self.model, self.method = model, model, method
         self.num_cells, self.grid = layout
         self.batch_size, self.rewrites = batch_size, rewrites
         self.open: dict[int, OpenPuzzle] = {}
@@ -94,7 +95,6 @@ class PuzzleWork:
         self.state: dict[str, Tensor] = {}
         self.columns: dict[str, Tensor] = {}
         self.rules: dict[Any, halting.Rule] = {}
-        self.parts = list(model.modules())
         self.second: dict[str, Tensor] = {}
         self.next = 0
 
@@ -105,7 +105,9 @@ class PuzzleWork:
 
     def add(self, request: Request) -> int:
         """See `Work`."""
-        ask = asked(self.model, self.method, request, self.rules)
+        ask = asked(self.given, self.method, request, self.rules)
+        if not self.open:
+            self.model = Twin(self.given).model  # in evaluation mode, whatever others do meanwhile
         number, self.next = self.next, self.next + 1
         puzzle = OpenPuzzle(number, ask)
         puzzle.chains = chains_of(puzzle, ask)
@@ -149,8 +151,7 @@ class PuzzleWork:
         self._take_in()
         events: list[Event] = []
         if self.rows:
-            with _evaluating(self.parts):
-                done, events = self._advance()
+            done, events = self._advance()
             over += self._let_go(done)
         self.cancelled.clear()
         return events + self._end(sorted(over, key=lambda puzzle: puzzle.number))
@@ -217,6 +218,7 @@ class PuzzleWork:
         began = time.perf_counter()
         columns, old = self.columns, self.state
         new, confidence, tokens, q = self._forward(_with_noise(old, self.rows, "steps"))
+        self._check(q, confidence)
         answer = next(iter(new))
         moved = (new[answer] - old[answer]).float().flatten(1).norm(dim=1)
         change = moved / old[answer].float().flatten(1).norm(dim=1)
@@ -233,6 +235,21 @@ class PuzzleWork:
         }
         done = self._verdicts(view).cpu().numpy() | self._found(tokens)
         return done, self._write_down(time.perf_counter() - began)
+
+    def _check(self, q: Tensor, confidence: Tensor) -> None:
+        """NaN is no answer: the requests of such rows are over."""
+        bad = {"halting logit (q_head)": ~torch.isfinite(q)}
+        bad["logits of the cells (lm_head)"] = ~torch.isfinite(confidence).all(1)
+        for name, rows in bad.items():
+            for i in rows.nonzero()[:, 0].tolist() if bool(rows.any()) else ():
+                chain = self.rows[i]
+                chain.owner.settled, chain.owner.wrong = (
+                    True,
+                    NotFiniteError(
+                        f"step {chain.steps + 1}: the {name} are not finite: the model's weights "
+                        "are damaged, or its compute_dtype overflows; try compute_dtype='float32'"
+                    ),
+                )
 
     def _forward(
         self, latent: dict[str, Tensor]
@@ -392,19 +409,6 @@ def _verdict(view: halting.StepView, rows: Sequence[PuzzleChain]) -> Tensor:
 
 def _joined(old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat([old[name], t]) if old else t for name, t in new.items()}
-
-
-@contextmanager
-def _evaluating(parts: Sequence[nn.Module]) -> Iterator[None]:
-    """The parts of a model without dropout and the like, afterwards as each was."""
-    training = [module for module in parts if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _with_noise(latent: dict[str, Tensor], rows: list[PuzzleChain], when: str) -> dict[str, Tensor]:
