@@ -1,8 +1,10 @@
 """What clients of transformers hand to a generate acts as in transformers, or is refused by name:
 every field of its GenerationConfig, for Coconut, TiDAR, TiDAR as `custom_generate`, and Huginn."""
 
+import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -184,6 +186,12 @@ def test_every_field_has_a_case():
     assert fields <= known, f"no case for {sorted(fields - known)}"
     assert set(BAD) == set(REFUSED)
     assert set(ASKED) | ELSEWHERE == set(ACTS)
+
+
+def test_the_documentation_tells_of_every_field():
+    page = (Path(__file__).parents[1] / "docs" / "clients.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (acts|refused) \|", page, re.MULTILINE))
+    assert rows == dict.fromkeys(ACTS, "acts") | dict.fromkeys(REFUSED, "refused")
 
 
 def theirs(ids: Tensor, model: PreTrainedModel = LLAMA, **options: Any) -> Any:
