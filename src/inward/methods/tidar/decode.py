@@ -137,7 +137,7 @@ def begin(
     words = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
     if words and tokenizer is None:
         raise ValueError("stop_strings need the tokenizer; pass tokenizer=")
-    asked = _settings(stopping_criteria=stopping_criteria, **settings)
+    asked = DecodeSettings(stopping_criteria=stopping_criteria, **settings)
     prompts = _prompts(lm, input_ids, attention_mask)
     decoder = Decoder(model, asked, batch_size=len(prompts), measured=measured)
     sampling = sampling or Sampling()
