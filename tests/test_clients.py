@@ -82,7 +82,7 @@ def base(kind: str = "llama", **ends: Any) -> PreTrainedModel:
     return model.eval()
 
 
-LLAMA = base()
+LLAMA: Any = base()
 PROMPT = torch.tensor([[7, 3, 22, 3, 22, 11]])
 SHORT = torch.tensor([[8, 2, 6]])
 BATCH = torch.tensor([[7, 3, 22, 3, 22, 11], [PAD, PAD, PAD, 8, 2, 6]])
@@ -194,7 +194,7 @@ def test_the_documentation_tells_of_every_field():
     assert rows == dict.fromkeys(ACTS, "acts") | dict.fromkeys(REFUSED, "refused")
 
 
-def theirs(ids: Tensor, model: PreTrainedModel = LLAMA, **options: Any) -> Any:
+def theirs(ids: Tensor, model: Any = LLAMA, **options: Any) -> Any:
     return model.generate(ids, **{"max_new_tokens": NEW} | PLAIN | options)
 
 
@@ -265,7 +265,7 @@ def test_unknown_fields_and_names_are_refused(way):
 
 
 def test_a_models_own_file_may_say_what_other_programs_know():
-    model = base()
+    model: Any = base()
     model.generation_config.chat_format = "x"
     for way in ways(model).values():
         assert way(PROMPT, max_new_tokens=2).shape == (1, 8)

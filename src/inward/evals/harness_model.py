@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def harness_model(judge: Judge) -> Any:
     """A judge as lm-eval's model."""
-    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
 
     return type("InwardLM", (JudgedLM, TemplateLM), {})(judge)
 
@@ -72,7 +72,10 @@ class JudgedLM:
                 "a Coconut model thinks after a question, and a text alone has none: its rolling "
                 "log-likelihood is not defined"
             )
-        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+        from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
+            get_rolling_token_windows,
+            make_disjoint_window,
+        )
 
         sums = []
         for request in requests:

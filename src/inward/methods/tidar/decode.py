@@ -142,7 +142,7 @@ def begin(
     decoder = Decoder(model, asked, batch_size=len(prompts), measured=measured)
     sampling = sampling or Sampling()
     for b, prompt in enumerate(prompts):
-        decode_ids = None if tokenizer is None else tokenizer.decode
+        decode_ids: Any = None if tokenizer is None else tokenizer.decode
         request = Request(
             prompt,
             max_new_tokens=decoder.context if max_new_tokens is None else max_new_tokens,
