@@ -1,8 +1,10 @@
 """What clients of transformers hand to a generate acts as in transformers, or is refused by name:
 every field of its GenerationConfig, for Coconut, TiDAR, TiDAR as `custom_generate`, and Huginn."""
 
+import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -80,7 +82,7 @@ def base(kind: str = "llama", **ends: Any) -> PreTrainedModel:
     return model.eval()
 
 
-LLAMA = base()
+LLAMA: Any = base()
 PROMPT = torch.tensor([[7, 3, 22, 3, 22, 11]])
 SHORT = torch.tensor([[8, 2, 6]])
 BATCH = torch.tensor([[7, 3, 22, 3, 22, 11], [PAD, PAD, PAD, 8, 2, 6]])
@@ -186,7 +188,13 @@ def test_every_field_has_a_case():
     assert set(ASKED) | ELSEWHERE == set(ACTS)
 
 
-def theirs(ids: Tensor, model: PreTrainedModel = LLAMA, **options: Any) -> Any:
+def test_the_documentation_tells_of_every_field():
+    page = (Path(__file__).parents[1] / "docs" / "clients.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (acts|refused) \|", page, re.MULTILINE))
+    assert rows == dict.fromkeys(ACTS, "acts") | dict.fromkeys(REFUSED, "refused")
+
+
+def theirs(ids: Tensor, model: Any = LLAMA, **options: Any) -> Any:
     return model.generate(ids, **{"max_new_tokens": NEW} | PLAIN | options)
 
 
@@ -257,7 +265,7 @@ def test_unknown_fields_and_names_are_refused(way):
 
 
 def test_a_models_own_file_may_say_what_other_programs_know():
-    model = base()
+    model: Any = base()
     model.generation_config.chat_format = "x"
     for way in ways(model).values():
         assert way(PROMPT, max_new_tokens=2).shape == (1, 8)

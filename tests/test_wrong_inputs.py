@@ -83,7 +83,8 @@ def test_mask_tokens(token):
 
 
 def test_masks_and_tokens_of_calls():
-    for way in (COCONUT.generate, TIDAR.generate):
+    calls: list[Any] = [COCONUT.generate, TIDAR.generate]
+    for way in calls:
         with pytest.raises(ValueError, match="attention_mask is a list"):
             way(PROMPT, [[1] * 6])
         with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 3\)"):
@@ -143,12 +144,13 @@ def test_batches_of_coconut(changes, told):
 
 
 def test_batches_of_tidar():
-    for ids, told in (
+    bad: Any = (
         (torch.tensor([[7, 99]]), "0|7 to 99"),
         (torch.tensor([[7, -1]]), "-1 to 7"),
         (torch.tensor([[7.0, 3.0]]), "float32"),
         ([[7, 3]], "is a list"),
-    ):
+    )
+    for ids, told in bad:
         with pytest.raises(ValueError, match=told):
             TIDAR.loss({"input_ids": ids, "weight": torch.tensor([1])}, None, None)
         with pytest.raises(ValueError, match=told):

@@ -59,12 +59,20 @@ def open_thinker(
         raise ValueError(f"name is {name!r}; give a folder, or a shipped model: {known}")
     folder = find_model(name)
     options: dict[str, Any] = {} if base is None else {"base": base}
-    if base is not None and hub.method_of(folder) not in ("coconut", "tidar"):
+    packed = folder.suffix == ".gguf"
+    if base is not None and (packed or hub.method_of(folder) not in ("coconut", "tidar")):
         raise ValueError(f"{name} is no adapter, so it has no use for base={base!r}")
     _check_base(base)
     if dtype is not None:
         options["dtype"] = _dtype(dtype)
-    model = hub.load(folder, **options)
+    if packed:
+        from inward.common.bases import open_base
+
+        with hub.quiet():
+            model, own = open_base(name, **options)
+        folder, tokenizer = None, own if tokenizer is None else tokenizer
+    else:
+        model = hub.load(folder, **options)
     if device is not None:
         _move(model, device)
     return Thinker.of(model, folder=folder, name=str(name), tokenizer=tokenizer)

@@ -203,10 +203,10 @@ def processors_of(
         vocab_size: of the logits, for watermarks.
     """
     first: Chain = []
-    ends = config.eos_token_id
+    ends: Any = config.eos_token_id
     ends = [ends] if isinstance(ends, int) else list(ends or ()) or None
     length = len(prompt)
-    ids = torch.tensor([list(prompt)], dtype=torch.long, device=device)
+    ids: Any = torch.tensor([list(prompt)], dtype=torch.long, device=device)
 
     def on(name: str) -> Any:
         value = getattr(config, name, None)

@@ -114,7 +114,7 @@ def evaluate(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, must be 1 or more")
     os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ.get("HF_HUB_OFFLINE", "0"))
-    from lm_eval import simple_evaluate
+    from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
 
     from inward.evals.harness_model import harness_model
 
@@ -150,7 +150,7 @@ def evaluate(
 
 def _manager(tasks: Sequence[str], include: Path | None) -> Any:
     """To know all of lm-eval's tasks takes seconds; those of one's own folder do not need it."""
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     folder = None if include is None else str(include)
     if include is not None and not include.is_dir():
@@ -201,7 +201,7 @@ class Judge:
         self.thinker, self.options = thinker, dict(options)
         self.batch_size, self.seed = batch_size, seed
         self.cost, self.num_requests, self.truncated, self.judged = Cost(), 0, 0, False
-        self.tokenizer = getattr(thinker.processor, "tokenizer", None)
+        self.tokenizer: Any = getattr(thinker.processor, "tokenizer", None)
         if thinker.method.reads != "text" or self.tokenizer is None:
             kind = type(thinker.processor).__name__
             raise ValueError(

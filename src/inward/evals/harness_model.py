@@ -1,23 +1,23 @@
-"""What lm-eval takes a model for. It imports lm-eval, so it is imported when that is there."""
+"""What lm-eval takes a model for. Its class is made when lm-eval is there."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lm_eval.api.model import TemplateLM
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
 if TYPE_CHECKING:
     from inward.evals.harness import Judge
 
 
-def harness_model(judge: Judge) -> InwardLM:
+def harness_model(judge: Judge) -> Any:
     """A judge as lm-eval's model."""
-    return InwardLM(judge)
+    from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
+
+    return type("InwardLM", (JudgedLM, TemplateLM), {})(judge)
 
 
-class InwardLM(TemplateLM):
-    """See `inward.evals.harness`."""
+class JudgedLM:
+    """The methods that lm-eval calls, before its own in the order of classes; see
+    `inward.evals.harness`."""
 
     def __init__(self, judge: Judge) -> None:
         super().__init__()
@@ -47,7 +47,8 @@ class InwardLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """See the top of `inward.evals.harness`."""
         if not self.thinks:
-            return super().loglikelihood(requests, disable_tqdm=True)
+            # lm-eval's: it cuts the pairs into tokens, and calls `_loglikelihood_tokens`
+            return super().loglikelihood(requests, disable_tqdm=True)  # pyright: ignore
         self._check_thinking()
         return self.judge.likelihoods([request.args for request in requests])
 
@@ -71,6 +72,11 @@ class InwardLM(TemplateLM):
                 "a Coconut model thinks after a question, and a text alone has none: its rolling "
                 "log-likelihood is not defined"
             )
+        from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
+            get_rolling_token_windows,
+            make_disjoint_window,
+        )
+
         sums = []
         for request in requests:
             (text,) = request.args

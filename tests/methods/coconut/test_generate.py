@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig
 
 from inward.common.trace import Trace
-from inward.data.thoughts.segments import Latent, Sample, Text
+from inward.data.thoughts.segments import Latent, Sample, Text, flat
 from inward.methods.coconut.generate import generate, stream
 from inward.methods.coconut.model import Coconut
 from inward.methods.coconut.switch import (
@@ -462,15 +462,16 @@ def test_streamers_get_words(gpt2):
             self.got, self.ended = [], False
 
         def put(self, ids):
-            self.got += ids.tolist()
+            self.got += ids.flatten().tolist()
 
         def end(self):
             self.ended = True
 
     streamer = Streamer()
     out = generate(gpt2, prompts()[1:2], max_new_tokens=4, streamer=streamer)
-    assert streamer.got == out.tokens[0] and streamer.ended
-    with pytest.raises(ValueError, match="takes one prompt, not 4"):
+    asked = flat(prompts()[1], latent=SPECIALS.latent)[0]
+    assert streamer.got == [*asked, *out.tokens[0]] and streamer.ended
+    with pytest.raises(ValueError, match="shows one text, the batch has 4"):
         generate(gpt2, prompts(), streamer=streamer)
 
 
@@ -478,7 +479,7 @@ def test_bad_requests_are_refused_before_any_work(gpt2):
     row = prompts()[:1]
     bad = [
         ({"beams": 2}, r"no options \['beams'\]"),
-        ({"max_new_tokens": 0}, "max_new_tokens 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"noise": -1.0}, "noise -1.0"),
         ({"thought": "loud"}, "thought is 'loud'"),
         ({"stop_strings": "x"}, "need a tokenizer"),

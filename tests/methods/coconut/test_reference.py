@@ -26,8 +26,14 @@ WORDS = "Is Tom a wumpus or cat? << >> ### 0 1 2 3 4"
 
 def gpt2(vocab_size: int, *, seed: int) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
-    sizes = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 48, "initializer_range": 0.5}
-    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    sizes: dict[str, Any] = {
+        "n_layer": 2,
+        "n_embd": 16,
+        "n_head": 2,
+        "n_positions": 48,
+        "initializer_range": 0.5,
+    }
+    ends: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **sizes, **ends)).eval()
 
 
@@ -202,7 +208,7 @@ def test_arguments_become_a_recipe_and_come_back(tmp_path, capsys):
     path.write_text(GSM)
     assert main(["convert", "coconut", str(path), str(made), "--records", "385620"]) == 0
     assert "project 'coconut' is left out" in capsys.readouterr().out
-    recipe = read_recipe(made)
+    recipe: Any = read_recipe(made)
     published = find("coconut-gsm8k")()
     assert recipe.train == published.train
     assert recipe.curriculum.stages == published.curriculum.stages

@@ -116,8 +116,8 @@ def test_a_checkpoint_with_tied_weights_is_saved_and_gone_on_from(tmp_path):
 
 def test_trl_takes_the_same_steps(tmp_path):
     pytest.importorskip("trl", reason="pip install trl")
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
+    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
     class SFTInOrder(SFTTrainer):
         def _get_train_sampler(self, *_: Any, **__: Any) -> Any:

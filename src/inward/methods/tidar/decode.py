@@ -139,13 +139,13 @@ def begin(
     words = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
     if words and tokenizer is None:
         raise ValueError("stop_strings need the tokenizer; pass tokenizer=")
-    asked = _settings(stopping_criteria=stopping_criteria, **settings)
+    asked = DecodeSettings(stopping_criteria=stopping_criteria, **settings)
     METHOD.check_acts(model, Request(None, own=settings))
     prompts = _prompts(lm, input_ids, attention_mask)
     decoder = Decoder(model, asked, batch_size=len(prompts), measured=measured)
     sampling = sampling or Sampling()
     for b, prompt in enumerate(prompts):
-        decode_ids = None if tokenizer is None else tokenizer.decode
+        decode_ids: Any = None if tokenizer is None else tokenizer.decode
         request = Request(
             prompt,
             max_new_tokens=decoder.context if max_new_tokens is None else max_new_tokens,

@@ -191,8 +191,9 @@ def for_row(processor: Any, prompt: Sequence[int], padding: int, row: int) -> Pr
     """A processor that transformers has made for a padded batch, for one row of it without its
     padding."""
     if isinstance(processor, _BY_LENGTH):
-        return lambda ids, scores: processor(F.pad(ids, (padding, 0)), scores)
-    ids = torch.tensor([list(prompt)])
+        looks: Any = processor
+        return lambda ids, scores: looks(F.pad(ids, (padding, 0)), scores)
+    ids: Any = torch.tensor([list(prompt)])
     if isinstance(processor, hf.RepetitionPenaltyLogitsProcessor):
         if isinstance(processor.prompt_ignore_length, Tensor):
             return hf.RepetitionPenaltyLogitsProcessor(processor.penalty)
