@@ -88,7 +88,7 @@ def _write(
             model,
             torch.tensor([tokenizer(prompt).input_ids]),
             scheme=scheme,
-            K=K,
+            K=None if scheme == "plain" else K,
             max_new_tokens=NUM_TOKENS,
         )
         for prompt in prompts

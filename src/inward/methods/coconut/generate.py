@@ -152,7 +152,8 @@ def acting_rows(model: Coconut, requests: Sequence[Request]) -> list[Request]:
         ValueError: an option that has nothing to do in any row.
     """
     idle = [METHOD.idle(model, request) for request in requests]
-    if set.intersection(*map(set, idle)):
+    # a recipe says whether its layout marks blocks, also where no row has one
+    if set.intersection(*map(set, idle)) - {"boundaries"}:
         plan_of(model, requests[0], METHOD.traces)  # a value out of range is told first
         METHOD.check_acts(model, requests[0])
     return [
