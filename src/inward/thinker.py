@@ -86,7 +86,7 @@ def _check_base(base: Any) -> None:
 def _dtype(dtype: Any) -> Any:
     import torch
 
-    known = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    known: Any = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(known, torch.dtype) or not known.is_floating_point:
         raise ValueError(f"dtype is {dtype!r}; give torch.float32, torch.bfloat16, ...")
     return known

@@ -261,8 +261,9 @@ def test_ablation_refuses_what_makes_no_sense(gpt2):
         ablate(gpt2, prompts, [1, 2], kinds=cast(Any, ["magic"]), **options)
     with pytest.raises(ValueError, match="thoughts 0 to 2"):
         ablate(gpt2, prompts, [1, 2], which=[3], **options)
+    never = {"switch": "budget:total=0", **options}
     with pytest.raises(ValueError, match="no question led to a thought"):
-        ablate(gpt2, [Sample((text(3, 1),))] * 2, [1, 2], **options)
+        ablate(gpt2, [Sample((text(3, 1),))] * 2, [1, 2], **never)
     with pytest.raises(ValueError, match="two questions"):
         ablate(gpt2, prompts[:1], [1], kinds=("other",), **options)
 

@@ -142,6 +142,12 @@ def plan_of(model: Coconut, request: Request, traces: Sequence[str]) -> CoconutP
             f"{votes} votes with noise 0 and rule 'greedy': the tries must differ; use noise > 0, "
             "or sample"
         )
+    thinks = request.prompt.blocks or not isinstance(chosen.switch, Speaking)
+    if votes > 1 and chosen.sampling.rule == "greedy" and not thinks:
+        raise ValueError(
+            f"{votes} votes of a greedy model that never thinks are all the same; say when to "
+            "think (switch, thoughts), or sample"
+        )
     return chosen
 
 

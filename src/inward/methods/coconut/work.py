@@ -193,11 +193,6 @@ class CoconutWork:
         self.method.check_options(request.own)
         plan = plan_of(self.model, request, self.method.traces)
         self.method.check_acts(self.model, request)
-        if plan.votes > 1 and plan.sampling.rule == "greedy" and not plan.thinks(request.prompt):
-            raise ValueError(
-                f"{plan.votes} votes of a greedy model that never thinks are all the same; say "
-                "when to think (switch, thoughts), or sample"
-            )
         check_passes(self.model, request.own.get("per_pass"))
         if not self.busy:
             self.sizes = None if hasattr(self.base, "forward_cost") else sizes_of(self.base)

@@ -27,11 +27,12 @@ _NOISE = Acts(
 )
 _SELECT = Acts(
     "where several chains answer (rollouts, views, symmetries), or where a verifier withholds "
-    "answers (abstain_below) or ends the puzzle (until_right)",
+    "answers (abstain_below, abstain) or ends the puzzle (until_right)",
     lambda _model, _asked, own: (
         _several(own)
         or (
-            own["select"] != "majority" and (own["abstain_below"] is not None or own["until_right"])
+            own["select"] != "majority"
+            and (own["abstain_below"] is not None or own["abstain"] or own["until_right"])
         )
     ),
 )
