@@ -91,10 +91,6 @@ class CoconutPlan:
         """Whether the record holds what is fed back."""
         return bool({"state", "plane"} & (self.trace or frozenset()))
 
-    def thinks(self, prompt: Sample) -> bool:
-        """Whether there are thoughts, or may be."""
-        return bool(prompt.blocks) or not isinstance(self.switch, Speaking)
-
     @property
     def num_lens(self) -> int:
         """Tokens of the lens on a thought; 0: it is not asked for."""
