@@ -265,7 +265,9 @@ class CoconutWork:
         read = prefill(self.model, rows, self.edits, self.options, self.fast)
         self.count(read.num_passes)
         if group is None:
-            group = Seats(self.model, OwnPast(read) if own else SharedPast(1))
+            group = Seats(
+                self.model, OwnPast(read) if own else SharedPast(1, self.model.manners.reach)
+            )
             self.groups.append(group)
         group.join(rows, read)
         for row, seen in zip(rows, read.seen, strict=True):
