@@ -140,3 +140,16 @@ def test_other_threads_and_errors_notice_nothing(models):
     assert torch.equal(found["logits"], want)
     assert float((found["here"] - want).abs().max()) > 0.01
     assert usual_masks() == before
+
+
+def test_attention_that_asks_for_no_mask_is_refused(models):
+    model, ids = models("mistral"), words(9, 2)
+    place = of_columns(torch.ones(1, 9, dtype=torch.long), 9)
+
+    def whole():
+        with torch.no_grad(), placed(place, 1):
+            # a mask of four dimensions is taken as it is, as FlashAttention would make none
+            model(torch.tensor([ids]), attention_mask=torch.zeros(1, 1, 9, 9))
+
+    with pytest.raises(ValueError, match="load it with attn_implementation"):
+        whole()

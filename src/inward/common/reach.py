@@ -58,7 +58,15 @@ class Placed:
     key: Tensor
 
 
-_PLACED: ContextVar[Placed | None] = ContextVar("placed", default=None)
+@dataclass
+class _Running:
+    """A forward within `placed`, and whether it has asked for a mask."""
+
+    place: Placed
+    asked: bool = False
+
+
+_PLACED: ContextVar[_Running | None] = ContextVar("placed", default=None)
 _SEEN: ContextVar[list[Callable[..., Tensor]] | None] = ContextVar("seen", default=None)
 _LOCK = Lock()
 _USUAL: dict[str, Callable[..., Any]] = {}
@@ -68,30 +76,38 @@ _num_within = 0
 
 @contextmanager
 def placed(place: Placed, num_rows: int) -> Iterator[Tensor]:
-    """Within, the masks that models make in this thread are those of `place`. Gives the mask to
+    """Within, the masks that a model makes in this thread are those of `place`. Gives the mask to
     hand to the model, (num_rows, K), which says nothing.
+
+    Raises:
+        ValueError: the model has made none that could be asked, as with FlashAttention.
     """
-    token = _PLACED.set(place)
+    running = _Running(place)
+    token = _PLACED.set(running)
     K = place.key.shape[1]
     try:
         with _listening():
             yield torch.ones(num_rows, K, dtype=torch.long, device=place.key.device)
     finally:
         _PLACED.reset(token)
+    if not running.asked:
+        raise ValueError(
+            "rows of unequal length are longer than the window of this model, and its attention "
+            'makes no masks that count positions; load it with attn_implementation="sdpa" or '
+            '"eager", or give it rows one by one'
+        )
 
 
 @contextmanager
 def _listening() -> Iterator[None]:
-    """Within, `_mask` is asked for masks first, in all threads."""
+    """Within, we are asked for masks first, in all threads."""
     global _num_within
     with _LOCK:
         _num_within += 1
         if _num_within == 1:
             for name in list(ALL_MASK_ATTENTION_FUNCTIONS):
-                usual = ALL_MASK_ATTENTION_FUNCTIONS[name]
-                if usual in (sdpa_mask, eager_mask):
-                    _USUAL[name] = usual
-                    AttentionMaskInterface.register(name, _asking(usual))
+                usual = _USUAL[name] = ALL_MASK_ATTENTION_FUNCTIONS[name]
+                AttentionMaskInterface.register(name, _asking(usual))
     try:
         yield
     finally:
@@ -104,14 +120,17 @@ def _listening() -> Iterator[None]:
 
 
 def _asking(usual: Callable[..., Any]) -> Callable[..., Any]:
+    """What makes masks, with us in front of it."""
+
     def mask(*args: Any, **options: Any) -> Any:
-        seen, place = _SEEN.get(), _PLACED.get()
+        seen, running = _SEEN.get(), _PLACED.get()
         if seen is not None:
             seen.append(options["mask_function"])
-        if place is None:
+        if running is None or usual not in (sdpa_mask, eager_mask):
             return usual(*args, **options)
+        running.asked = True
         made = restricted(
-            place, options["mask_function"], options["kv_offset"], options["kv_length"]
+            running.place, options["mask_function"], options["kv_offset"], options["kv_length"]
         )
         if usual is sdpa_mask:
             return made

@@ -110,6 +110,17 @@ def test_labelled_logits_come_row_by_row_either_way():
     assert distance(model(batch).logits, want) < 1e-9
 
 
+def test_masked_columns_never_reach_a_base_that_they_would_change():
+    model = wrapped("bart")
+    samples = [
+        Sample((Text(words(n, n), False), Latent(1), Text(words(2, 2), True))) for n in (2, 5)
+    ]
+    batch = model.collate(samples)
+    assert model(batch).loss.isfinite()
+    with pytest.raises(ValueError, match=r"masked columns would change.*BartForCausalLM"):
+        list(model.sequential(batch))
+
+
 def test_a_recurrent_base_thinks_in_one_row_and_in_many():
     model = wrapped("mamba")
     prompts = [Sample((Text(words(n, n), False),)) for n in (3, 9)]

@@ -183,8 +183,10 @@ class Coconut(nn.Module):
             kwargs["position_ids"] = position_ids + manners.first if manners.first else position_ids
         if layers:
             kwargs["output_hidden_states"] = True
-        # without masked columns there is nothing that a mask could say, and some take it amiss
-        mask = attention_mask if manners.together else None
+        mask = attention_mask
+        if not manners.together:
+            self._refuse_gaps(mask)
+            mask = None  # which says as much, and some bases take a full one amiss
         looks = looking(mask, B, c, manners.reach)
         with looks as handed, head_input(self.base, wanted) as caught:
             out = self.base(
@@ -200,6 +202,13 @@ class Coconut(nn.Module):
             )
         logits = out.logits if wanted is None else out.logits[0]
         return caught[0], logits, tuple(out.hidden_states) if layers else ()
+
+    def _refuse_gaps(self, mask: Tensor | Placed | None) -> None:
+        if mask is not None and not (isinstance(mask, Tensor) and bool((mask == 1).all())):
+            raise ValueError(
+                f"masked columns would change what {type(unwrapped(self.base)).__name__} makes of "
+                "the others; call the model, which runs such rows one by one, or give it one row"
+            )
 
     # -- executors: each yields its parts in the order of the columns
 
