@@ -53,7 +53,8 @@ class Manners:
     together  rows with masked columns may share a forward
     plain     its past is keys and values: it may be cut, moved, and differentiated through
     steps     behind a cache it takes one position at a time
-    reach     positions within which every layer sees all that comes before
+    reach     positions within which rows with masked columns get the base's own masks: as long as
+              every layer sees all that comes before; 0 if those masks fail
     """
 
     first: int = 0
@@ -104,6 +105,8 @@ class _Probe:
                 f"{self.name} fails on embeddings of {_SHORT} tokens in place of their ids "
                 f"({type(error).__name__}: {str(error)[:200]}); choose a base that needs no ids"
             ) from error
+        if found.plain and not self._pads(found):
+            found = replace(found, reach=0)
         if found.plain and self._shares(found, alone):
             return found
         long = alone if found.plain else self._whole(found, _LONG)
@@ -186,6 +189,21 @@ class _Probe:
         """Whether a text that comes in parts says what it says as a whole."""
         got = self._in_parts(manners, self._embeds(whole.shape[1]), None)
         return got is not None and self._near(got, whole)
+
+    def _pads(self, manners: Manners) -> bool:
+        """Whether columns that see nothing come to numbers, under the base's own masks: in float64
+        eager attention makes NaN of them, and keys of NaN spoil every row that masks them."""
+        mask = torch.tensor([[0, 0, 1, 1]], device=self.ids.device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        try:
+            got = self._logits(
+                inputs_embeds=self._embeds(4).clone(),
+                attention_mask=mask,
+                **self._places(positions, manners),
+            )
+        except FAILURES:
+            return True
+        return bool(got.isfinite().all())
 
     def _shares(self, manners: Manners, alone: Tensor) -> bool:
         """Whether masked columns, left and between, leave a row's logits as they are alone."""

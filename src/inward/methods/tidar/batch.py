@@ -262,7 +262,8 @@ class Runner:
             return cast(nn.Module, self.lm.get_output_embeddings())(hidden)
 
     def _positions(self, lengths: list[int], pieces: Sequence[Piece], q: int) -> Tensor:
-        return self._offsets(lengths, pieces, q).to(self.device) + self.first
+        places = self._offsets(lengths, pieces, q).to(self.device)
+        return places + self.first if self.first else places
 
     def _offsets(self, lengths: list[int], pieces: Sequence[Piece], q: int) -> Tensor:
         """(B, q) positions of the rows, from 0."""
