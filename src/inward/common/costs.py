@@ -38,10 +38,9 @@ def sizes_of(model: Any) -> Sizes:
     kept = {} if head is None else {id(head.weight): head.weight}
     apart = tables | kept.keys()
     matrices = {id(p): p for p in model.parameters() if p.ndim > 1 and id(p) not in apart}
-    config = model.config.get_text_config()
-    layers, heads = int(config.num_hidden_layers), int(config.num_attention_heads)
-    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    keys = int(getattr(config, "num_key_value_heads", None) or heads)
+    layers, heads = _number(model, "num_hidden_layers"), _number(model, "num_attention_heads")
+    width = _number(model, "head_dim") or _number(model, "hidden_size") // max(1, heads)
+    keys = _number(model, "num_key_value_heads") or heads
     parts = [*matrices.values(), *kept.values()]
     return Sizes(
         matrices=sum(p.numel() for p in matrices.values()),
@@ -50,6 +49,17 @@ def sizes_of(model: Any) -> Sizes:
         attention=4 * layers * heads * width,
         cached=2 * layers * keys * width * torch.empty((), dtype=model.dtype).element_size(),
     )
+
+
+def _number(model: Any, name: str) -> int:
+    """A field of the model's configuration; 0 where it has none (heads of a Mamba), or one for each
+    layer."""
+    config = model.config.get_text_config()
+    try:
+        found = getattr(config, name, None)
+    except RuntimeError:  # transformers does not say which layer's
+        return 0
+    return found if isinstance(found, int) else 0
 
 
 def forward_cost(

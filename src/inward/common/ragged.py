@@ -9,8 +9,21 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+
+PLAIN = frozenset({DynamicLayer, DynamicSlidingWindowLayer})
+"""Kinds of layers whose past is keys and values, one for each position"""
+
+
+def kinds_of(model: Any) -> set[type[Any]]:
+    """Of the layers of the cache that a model of transformers makes for itself."""
+    return {type(layer) for layer in DynamicCache(config=model.config).layers}
+
+
+def beyond_keys(model: Any) -> str:
+    """What it keeps beside keys and values, in words; empty: nothing."""
+    return ", ".join(sorted(kind.__name__ for kind in kinds_of(model) - PLAIN))
 
 
 @dataclass

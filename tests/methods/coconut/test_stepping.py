@@ -371,13 +371,15 @@ def test_steps_and_errors_leave_the_model_clean(monkeypatch):
     assert work.result(number).tokens == alone(model, request).tokens
 
 
-def test_bases_with_windows_take_a_row_at_a_time():
+def test_rows_share_a_base_with_a_window():
     config = make_base("llama").config.to_dict() | {"model_type": "mistral", "sliding_window": 6}
     torch.manual_seed(0)
     base = MistralForCausalLM(MistralConfig(**config)).double().eval()
     model = Coconut(base, SPECIALS).eval()
     requests = [Request(Sample((text(n, n),)), max_new_tokens=7, logprobs=True) for n in (2, 9, 5)]
-    together = answers(METHOD.begin(model), requests)
+    work = METHOD.begin(model)
+    together = answers(work, requests)
+    assert work.num_passes == 7  # one for the prompts, one for each word but the last
     for request, got in zip(requests, together, strict=True):
         assert told(got) == told(alone(model, request))
         ids = torch.tensor([[i for s in request.prompt.segments for i in s.ids]])

@@ -543,18 +543,21 @@ class Lost(Deaf):
     ("make", "told"),
     [
         (lambda: Deaf(transformers.LlamaConfig(**SHAPE)), "Deaf with sdpa.*wrong rows"),
-        (lambda: Lost(transformers.LlamaConfig(**SHAPE)), "Lost.*position_ids are not heeded"),
+        (
+            lambda: Lost(transformers.LlamaConfig(**SHAPE)),
+            "Lost.*cannot draft.*takes no position_ids",
+        ),
         (
             lambda: transformers.BloomForCausalLM(
                 transformers.BloomConfig(vocab_size=V, hidden_size=32, n_layer=1, n_head=4)
             ),
-            "BloomForCausalLM with eager.*its forward fails",
+            "BloomForCausalLM with eager.*its forward fails.*ALiBi",
         ),
         (
             lambda: transformers.MambaForCausalLM(
                 transformers.MambaConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1)
             ),
-            "MambaForCausalLM.*does not honour",
+            "MambaForCausalLM.*cannot draft.*keeps its past in LinearAttentionLayer",
         ),
     ],
 )
@@ -573,14 +576,14 @@ def test_the_probe_lets_good_models_pass(kind, dtype):
     check_masks(tiny(kind, "eager").to(dtype))
 
 
-def test_a_sliding_window_bounds_the_context():
-    config = transformers.MistralConfig(**SHAPE, sliding_window=16)
+def test_positions_bound_the_context_and_a_window_does_not():
+    config = transformers.MistralConfig(**SHAPE, sliding_window=16, max_position_embeddings=64)
     model: Any = transformers.MistralForCausalLM(config)
-    assert context_limit(model) == 16
+    assert context_limit(model) == 64
     assert context_limit(tiny("gpt2")) == 64
     assert context_limit(tiny("qwen2")) == 32768
-    with pytest.raises(ValueError, match="17 tokens, this model attends over 16"):
-        TiDAR(model, MASK, 4).loss(batch_of(tokens(1, 17)), None, None)
+    with pytest.raises(ValueError, match="65 tokens, this model has positions for 64"):
+        TiDAR(model, MASK, 4).loss(batch_of(tokens(1, 65)), None, None)
 
 
 @pytest.mark.parametrize(

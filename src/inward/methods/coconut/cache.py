@@ -19,8 +19,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer
 
+from inward.common.ragged import beyond_keys
 from inward.methods.coconut.base import unwrapped
 
 _MORE = 64
@@ -119,35 +120,26 @@ class RoomyLayer(DynamicLayer):
 
 
 def new_cache(base: nn.Module, attention_mask: Tensor, *, capacity: int | None = None) -> Cache:
-    """An empty cache for a batch with this mask (B, S), of the kind that the base's config names.
+    """An empty cache for a batch with this mask (B, S).
+
+    Layers with a window keep all columns too: what falls out of it is counted in positions of each
+    row (`inward.common.reach`), and rows with masked columns are in different places. A base that
+    keeps anything but keys and values gets its own kind.
 
     Args:
         capacity: columns to make room for; default S. More than that fit too, at a copy.
 
     Raises:
-        ValueError: layers with a state that masked columns would corrupt, or a sliding window
-            shorter than a batch that has masked columns in it.
+        ValueError: layers with a state that masked columns would corrupt, and masked columns.
     """
-    config = unwrapped(base).config
-    cache = DynamicCache(config=config)
-    kinds = {type(layer) for layer in cache.layers}
-    if kinds - {DynamicLayer, DynamicSlidingWindowLayer}:
-        names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise ValueError(
-            f"{config.model_type} keeps its past in {names}; thoughts need attention layers, whose "
-            "past can hold masked columns"
-        )
+    model = unwrapped(base)
+    if kept := beyond_keys(model):
+        if not bool(attention_mask.all()):
+            raise ValueError(
+                f"{model.config.model_type} keeps its past in {kept}, which masked columns would "
+                "change; give it rows one by one"
+            )
+        return DynamicCache(config=model.config)
     columns = capacity or attention_mask.shape[1]
-    windows = [x.sliding_window for x in cache.layers if isinstance(x, DynamicSlidingWindowLayer)]
-    if windows and min(windows) < columns and not bool(attention_mask.all()):
-        raise ValueError(
-            f"a batch of {columns} columns, some of them masked, does not fit the sliding window "
-            f"of {min(windows)}: masked columns would push out real ones; use batches of one row"
-        )
-    if kinds == {DynamicLayer}:
-        # Layers made on demand: Huginn has a slot for each recurrence, more than layers.
-        return Cache(layer_class_to_replicate=cast(Any, partial(RoomyLayer, columns)))
-    cache.layers = [
-        RoomyLayer(columns) if type(layer) is DynamicLayer else layer for layer in cache.layers
-    ]
-    return cache
+    # Layers made on demand: Huginn has a slot for each recurrence, more than layers.
+    return Cache(layer_class_to_replicate=cast(Any, partial(RoomyLayer, columns)))

@@ -52,10 +52,12 @@ from inward.common import IGNORE
 from inward.common.bases import open_tokenizer, with_cache
 from inward.common.draws import Draws, Loss
 from inward.common.files import read_object, reading
+from inward.common.reach import Placed, looking
 from inward.common.weights import check_fit, read_tensors
 from inward.data.thoughts.columns import LatentBatch, before_thoughts, collate, widened
 from inward.data.thoughts.segments import Sample, Specials
 from inward.methods.coconut.alarms import alarm_metrics
+from inward.methods.coconut.alone import rows_alone
 from inward.methods.coconut.base import (
     check_base,
     head_input,
@@ -69,6 +71,7 @@ from inward.methods.coconut.cache import new_cache
 from inward.methods.coconut.checks import check_columns
 from inward.methods.coconut.feedback import feedback_module
 from inward.methods.coconut.losses import extra_losses
+from inward.methods.coconut.manners import manners_of
 from inward.methods.coconut.output import CoconutOutput, PassOutput
 from inward.methods.coconut.settings import CoconutSettings
 
@@ -113,6 +116,7 @@ class Coconut(nn.Module):
     ) -> None:
         super().__init__()
         self.accepts = check_base(base, specials)
+        self.manners = manners_of(unwrapped(base), self.accepts)
         self.base = cast(PreTrainedModel, base)
         self.specials = specials
         self.settings = settings or CoconutSettings()
@@ -133,7 +137,8 @@ class Coconut(nn.Module):
     def max_positions(self) -> int | None:
         """How many positions the base was built for; None if it does not say."""
         config = unwrapped(self.base).config.get_text_config()
-        return getattr(config, "max_position_embeddings", None)
+        limit = getattr(config, "max_position_embeddings", None)
+        return None if limit is None else limit - self.manners.first
 
     @property
     def config(self) -> Any:
@@ -156,7 +161,7 @@ class Coconut(nn.Module):
     def run(
         self,
         inputs: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | Placed | None,
         position_ids: Tensor,
         *,
         cache: Cache | None = None,
@@ -168,20 +173,26 @@ class Coconut(nn.Module):
 
         Args:
             inputs: (B, c, d) embeddings of the new columns.
-            attention_mask: (B, columns up to and with the new ones); or one that the base takes
-                with a cache of its own form.
-            position_ids: (B, c); left out if the base does not take them.
+            attention_mask: (B, columns up to and with the new ones); `Placed`; or one that the base
+                takes with a cache of its own form.
+            position_ids: (B, c) from 0; left out if the base does not take them.
             cache: what came before; it grows. None: nothing came before and nothing is kept.
             wanted: (B, c) bool, the columns whose logits are computed: (N, V). None: (B, c, V).
         """
+        manners, (B, c) = self.manners, inputs.shape[:2]
         if "position_ids" in self.accepts:
-            kwargs["position_ids"] = position_ids
+            kwargs["position_ids"] = position_ids + manners.first if manners.first else position_ids
         if layers:
             kwargs["output_hidden_states"] = True
-        with head_input(self.base, wanted) as caught:
+        mask = attention_mask
+        if not manners.together:
+            self._refuse_gaps(mask)
+            mask = None  # which says as much, and some bases take a full one amiss
+        looks = looking(mask, B, c, manners.reach)
+        with looks as handed, head_input(self.base, wanted) as caught:
             out = self.base(
-                inputs_embeds=inputs,
-                attention_mask=attention_mask,
+                inputs_embeds=inputs.clone() if manners.copies else inputs,
+                attention_mask=handed,
                 use_cache=cache is not None,
                 **with_cache(self.base, {"cache": cache, **kwargs}),
             )
@@ -192,6 +203,13 @@ class Coconut(nn.Module):
             )
         logits = out.logits if wanted is None else out.logits[0]
         return caught[0], logits, tuple(out.hidden_states) if layers else ()
+
+    def _refuse_gaps(self, mask: Tensor | Placed | None) -> None:
+        if mask is not None and not (isinstance(mask, Tensor) and bool((mask == 1).all())):
+            raise ValueError(
+                f"masked columns would change what {type(unwrapped(self.base)).__name__} makes of "
+                "the others; call the model, which runs such rows one by one, or give it one row"
+            )
 
     # -- executors: each yields its parts in the order of the columns
 
@@ -212,13 +230,16 @@ class Coconut(nn.Module):
         """
         mask, positions, latent = (batch[k] for k in ("attention_mask", "position_ids", "latent"))
         embeds = self.embedding(batch["input_ids"])
-        bounds = [0, *_thought_columns(latent), latent.shape[1]]
+        columns = _thought_columns(latent)
+        bounds = [0, *columns, latent.shape[1]]
+        if self.manners.steps and columns:
+            bounds = [0, *range(columns[0], latent.shape[1] + 1)]
         if cache is None and len(bounds) > 2:
             cache = self.new_cache(mask)
         before = None
         for start, stop in pairwise(bounds):
             inputs = embeds[:, start:stop]
-            if before is not None:
+            if before is not None and start in columns:
                 first = self.think(before, inputs[:, 0], latent, start, edit)
                 inputs = torch.cat([first[:, None], inputs[:, 1:]], dim=1)
             hidden, logits, states = self.run(
@@ -371,24 +392,32 @@ class Coconut(nn.Module):
         wanted = None if isinstance(logits, str) and logits == "all" else labelled
         if isinstance(logits, Tensor):
             wanted = labelled | logits
-        options: dict[str, Any] = {"edit": edit, "layers": layers, "per_pass": per_pass}
         changes: list[Tensor] = []
-        num_thoughts = len(_thought_columns(batch["latent"]))
-        if executor == "sequential":
-            parts = self.sequential(batch, wanted=wanted, **options)
-            num_passes = 1 + num_thoughts
-        elif executor == "recompute":
-            parts = self.recompute(batch, wanted=wanted, **options)
-            num_passes = 1 + num_thoughts
-        elif executor == "jacobi":
-            options |= {"iterations": iterations, "changes": changes}
-            parts = self.jacobi(batch, wanted=wanted, **options)
-            num_passes = 1
-        else:
+
+        def execute(
+            batch: LatentBatch, wanted: Tensor | None, edit: Edit | None
+        ) -> Iterator[PassOutput]:
+            options = {"wanted": wanted, "edit": edit, "layers": layers, "per_pass": per_pass}
+            if executor == "jacobi":
+                return self.jacobi(batch, iterations=iterations, changes=changes, **options)
+            if executor == "recompute" or (torch.is_grad_enabled() and not self.manners.plain):
+                # a recurrent state is written in place: no gradient through it
+                return self.recompute(batch, **options)
+            return self.sequential(batch, **options)
+
+        if executor not in ("sequential", "recompute", "jacobi"):
             raise ValueError(
                 f"there is no executor {executor!r}; choose sequential, recompute or jacobi"
             )
-        done = tuple(parts)
+        real, latent = batch["attention_mask"].bool(), batch["latent"]
+        if self.manners.together or bool(real.all()):
+            done = tuple(execute(batch, wanted, edit))
+            starts, thoughts = 1, len(_thought_columns(latent))
+        else:
+            wanted = None if wanted is None else wanted & real
+            done = (rows_alone(batch, wanted, edit, execute),)
+            starts, thoughts = len(latent), int(latent.sum())
+        num_passes = starts + (len(changes) if executor == "jacobi" else thoughts)
         sums = torch.stack([self._score(batch, part, wanted) for part in done]).sum(0)
         row_loss, row_right, row_count = sums.unbind()
         return CoconutOutput(
@@ -397,7 +426,7 @@ class Coconut(nn.Module):
             row_loss,
             row_right.detach(),
             row_count.detach(),
-            num_passes + len(changes),
+            num_passes,
             torch.stack(changes) if changes else None,
         )
 

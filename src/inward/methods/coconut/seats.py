@@ -9,8 +9,9 @@ needed because all are equally long.
 A seat whose row has ended is given to the next one that comes; until then a token runs in it that
 nobody reads. When more than half are empty the others move together.
 
-Bases that cannot share (sliding windows, positions that only a mask tells, attention that does not
-honour such a mask) get a place for each row, with the cache that training uses.
+Where a row is longer than the base's window, the mask counts positions (`inward.common.reach`).
+Bases that cannot share (recurrent states, positions that only a mask tells, attention that does
+not honour such a mask) get a place for each row, with the cache that training uses.
 
 Shape letters: B seats, K positions, d width, V vocabulary.
 """
@@ -25,14 +26,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache
 
 from inward.common.cpu.decoding import Decoding
 from inward.common.ragged import RaggedCache
+from inward.common.reach import Placed
 from inward.data.thoughts.columns import before_thoughts, widened
 from inward.methods.coconut.base import unwrapped
-from inward.methods.coconut.cache import new_cache
+from inward.methods.coconut.cache import RoomyLayer, new_cache
 from inward.methods.coconut.row import ThinkingRow
 from inward.methods.coconut.switch import Speaking
 
@@ -127,10 +128,11 @@ def prefill(
 
 
 class SharedPast:
-    """Of many rows, in a `RaggedCache`."""
+    """Of many rows, in a `RaggedCache`. reach: positions that every layer of the base sees."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, reach: int) -> None:
         self.cache = RaggedCache(0, capacity)
+        self.reach = reach
         self.depth: int | None = None
 
     def take(self, seats: Sequence[int], read: Prefilled) -> None:
@@ -141,7 +143,7 @@ class SharedPast:
 
     def begin(
         self, live: Sequence[bool], device: torch.device, dtype: torch.dtype
-    ) -> Tensor | None:
+    ) -> Tensor | Placed | None:
         """The mask of the next position."""
         lengths = self.cache.book.lengths
         known = {n for n, lives in zip(lengths, live, strict=True) if lives}
@@ -151,7 +153,10 @@ class SharedPast:
         book = self.cache.book
         if book.slots is None:
             return None
-        hidden = torch.arange(book.used, device=device) > book.slots
+        slots = torch.arange(book.used, device=device)[None]
+        hidden = slots > book.slots
+        if book.used > self.reach:
+            return Placed(~hidden[:, None, None], book.slots, slots)
         mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
         return mask.masked_fill_(hidden, -torch.inf)[:, None, None]
 
@@ -178,18 +183,37 @@ class OwnPast:
     def __init__(self, read: Prefilled) -> None:
         self.cache = read.cache
         self.mask = read.mask
+        self.running = False
 
     def begin(
         self, live: Sequence[bool], device: torch.device, dtype: torch.dtype
     ) -> Tensor | None:
-        """The mask of the next position."""
-        length = self.mask.shape[1]
-        if self.cache.get_seq_length() == length:  # else a forward that failed is run again
+        """The mask of the next position.
+
+        Raises:
+            ValueError: the forward before this one failed, and left a state that cannot be undone.
+        """
+        if self.running:  # a forward that failed is run again
+            self._undo()
+        else:
             self.mask = F.pad(self.mask, (0, 1), value=1)
+        self.running = True
         return self.mask
+
+    def _undo(self) -> None:
+        kept = self.mask.shape[1] - 1
+        for layer in cast(Iterable[Any], self.cache.layers):
+            if not isinstance(layer, RoomyLayer):
+                raise ValueError(
+                    f"a forward of this row failed on the way, and its {type(layer).__name__} "
+                    "cannot be taken back to what it was; cancel the request and ask again"
+                )
+            if (excess := layer.get_seq_length() - kept) > 0:
+                layer.crop(-excess)
 
     def end(self) -> None:
         """The position has been run."""
+        self.running = False
 
 
 # --------------------------------------------------------------------------------------------------
@@ -320,9 +344,7 @@ _HONEST: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary(
 def keeps_all(model: Coconut) -> bool:
     """Whether the base's cache is plain, and positions can be told it: what rows of lengths of
     their own need beside an honest mask."""
-    config = unwrapped(model.base).config
-    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
-    return kinds <= {DynamicLayer} and "position_ids" in model.accepts
+    return model.manners.together and "position_ids" in model.accepts
 
 
 def honest(model: Coconut, asked: Asked, base: nn.Module | None = None) -> bool:
@@ -360,7 +382,7 @@ def _keeps_promises(model: Coconut, asked: Asked) -> bool:
         return Prefilled(cache, ones(num), inputs[:, -1], inputs[:, -1], [[]], 1)
 
     def step(garbage: float) -> Tensor:
-        past = SharedPast(8)
+        past = SharedPast(8, model.manners.reach)
         past.cache.extend(2)
         for seat, num in enumerate((2, 6)):
             past.take([seat], read(num))

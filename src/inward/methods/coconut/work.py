@@ -289,7 +289,8 @@ class CoconutWork:
         read = prefill(self.fast, rows, self.edits, self.options)
         self.count(read.num_passes)
         if group is None:
-            group = Seats(self.fast, OwnPast(read) if own else SharedPast(1))
+            past = OwnPast(read) if own else SharedPast(1, self.model.manners.reach)
+            group = Seats(self.fast, past)
             self.groups.append(group)
         group.join(rows, read)
         for row, seen in zip(rows, read.seen, strict=True):

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from inward.common import IGNORE
-from inward.methods.tidar import masks
-from inward.methods.tidar.base import splits
+from inward.methods.tidar.base import looks_of, splits
 from inward.methods.tidar.losses import Taught, Unread
 
 if TYPE_CHECKING:
@@ -52,18 +51,17 @@ def draft_logits(tidar: TiDAR, part: Part, kept: Tensor) -> tuple[Tensor | Unrea
     B, S = part.ids.shape
     from inward.methods.tidar.samples import doubled  # it knows this module
 
-    device, num_masks = part.ids.device, part.rows.shape[0]
+    device = part.ids.device
     clean, masked = part.rows.select(0, S), part.rows.select(S).gather(kept)
     nobody = torch.zeros(B, S, dtype=torch.bool, device=device)
     # a plain one, which keeps gradients and forgets nothing, whatever the model would make itself
     cache = DynamicCache()
     share, unread = tidar.settings.distill, splits(tidar.model)
     with torch.no_grad():
-        mask = masks.dense(masks.sees(clean), S, num_samples=num_masks, device=device)
         said = tidar(
             part.ids,
             position_ids=clean.position,
-            attention_mask=mask,
+            attention_mask=looks_of(tidar.model, clean),
             draft_rows=nobody,
             cache=cache,
             use_cache=True,
@@ -71,12 +69,11 @@ def draft_logits(tidar: TiDAR, part: Part, kept: Tensor) -> tuple[Tensor | Unrea
             unread=unread,
         )
     n = kept.shape[1]
-    mask = masks.dense(masks.sees(masked, clean), n, S + n, num_samples=num_masks, device=device)
     ids = doubled(part.ids, tidar.mask_id, part.hidden and part.hidden[0])[:, S:]
     scores = tidar.scores(
         ids.gather(1, kept.expand(B, -1)),
         position_ids=masked.position,
-        attention_mask=mask,
+        attention_mask=looks_of(tidar.model, masked, clean),
         draft_rows=torch.ones(B, n, dtype=torch.bool, device=device),
         cache=cache,
         use_cache=True,

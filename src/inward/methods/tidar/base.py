@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,10 +17,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from inward.common.bases import checked_base, load_causal_lm, recorded_base
+from inward.common.bases import checked_base, load_causal_lm, recorded_base, with_cache
 from inward.common.files import read_object
+from inward.common.ragged import RaggedCache, beyond_keys
+from inward.common.reach import (
+    ALL,
+    FAILURES,
+    Placed,
+    first_position,
+    looking,
+    nearness,
+    quiet,
+    reach_of,
+)
 from inward.common.twins import Twin
 from inward.methods.tidar import masks
+from inward.methods.tidar.masks import Rows
 
 if TYPE_CHECKING:
     from inward.methods.tidar.model import TiDAR
@@ -102,54 +115,92 @@ def special_ids(model: PreTrainedModel) -> set[int]:
 
 
 def context_limit(model: PreTrainedModel) -> int:
-    """Tokens that every layer can attend to: a mask of our own replaces a sliding window's, so
-    beyond the window the model would no longer be itself."""
-    config = model.config.get_text_config()
-    limits = [getattr(config, "max_position_embeddings", None)]
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
-    if "sliding_attention" in kinds and getattr(config, "use_sliding_window", True):
-        limits.append(getattr(config, "sliding_window", None))
-    return min([limit for limit in limits if limit] or [2**31])
+    """Tokens of a text, prompt and answer, that the model has positions for."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit - first_position(model) if limit else 2**31
 
 
-@torch.no_grad()
 def check_masks(model: PreTrainedModel) -> None:
-    """Find out with a few tiny forwards whether the model honours a 4-D mask and positions.
+    """Find out with a few tiny forwards whether the model honours a 4-D mask, positions, and a
+    cache whose texts have lengths of their own.
 
     Raises:
-        ValueError: it does not; the class, its attention and what went wrong are named.
+        ValueError: it does not; the class, what went wrong and what it is about it are named.
     """
-    try:
-        wrong = _broken_promises(Twin(model).model)
-    except (ValueError, RuntimeError, TypeError, IndexError) as error:
-        wrong = [f"its forward fails ({type(error).__name__}: {str(error)[:200]})"]
+    own = Twin(model).model
+    with quiet(own):
+        try:
+            wrong = _broken_promises(own) or _broken_cache(own)
+        except FAILURES as error:
+            wrong = [f"its forward fails ({type(error).__name__}: {str(error)[:200]})"]
     if wrong:
+        form = model.config._attn_implementation
+        usual = form in ("sdpa", "eager")
+        remedy = "" if usual else '; load it with attn_implementation="sdpa" or "eager"'
         raise ValueError(
-            f"{type(model).__name__} with {model.config._attn_implementation} attention does not "
-            f"honour 4-D attention masks: {'; '.join(wrong)}. TiDAR needs an attention model; "
-            'load it with attn_implementation="sdpa" or "eager"'
+            f"{type(model).__name__} with {form} attention cannot draft: {'; '.join(wrong)}"
+            f"{_about(model)}. TiDAR needs a model that looks where a 4-D attention mask lets it "
+            f"look, whatever the order of its input{remedy}"
         )
+
+
+def check_embeddings(model: PreTrainedModel) -> None:
+    """Raise ValueError unless embeddings may stand for the tokens, as they do where the row of the
+    mask token belongs to an adapter."""
+    ids = _tokens(model, 6, 2)[None]
+    own = Twin(model).model
+    with quiet(own):
+        want = own(input_ids=ids, use_cache=False).logits.float()
+        embeds = cast(nn.Module, own.get_input_embeddings())(ids)
+        try:
+            got = own(inputs_embeds=embeds, use_cache=False).logits.float()
+        except FAILURES as error:
+            got = torch.full_like(want, torch.nan)
+            told = f" ({type(error).__name__}: {str(error)[:200]})"
+        else:
+            told = ""
+    if not float((got - want).abs().max()) <= nearness(model.dtype) * float(want.abs().max()):
+        raise ValueError(
+            f"{type(model).__name__} makes more of a token than its embedding: with inputs_embeds "
+            f"it gives other logits than with the tokens that they stand for{told}. An adapter "
+            "with a mask token of its own cannot work with it; add_mask_token(model), and "
+            "DraftAdapter(own_mask=False)"
+        )
+
+
+def _about(model: PreTrainedModel) -> str:
+    """What it is about a model that may explain it."""
+    config: Any = model.config.get_text_config(decoder=True)
+    if kept := beyond_keys(model):
+        return f". It keeps its past in {kept}: a state that a draft cannot be taken out of again"
+    if getattr(config, "is_decoder", True) is False:
+        return ". Its config says is_decoder=False: load it with is_decoder=True"
+    if getattr(config, "alibi", False) or hasattr(model.base_model, "build_mpt_alibi_tensor"):
+        return ". Its ALiBi biases count the columns of a 2-D mask"
+    if hasattr(model.base_model, "build_alibi_tensor"):
+        return ". Its ALiBi biases count the columns of a 2-D mask"
+    if "position_ids" not in signature(model.forward).parameters:
+        return ". Its forward takes no position_ids: it counts positions in columns"
+    return ""
 
 
 def _broken_promises(model: PreTrainedModel) -> list[str]:
     S, K, tries = 6, 2, 4
     rows = masks.training(S, K, offset=1).to(model.device)  # blocks 0 | 1 2 | 3 4 | 5
-    if model.config._attn_implementation == "flex_attention":
-        mask: Any = masks.block(masks.sees(rows), 2 * S, device=model.device)
-    else:
-        mask = masks.dense(masks.sees(rows), 2 * S, device=model.device)
-        mask = masks.additive(mask, model.dtype)
+    looks = looks_of(model, rows)
+    if isinstance(looks, Tensor):
+        looks = masks.additive(looks, model.dtype)
     # Several tokens, because two that were never trained may have the same embedding. Rows that a
     # token does not reach keep their bits: the shapes are the same.
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(num_embedded(model), (2 * S + tries,), generator=generator)
-    others = drawn[2 * S :].to(model.device)
-    ids = drawn[: 2 * S].to(model.device).repeat(tries, 1)
-    positions = rows.position.expand(tries, -1)
+    drawn = _tokens(model, 2 * S + tries, 0)
+    ids, others = drawn[: 2 * S].repeat(tries, 1), drawn[2 * S :]
+    positions = rows.position.expand(tries, -1) + first_position(model)
+    reach = reach_of(model)
 
     def run(ids: Tensor) -> Tensor:
-        options = {"position_ids": positions, "attention_mask": mask, "use_cache": False}
-        return model(ids, **options).logits.float()
+        with looking(looks, tries, 2 * S, reach) as handed:
+            options = {"position_ids": positions, "attention_mask": handed, "use_cache": False}
+            return model(ids, **options).logits.float()
 
     def moved(place: int) -> list[int]:
         changed = ids.clone()
@@ -159,7 +210,7 @@ def _broken_promises(model: PreTrainedModel) -> list[str]:
     usual = run(ids)
     wrong = []
     plain = model(ids[:, :S], use_cache=False).logits.float()
-    near = 0.05 if model.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    near = nearness(model.dtype)
     if float((plain - usual[:, :S]).abs().max()) > near * float(plain.abs().max()):
         wrong.append("clean rows differ from a plain forward")
     # the block at 5 is one token after five: to be what a plain forward of these six ends with
@@ -167,11 +218,77 @@ def _broken_promises(model: PreTrainedModel) -> list[str]:
     if float((alone - usual[:, -1]).abs().max()) > near * float(plain.abs().max()):
         wrong.append("position_ids are not heeded")
     # clean token 3 is seen by clean rows 3.. and by the mask row of the block that starts at 5
-    if moved(3) != [3, 4, 5, S + 5]:
+    if reach >= S and moved(3) != [3, 4, 5, S + 5]:
         wrong.append("a clean token is seen by the wrong rows")
     if moved(S + 4) != [S + 3, S + 4]:
         wrong.append("a mask block does not see itself, both ways and alone")
     return wrong
+
+
+def _tokens(model: PreTrainedModel, num: int, seed: int) -> Tensor:
+    """Any tokens but the padding, which RoBERTa and its kin count no position for."""
+    size = num_embedded(model)
+    pad = getattr(model.config.get_text_config(), "pad_token_id", None)
+    drawn = torch.randint(size - 1, (num,), generator=torch.Generator().manual_seed(seed))
+    if isinstance(pad, int) and 0 <= pad < size:
+        drawn = drawn + (drawn >= pad)
+    return drawn.to(model.device)
+
+
+def _broken_cache(model: PreTrainedModel) -> list[str]:
+    """Two texts of two and five tokens, then two more each, in a cache of ours."""
+    first, reach, device = first_position(model), reach_of(model), model.device
+    ids = _tokens(model, 14, 1).reshape(2, 7)
+    cache = RaggedCache(2, 8)
+    places = torch.arange(7, device=device)
+
+    def run(ids: Tensor, at: Tensor, mask: Any) -> Tensor:
+        options = {"attention_mask": mask, "position_ids": at + first, "use_cache": True}
+        with looking(mask, 2, at.shape[1], reach) as handed:
+            options |= {"attention_mask": handed, "cache": cache}
+            return model(ids, **with_cache(model, options)).logits.float()
+
+    cache.begin(5, device)
+    run(ids[:, :5], places[None, :5].expand(2, 5), None)
+    cache.commit([2, 5])
+    cache.begin(2, device)
+    at = torch.stack([places[2:4], places[5:7]])
+    key = places[None].expand(2, 7)
+    allowed = (key[:, None] <= at[:, :, None])[:, None]
+    mask: Any = Placed(allowed, at, key)
+    said = run(ids.gather(1, at), at, mask if reach < 7 else masks.additive(allowed, model.dtype))
+    for row, length in enumerate((4, 7)):
+        alone = model(ids[row : row + 1, :length], use_cache=False).logits[0, -2:].float()
+        if float((alone - said[row]).abs().max()) > nearness(model.dtype) * float(
+            alone.abs().max()
+        ):
+            return ["texts of unequal lengths in a cache change each other"]
+    return []
+
+
+def looks_of(model: PreTrainedModel, rows: Rows, prefix: Rows | None = None) -> Any:
+    """Who of `rows` (B, n) looks at whom, cached rows `prefix` first, in the form in which
+    `inward.common.reach.looking` hands it to the model: additive, by position where texts are
+    longer than its shortest window, or a BlockMask.
+
+    Raises:
+        ValueError: FlexAttention, and text beyond a window.
+    """
+    (B, n), device = rows.shape, rows.position.device
+    keys = rows if prefix is None else masks.joined(prefix, rows)
+    predicate, num = masks.sees(rows, prefix), keys.shape[1]
+    reach, flex = reach_of(model), model.config._attn_implementation == "flex_attention"
+    far = reach < ALL and int(rows.position.max()) >= reach
+    if flex and far:
+        raise ValueError(
+            f"a text of {int(rows.position.max()) + 1} tokens is longer than the window of {reach} "
+            "of this model, and with FlexAttention its masks are ours alone; load it with "
+            'attn_implementation="sdpa", or cut the text'
+        )
+    if flex:
+        return masks.block(predicate, n, num, num_samples=B, device=device)
+    allowed = masks.dense(predicate, n, num, num_samples=B, device=device)
+    return Placed(allowed, rows.position, keys.position) if far else allowed
 
 
 # --------------------------------------------------------------------------------------------------
@@ -198,7 +315,11 @@ def _try_split(model: PreTrainedModel) -> bool:
     hidden = output.get("last_hidden_state")
     if hidden is None:
         return False
-    return torch.equal(head(hidden), model(input_ids=ids, use_cache=False).logits)
+    try:
+        own = head(hidden)
+    except RuntimeError:  # something lies between that changes the width
+        return False
+    return torch.equal(own, model(input_ids=ids, use_cache=False).logits)
 
 
 # --------------------------------------------------------------------------------------------------

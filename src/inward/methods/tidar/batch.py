@@ -36,6 +36,7 @@ from inward.common.bases import cache_name
 from inward.common.costs import Sizes, forward_cost, sizes_of
 from inward.common.cpu.decoding import Decoding
 from inward.common.ragged import Book, RaggedCache
+from inward.common.reach import Placed, first_position, looking, reach_of
 from inward.common.trace import Cost
 from inward.methods.tidar import masks
 from inward.methods.tidar.base import check_masks, lm_of, splits, tidar_of
@@ -189,6 +190,7 @@ class Runner:
             check_masks(self.lm)  # a TiDAR model has been asked when it was made
             _HONEST.add(self.lm)
         self.split = not self.options and splits(self.lm)
+        self.reach, self.first = reach_of(self.lm), first_position(self.lm)
         adapter = None if self.tidar is None else self.tidar.adapter
         low = (
             () if adapter is None else (*adapter.lora_A.parameters(), *adapter.lora_B.parameters())
@@ -255,8 +257,10 @@ class Runner:
         if drafting and tidar is not None:
             masked = ids == tidar.mask_id
             acting, tokens = tidar._acting(masked), tidar._embedded(ids, masked)
-        with acting:
-            said = (lm.base_model if self.split else lm)(**tokens, **inputs, **self.options)
+        looks = looking(inputs.pop("attention_mask"), len(ids), ids.shape[1], self.reach)
+        with acting, looks as handed:
+            asked = lm.base_model if self.split else lm
+            said = asked(**tokens, attention_mask=handed, **inputs, **self.options)
         if self.split:
             return Output(said.last_hidden_state, self._read)
         return Output(said.logits, None)
@@ -266,23 +270,31 @@ class Runner:
 
     def _positions(self, lengths: list[int], pieces: Sequence[Piece], q: int) -> Tensor:
         if q == 1:  # as in all plain decoding
-            return torch.tensor(lengths, device=self.device)[:, None]
+            places = torch.tensor(lengths, device=self.device)[:, None]
+        else:
+            places = self._offsets(lengths, pieces, q).to(self.device)
+        return places + self.first if self.first else places
+
+    def _offsets(self, lengths: list[int], pieces: Sequence[Piece], q: int) -> Tensor:
+        """(B, q) positions of the rows, from 0."""
         rows = []
         for length, piece in zip(lengths, pieces, strict=True):
             own = piece.layout.offsets + length
             rows.append(nn.functional.pad(own, (0, q - len(own))))
-        return torch.stack(rows).to(self.device)
+        return torch.stack(rows)
 
-    def _mask(self, book: Book, pieces: Sequence[Piece], q: int) -> Tensor | None:
+    def _mask(self, book: Book, pieces: Sequence[Piece], q: int) -> Tensor | Placed | None:
         """(B, 1, q, used) additive; None, which is faster, where the model's own causal mask will
-        do: a row per text of equal length, or fresh prompts of equal length without masks.
+        do: a row per text of equal length, or fresh prompts of equal length without masks; `Placed`
+        where a text is longer than the model's shortest window.
 
         The additive form, because SDPA would turn a boolean mask into it in every layer.
         """
         fresh = max(book.lengths) == 0 and all(p.layout == Layout(q) for p in pieces)
         if book.slots is None and (q == 1 or fresh):
             return None
-        if len(pieces) == 1 and pieces[0].layout.num_draft <= _PROMPT:
+        far = book.used > self.reach
+        if not far and len(pieces) == 1 and pieces[0].layout.num_draft <= _PROMPT:
             return self._slice(pieces[0].layout, book)
         mask = torch.zeros(len(pieces), 1, q, book.used, dtype=torch.bool)
         for b, (piece, length) in enumerate(zip(pieces, book.lengths, strict=True)):
@@ -291,7 +303,16 @@ class Runner:
             mask[b, 0, :own, length : length + own] = piece.layout.tail
             # padding sees itself, or its softmax would be empty
             mask[b, 0, range(own, q), range(length + own, length + q)] = True
+        if far:
+            return self._placed(mask, book, pieces, q)
         return masks.additive(mask.to(self.device), self._dtype)
+
+    def _placed(self, mask: Tensor, book: Book, pieces: Sequence[Piece], q: int) -> Placed:
+        query = self._offsets(book.lengths, pieces, q)
+        key = torch.arange(book.used).repeat(len(pieces), 1)
+        for b, length in enumerate(book.lengths):
+            key[b, length : length + q] = query[b]
+        return Placed(mask.to(self.device), query.to(self.device), key.to(self.device))
 
     def _slice(self, layout: Layout, book: Book) -> Tensor:
         """A view of the layout's mask, built once for the longest prefix."""

@@ -50,12 +50,15 @@ from inward.common import IGNORE
 from inward.common.bases import base_record, load_causal_lm, open_tokenizer, with_cache
 from inward.common.draws import Batch, Draws, Loss
 from inward.common.files import read_object, reading, write_json
+from inward.common.reach import first_position, looking, reach_of
 from inward.methods.tidar import masks
 from inward.methods.tidar.base import (
     base_name,
+    check_embeddings,
     check_masks,
     context_limit,
     find_base_model,
+    looks_of,
     num_embedded,
     special_ids,
     splits,
@@ -119,6 +122,8 @@ class TiDAR(nn.Module):
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         if probe:
             check_masks(model)
+        if probe and adapter is not None and adapter.mask_embedding is not None:
+            check_embeddings(model)
         if adapter is not None:
             adapter.attach(model)
             model.requires_grad_(False)
@@ -173,7 +178,8 @@ class TiDAR(nn.Module):
             input_ids: (B, n); may hold the mask id.
             position_ids: (B or 1, n).
             attention_mask: (B or 1, 1, n, cached + n) bool, True = may look; the additive form;
-                or a BlockMask for a model that runs FlexAttention.
+                `Placed`, where texts are longer than a window of the model; or a BlockMask for a
+                model that runs FlexAttention. `base.looks_of` makes the right one.
             draft_rows: (B, n) bool, the rows that an adapter acts on; default those that hold the
                 mask id.
             logits_to_keep: as in transformers: the last so many rows, or a 1-D index tensor.
@@ -184,12 +190,13 @@ class TiDAR(nn.Module):
         masked = input_ids == self.mask_id
         if self._keeps_logits and not unread:
             options["logits_to_keep"] = logits_to_keep
-        model = self.model.base_model if unread else self.model
-        with self._acting(masked if draft_rows is None else draft_rows):
+        model, (B, n) = self.model.base_model if unread else self.model, input_ids.shape
+        looks = looking(self._mask(attention_mask), B, n, reach_of(self.model))
+        with self._acting(masked if draft_rows is None else draft_rows), looks as handed:
             output = model(
                 **self._embedded(input_ids, masked),
-                position_ids=position_ids.expand(input_ids.shape[0], -1),
-                attention_mask=self._mask(attention_mask),
+                position_ids=position_ids.expand(B, -1) + first_position(self.model),
+                attention_mask=handed,
                 **with_cache(model, options),
             )
         if unread:
@@ -318,9 +325,7 @@ class TiDAR(nn.Module):
 
     def _inputs(self, part: Part) -> dict[str, Any]:
         ids = doubled(part.ids, self.mask_id, None if part.hidden is None else part.hidden[0])
-        n, predicate = ids.shape[1], masks.sees(part.rows)
-        form = masks.block if self._flex else masks.dense
-        mask = form(predicate, n, num_samples=part.rows.shape[0], device=ids.device)
+        n, mask = ids.shape[1], looks_of(self.model, part.rows)
         second_half = torch.arange(n, device=ids.device).expand_as(ids) >= n // 2
         return {
             "input_ids": ids,
@@ -358,8 +363,8 @@ class TiDAR(nn.Module):
         limit = context_limit(self.model)
         if ids.shape[1] > limit:
             raise ValueError(
-                f"samples have {ids.shape[1]} tokens, this model attends over {limit}; cut them "
-                "shorter"
+                f"samples have {ids.shape[1]} tokens, this model has positions for {limit}; cut "
+                "them shorter"
             )
 
     # -- decoding ----------------------------------------------------------------------------------
