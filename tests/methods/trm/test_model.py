@@ -259,8 +259,22 @@ def test_exploration_holds_slots_back_as_often_as_it_says():
     assert abs(float(halted.float().mean()) - 0.5) < 0.03
     halted = model.halts(q, steps * 9, Draws(0, 1, range(num), num))
     assert abs(float(halted.float().mean()) - (0.5 + 0.5 * 8 / 15)) < 0.03
+    # of the bounds only 16 itself holds back at step 15
+    halted = model.halts(q, steps * 15, Draws(0, 3, range(num), num))
+    assert abs(float(halted.float().mean()) - (1 - 0.5 / 15)) < 0.01
     assert model.halts(-q, steps * 16, Draws(0, 2, range(num), num)).all()
     assert not model.halts(q, steps, None).any()
+    assert not model.halts(0 * q, steps * 15, Draws(0, 3, range(num), num)).any()
+
+
+@pytest.mark.parametrize("n_sup, waiting", [(1, [0.0]), (2, [1.0, 0.0]), (3, [1.0, 0.5, 0.0])])
+def test_explored_slots_halt_at_a_step_drawn_evenly_from_2_to_n_sup(n_sup, waiting):
+    model = build(replace(SMALL, n_sup=n_sup, exploration=1.0))
+    num = 4000
+    q, steps = torch.ones(num), torch.ones(num, dtype=torch.int64)
+    for step, share in enumerate(waiting, start=1):
+        halted = model.halts(q, step * steps, Draws(0, step, range(num), num))
+        assert abs(float((~halted).float().mean()) - share) < (0.03 if share % 1 else 1e-9)
 
 
 def test_loop_supervision_works_on_a_batch_as_a_whole():
