@@ -2,7 +2,8 @@
 
 Faults are edits of the text at a node of the syntax tree, of the kinds in `WEIGHT`. Left alone are
 what no test should hold down: docstrings and other strings, annotations, `__repr__`, what an error
-or warning says, assertions (`zip`'s `strict` is one), decorators, and code under TYPE_CHECKING.
+or warning says, assertions (`zip`'s `strict` is one), decorators, code under TYPE_CHECKING, and
+`device=` arguments, which only an accelerator could tell apart.
 """
 
 from __future__ import annotations
@@ -404,10 +405,13 @@ class _Places(ast.NodeVisitor):
         parts = [self.text(part) for part in _in_order(node)]
         start, end = self.at(node.func)[1], self.at(node)[1]
         for keyword in node.keywords:
-            if keyword.arg not in (None, "strict") and len(parts) > 1:
+            if keyword.arg not in (None, "strict", "device") and len(parts) > 1:
                 rest = [part for part in parts if part != self.text(keyword)]
                 self.note("dropped keyword", start, end, f"({', '.join(rest)})")
         plain = (ast.Name, ast.Attribute, ast.Subscript)
+        checks = ("isinstance", "issubclass", "cast", "getattr", "hasattr", "setattr")
+        if ast.unparse(node.func) in checks:
+            return
         if len(node.args) > 1 and all(isinstance(part, plain) for part in node.args[:2]):
             swapped = ", ".join([parts[1], parts[0], *parts[2:]])
             self.note("swapped arguments", start, end, f"({swapped})")

@@ -57,6 +57,7 @@ TESTS = (
     "tests/common",
     "tests/methods",
     "tests/train",
+    "tests/test_edges.py",
     "tests/test_hub.py",
     "tests/test_promises.py",
     "tests/test_thinker.py",
