@@ -5,6 +5,7 @@ Defaults that a paper or its published code fixed stand here too, as those have 
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable
@@ -238,6 +239,50 @@ def test_defaults_change_nothing():
     assert (tidar.block_size, tidar.lead, tidar.num_masks, tidar.max_logits) == (8, 1, 8, 2**25)
     shifted = TiDARSettings(shifted=True)
     assert (shifted.lead, shifted.num_masks) == (0, 7)
+
+
+def test_functions_do_what_the_doors_say_of_them_without_being_told():
+    from inward.methods.coconut import door as coconut
+    from inward.methods.coconut.work import CoconutLanes
+    from inward.methods.huginn import door as huginn
+    from inward.methods.huginn import generate, parallel, speculate
+    from inward.methods.huginn.loop import HuginnLoop
+    from inward.methods.huginn.work import begin as huginn_begin
+    from inward.methods.tidar import door as tidar
+    from inward.methods.tidar import hf_generate
+    from inward.methods.tidar.decoder import Decoder
+    from inward.methods.tidar.work import begin as tidar_begin
+    from inward.methods.trm import door as trm
+    from inward.methods.trm.solve import solve
+
+    def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+        known = inspect.signature(function).parameters.values()
+        return {p.name: p.default for p in known if p.default is not p.empty}
+
+    other = {
+        "state_seed",
+        "halt",
+        "sharing",
+    }  # a function seeds itself; a wave has rules of its own
+    for method, function, apart in (
+        (huginn.METHOD, generate.generate, {"state_seed"}),
+        (huginn.METHOD, speculate.generate_speculatively, {"state_seed"}),
+        (huginn.METHOD, parallel.generate_in_parallel, other),
+        (tidar.METHOD, hf_generate.generate, set()),
+        (trm.METHOD, solve, set()),
+    ):
+        found = defaults(function)
+        shared = (found.keys() & method.options.keys()) - apart
+        assert len(shared) >= 3
+        for name in shared:
+            assert found[name] == method.options[name].default, (function.__name__, name)
+    for size, functions in (
+        (16, (huginn.METHOD.begin, huginn_begin, HuginnLoop, generate.generate)),
+        (32, (tidar.METHOD.begin, tidar.PLAIN.begin, tidar_begin, Decoder)),
+        (32, (coconut.METHOD.begin, CoconutLanes)),
+        (256, (trm.METHOD.begin, solve)),
+    ):
+        assert {defaults(function)["batch_size"] for function in functions} == {size}
 
 
 # --- depth and monitors of Huginn's training ------------------------------------------------------
