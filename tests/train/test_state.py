@@ -64,6 +64,23 @@ def test_everything_comes_back(tmp_path, optim):
     assert fresh.ema is not None and fresh.ema.num_updates == 2
 
 
+def test_values_of_an_optimizer_that_are_no_tensors_go_to_their_parameter(tmp_path):
+    saved, fresh = made_state(), made_state(steps=0, seed=5)
+    values = {name: number for number, name in enumerate(saved.optimized())}
+    for name, (optimizer, param) in saved.optimized().items():
+        optimizer.state[param]["turn"] = values[name]
+    folder = folder_for(tmp_path)
+    folder.save(saved, Generators.capture(CPU))
+    folder.load(fresh, 2, CPU)
+    found = {
+        n: optimizer.state[param]["turn"] for n, (optimizer, param) in fresh.optimized().items()
+    }
+    assert found == values and len(values) > 2
+    kept = {n: list(optimizer.state[param]) for n, (optimizer, param) in fresh.optimized().items()}
+    assert all(names[-1] == "turn" and len(names) == len(set(names)) for names in kept.values())
+    assert fresh.scalars() == saved.scalars()
+
+
 def test_parameters_keep_their_memory(tmp_path):
     """Optimizers and DDP hold the tensors; loading must fill them, not replace them."""
     folder = folder_for(tmp_path)

@@ -506,3 +506,25 @@ def test_bad_requests_are_refused_before_any_work(gpt2):
     ):
         with pytest.raises(ValueError, match=told):
             make()
+
+
+def test_seats_move_together_when_more_than_half_are_empty():
+    from inward.methods.coconut.seats import Seats, SharedPast
+
+    class Row:
+        pass
+
+    past = SharedPast(4)
+    past.cache.extend(4)
+    past.cache.book.lengths[:] = [3, 1, 4, 2]
+    seats = Seats(make_model("llama"), past)
+    rows = seats.rows = [Row() for _ in range(4)]
+    seats.hidden = seats.logits = torch.arange(4.0)[:, None]
+    seats.leave([rows[0], rows[2]])
+    assert seats.rows == [None, rows[1], None, rows[3]]  # half of them: not worth the copy
+    assert seats.live == [(1, rows[1]), (3, rows[3])] and len(seats.hidden) == 4
+    seats.leave([rows[1]])
+    assert seats.rows == [rows[3]] and past.cache.book.lengths == [2]
+    assert seats.hidden.tolist() == seats.logits.tolist() == [[3.0]]
+    seats.leave([rows[3]])
+    assert seats.rows == [None] and past.cache.book.lengths == [2]

@@ -533,6 +533,9 @@ def test_resize_identifiers():
     assert torch.equal(model.identifiers.weight[:5], old)
     torch.testing.assert_close(model.identifiers.weight[7], old.mean(0))
     assert model.settings.num_identifiers == model.config.num_identifiers == 8
+    assert model.identifiers.sparse and model.identifiers.weight.requires_grad
+    model.resize_identifiers(3)  # which rows to keep is not known
+    torch.testing.assert_close(model.identifiers.weight, old.mean(0).expand(3, -1))
     with pytest.raises(ValueError, match="to 0"):
         model.resize_identifiers(0)
 
