@@ -132,17 +132,19 @@ def forked(work: Callable[[], None], seconds: float, log: Path) -> str:
         finally:
             sys.stdout.flush()
             os._exit(code)
-    end = time.monotonic() + seconds
-    status = 0
-    gone = 0
-    while not gone and time.monotonic() < end:
-        gone, status = os.waitpid(child, os.WNOHANG)
+    end, gone, status = time.monotonic() + seconds, 0, 0
+    try:
+        while not gone and time.monotonic() < end:
+            gone, status = os.waitpid(child, os.WNOHANG)
+            if not gone:
+                time.sleep(0.05)
+    finally:  # what the tests left running goes too, also when we are told to stop
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
         if not gone:
-            time.sleep(0.05)
-    with contextlib.suppress(ProcessLookupError):  # what the tests left running goes too
-        os.killpg(child, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
     if not gone:
-        os.waitpid(child, 0)
         return "hangs"
     if os.WIFSIGNALED(status):
         return "limit" if os.WTERMSIG(status) == signal.SIGPROF else "died"
@@ -322,13 +324,20 @@ class Cover:
                         self.of_line[path][line].add(test)
 
     def tests(self, mutant: Mutant) -> list[str]:
-        """The tests that run the mutant's line, quickest first; see the module's docstring."""
-        known = self.of_line[mutant.path]
-        for first, last in (mutant.span, *mutant.around, (0, 10**9)):
+        """The tests that run the mutant's line, quickest first; see the module's docstring.
+
+        What runs at import ran, as far as was measured, in whichever test came first: so those that
+        enter the function, then the class, then the file.
+        """
+        known, places = self.of_line[mutant.path], [mutant.span]
+        if mutant.at_import:
+            is_default = mutant.span[0] > mutant.line
+            places = [*(places if is_default else []), *mutant.around, (0, 10**9)]
+        ordered: dict[str, None] = {}
+        for first, last in places:
             found = set().union(*(who for line, who in known.items() if first <= line <= last))
-            if found or not mutant.at_import:
-                break
-        return sorted(found, key=lambda test: (self.seconds[test], test))
+            ordered |= dict.fromkeys(sorted(found, key=lambda test: (self.seconds[test], test)))
+        return list(ordered)
 
 
 # --- running them ---------------------------------------------------------------------------------
@@ -467,6 +476,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--show", action="store_true")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running
     drawn = draw(ROOT / "src" / "inward", args.seed, args.number)
     rows = read_rows(args.rows)
     chosen = [
