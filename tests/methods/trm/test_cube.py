@@ -76,6 +76,9 @@ def test_both_layers_are_the_definition(n):
     want = obvious_layer(h, W, U, out)
     torch.testing.assert_close(cube.layer(h, W, U, out, 1e-6), want)
     torch.testing.assert_close(cube.layer_fast(h, W, U, out, 1e-6), want)
+    nothing = torch.zeros_like(h)
+    for way in (cube.layer, cube.layer_fast):
+        assert torch.equal(way(nothing, W, U, out, 1e-6), nothing), "not 0 / 0"
 
 
 def test_gradient_of_the_layer():
