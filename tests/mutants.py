@@ -479,11 +479,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running
     drawn = draw(ROOT / "src" / "inward", args.seed, args.number)
     rows = read_rows(args.rows)
+    equivalent = read_equivalent()
     chosen = [
         m
         for m in drawn
         if (m.id in args.only if args.only else m.id not in rows)
-        or rows.get(m.id, {}).get("status") in args.again
+        or (rows.get(m.id, {}).get("status") in args.again and m.id not in equivalent)
     ]
     if args.show:
         for m in chosen:
