@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 WEIGHT = {
     "comparison": 1.0,
@@ -157,13 +157,13 @@ class _Places(ast.NodeVisitor):
         for line in self.data.splitlines(keepends=True):
             self.starts.append(self.starts[-1] + len(line))
         self.mutants: list[Mutant] = []
-        self.scopes: list[ast.AST] = []
+        self.scopes: list[Any] = []
         self.statement: ast.stmt | None = None
         self.head: tuple[int, int] | None = None  # of a function whose defaults are visited
 
     # -- places in the text
 
-    def at(self, node: ast.AST) -> tuple[int, int]:
+    def at(self, node: Any) -> tuple[int, int]:
         return (
             self.starts[node.lineno - 1] + node.col_offset,
             self.starts[node.end_lineno - 1] + node.end_col_offset,
@@ -185,7 +185,7 @@ class _Places(ast.NodeVisitor):
         span = self.head or (line, last)
         if statement is not None and self.head is None:
             body = getattr(statement, "body", None)
-            stop_line = body[0].lineno - 1 if body else statement.end_lineno
+            stop_line = body[0].lineno - 1 if body else cast(int, statement.end_lineno)
             span = (statement.lineno, max(statement.lineno, stop_line))
         around = [(s.lineno, s.end_lineno) for s in reversed(self.scopes)]
         self.mutants.append(
@@ -236,7 +236,10 @@ class _Places(ast.NodeVisitor):
         if node.name in ("__repr__", "__str__", "extra_repr"):
             return
         self.scopes.append(node)
-        self.head = (node.body[0].lineno, node.end_lineno)  # whoever enters may meet the default
+        self.head = (
+            node.body[0].lineno,
+            cast(int, node.end_lineno),
+        )  # whoever enters may meet the default
         for default in (*node.args.defaults, *node.args.kw_defaults):
             if default is not None:
                 self.visit(default)
@@ -392,8 +395,7 @@ class _Places(ast.NodeVisitor):
             return
         self._arguments(node)
         node.keywords = [keyword for keyword in node.keywords if keyword.arg != "strict"]
-        method = isinstance(node.func, ast.Attribute)
-        if method and name in REMOVABLE:
+        if isinstance(node.func, ast.Attribute) and name in REMOVABLE:
             self.put("dropped call", node, node.func.value)
         if name in TRANSPARENT and node.args and not isinstance(node.args[0], ast.GeneratorExp):
             for argument in node.args[:2]:

@@ -267,7 +267,7 @@ class Cover:
         stored.unlink(missing_ok=True)
 
         def work() -> None:
-            import coverage
+            coverage: Any = importlib.import_module("coverage")
 
             enter(self.tree)
             cover = coverage.Coverage(

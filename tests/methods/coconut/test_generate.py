@@ -525,7 +525,7 @@ def test_seats_move_together_when_more_than_half_are_empty():
     seen = (mask[:, 0, 0] == 0).long().cumprod(1).sum(1)
     assert mask.shape == (4, 1, 1, 5) and seen[:3].tolist() == [4, 2, 5]
     past.cache.book.lengths[:] = [3, 1, 4, 2]
-    seats = Seats(make_model("llama"), past)
+    seats: Any = Seats(make_model("llama"), past)
     rows = seats.rows = [Row() for _ in range(4)]
     seats.hidden = seats.logits = torch.arange(4.0)[:, None]
     seats.leave([rows[0], rows[2]])

@@ -76,12 +76,13 @@ def test_only_what_will_be_differentiated_is_kept(monkeypatch):
     fixed = [w.detach() for w in (up, down)]
     with torch.no_grad():
         nn_cpu.residual_swiglu(h, up, down, EPS, axis=2)
-    nn_cpu.residual_swiglu(h, *fixed, EPS, axis=2)
+    nn_cpu.residual_swiglu(h, fixed[0], fixed[1], EPS, axis=2)
     assert kept == [False, False]
     for leaf in (0, 1, 2):
         parts = [h.clone(), *(w.clone() for w in fixed)]
         parts[leaf].requires_grad_()
-        assert nn_cpu.residual_swiglu(*parts, EPS, axis=2).requires_grad
+        x, wide, narrow = parts
+        assert nn_cpu.residual_swiglu(x, wide, narrow, EPS, axis=2).requires_grad
     assert kept == [False, False, True, True, True]
 
 

@@ -194,7 +194,8 @@ def test_initial_deviation_is_what_is_asked():
     assert torch.equal(model.q_head.bias, torch.tensor([-5.0, -5.0]))
     assert float(model.q_head.weight.detach().abs().sum()) == 0.0
     model = TRM(replace(SMALL, hidden_size=1024, expansion=0.1, mixer="conv", kernel_size=5))
-    for state in (model.y_init, model.z_init):  # a unit normal cut at two of its own deviations
+    states = dict(model.named_buffers())
+    for state in (states["y_init"], states["z_init"]):  # a unit normal cut at two of its deviations
         assert math.isclose(float(state.std()), 1.0, rel_tol=0.05)
         assert 2.1 < float(state.abs().max()) < 2 / 0.8796
     kernels = [m.weight.detach() for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
