@@ -110,6 +110,8 @@ def test_latent_rules_divide_by_the_new_state_and_average_over_the_tokens_that_c
             ),
         ):
             mean = (of_token * weight).sum(1) / weight.sum(1)
+            found = now.change if rule is halting.LatentChange else now.turn
+            torch.testing.assert_close(found, mean)
             between = float(mean.mean())
             assert rule(between)(now).tolist() == (mean < between).tolist()
             assert (mean < between).any() and not (mean < between).all()
@@ -275,6 +277,20 @@ BAD: list[tuple[Any, str]] = [
 def test_bad_rules_are_refused(act, message):
     with pytest.raises(ValueError, match=message):
         act()
+
+
+def test_a_rule_is_asked_at_its_stride_and_refused_by_the_recurrence_it_could_first_fire_at():
+    """Asked at 1, 5, 9, ...: what waits for recurrence 6 is first asked at 9."""
+    six = halting.Recurrences(6)
+    with pytest.raises(ValueError, match=r"able to at 9 \(min_steps 1, asked every 4\)"):
+        halting.depth_rule(six, max_steps=9, every=4)
+    assert halting.depth_rule(six, max_steps=10, every=4) is six
+    # a recurrence at which it is asked is waited for no longer; nor is the first, where it is later
+    five, two = halting.Recurrences(5), halting.Recurrences(2)
+    assert halting.depth_rule(five, max_steps=6, every=4) is five
+    assert halting.depth_rule(two, max_steps=4, min_steps=3) is two
+    with pytest.raises(ValueError, match="able to at 3"):
+        halting.depth_rule(two, max_steps=3, min_steps=3)
 
 
 def test_what_can_fire_just_in_time_is_accepted():

@@ -87,6 +87,18 @@ def test_locks_are_taken_over_from_the_dead_and_by_one_alone(tmp_path):
     second.release()
 
 
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch):
+    from inward.common import files
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", none)
+    with pytest.warns(UserWarning, match=r"run\.lock cannot be locked .*start no second run"):
+        lock = FolderLock(tmp_path)
+    lock.release()
+
+
 def hold_and_refuse(out: Path) -> None:
     with pytest.raises(BlockingIOError, match="is in use by process"):
         toy_train(out)

@@ -64,6 +64,23 @@ def test_everything_comes_back(tmp_path, optim):
     assert fresh.ema is not None and fresh.ema.num_updates == 2
 
 
+def test_values_of_an_optimizer_that_are_no_tensors_go_to_their_parameter(tmp_path):
+    saved, fresh = made_state(), made_state(steps=0, seed=5)
+    values = {name: number for number, name in enumerate(saved.optimized())}
+    for name, (optimizer, param) in saved.optimized().items():
+        optimizer.state[param]["turn"] = values[name]
+    folder = folder_for(tmp_path)
+    folder.save(saved, Generators.capture(CPU))
+    folder.load(fresh, 2, CPU)
+    found = {
+        n: optimizer.state[param]["turn"] for n, (optimizer, param) in fresh.optimized().items()
+    }
+    assert found == values and len(values) > 2
+    kept = {n: list(optimizer.state[param]) for n, (optimizer, param) in fresh.optimized().items()}
+    assert all(names[-1] == "turn" and len(names) == len(set(names)) for names in kept.values())
+    assert fresh.scalars() == saved.scalars()
+
+
 def test_parameters_keep_their_memory(tmp_path):
     """Optimizers and DDP hold the tensors; loading must fill them, not replace them."""
     folder = folder_for(tmp_path)
@@ -88,6 +105,66 @@ def test_large_tensors_are_read_in_slices(tmp_path, monkeypatch):
 def drawn() -> list:
     numbers = [np.random.rand(2).tolist(), np.random.standard_normal()]
     return [torch.rand(2).tolist(), numbers, random.random(), random.gauss(0, 1)]
+
+
+def test_a_slice_holds_as_many_rows_as_fit(tmp_path, monkeypatch):
+    """The file is opened once for each: a table of a million rows must not be read by the row."""
+    table = torch.arange(40.0).view(10, 4)  # 16 bytes a row
+    write_tensors(tmp_path / "x.safetensors", {"table": table})
+    opened, really = [], state_module._open
+
+    def counted(*args):
+        opened.append(args)
+        return really(*args)
+
+    monkeypatch.setattr(state_module, "_open", counted)
+    for limit, times in ((160, 1), (159, 2), (64, 3), (63, 4), (16, 10), (1, 10)):
+        monkeypatch.setattr(state_module, "_SLICE_BYTES", limit)
+        into = torch.zeros(10, 4)
+        opened.clear()
+        state_module._copy(tmp_path / "x.safetensors", "table", into)
+        assert torch.equal(into, table) and len(opened) == times, limit
+
+
+def test_each_micro_batch_gets_its_own_state_back(tmp_path):
+    saved, fresh = made_state(), made_state(steps=0)
+    saved.carries = [{"z": torch.randn(4, 3)}, None, {"y": torch.randn(2), "z": torch.ones(1)}]
+    folder = folder_for(tmp_path)
+    folder.save(saved, Generators.capture(CPU))
+    fresh.carries = [None] * 3
+    folder.load(fresh, 2, CPU)
+    for found, want in zip(fresh.carries, saved.carries, strict=True):
+        assert (found is None) == (want is None)
+        if found is not None and want is not None:
+            assert found.keys() == want.keys()
+            assert all(torch.equal(found[name], want[name]) for name in want)
+
+
+def test_a_devices_generator_is_kept_beside_the_cpus(monkeypatch):
+    """With a stand-in for the module of the device."""
+
+    class Device:
+        state = torch.tensor([1, 2])
+
+        @classmethod
+        def get_rng_state(cls):
+            return cls.state.clone()
+
+        @classmethod
+        def set_rng_state(cls, state):
+            cls.state = state
+
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Device)
+    cuda = torch.device("cuda")
+    kept, plain = Generators.capture(cuda), Generators.capture(CPU)
+    assert kept.tensors.keys() - plain.tensors.keys() == {"cuda"}
+    Device.state = torch.tensor([3])
+    kept.restore(CPU)
+    assert Device.state.tolist() == [3]
+    kept.restore(cuda)
+    assert Device.state.tolist() == [1, 2]
+    with pytest.warns(UserWarning, match="no cuda generator in the state"):
+        plain.restore(cuda)
 
 
 def test_generators_come_back(tmp_path):

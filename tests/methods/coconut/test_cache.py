@@ -72,6 +72,14 @@ def test_roomy_layers_grow_select_and_crop():
     layer.batch_select_indices(torch.tensor([1, 0]))
     keys, _ = fill(layer, 1, 50)
     assert keys[:, 0, :, 0].tolist() == [[100, 101, 102, 50], [0, 1, 2, 150]]
+    layer.reorder_cache(torch.tensor([1, 0]))
+    keys, values = fill(layer, 1, 60)
+    assert keys[:, 0, :, 0].tolist() == [[0, 1, 2, 150, 60], [100, 101, 102, 50, 160]]
+    layer.batch_repeat_interleave(2)
+    keys, values = layer.update(*(torch.full((4, 1, 1, 1), v).double() for v in (7.0, -7.0)))
+    first, second = [0, 1, 2, 150, 60, 7], [100, 101, 102, 50, 160, 7]
+    assert keys[:, 0, :, 0].tolist() == [first, first, second, second]
+    assert torch.equal(values, -keys)
     layer.reset()
     assert layer.get_seq_length() == 0
     grown = RoomyLayer(4)

@@ -505,3 +505,33 @@ def test_bad_requests_are_refused_before_any_work(gpt2):
     ):
         with pytest.raises(ValueError, match=told):
             make()
+
+
+def test_seats_move_together_when_more_than_half_are_empty():
+    from inward.methods.coconut.seats import Seats, SharedPast
+
+    class Row:
+        pass
+
+    past = SharedPast(4)
+    past.cache.extend(4)
+    past.cache.book.lengths[:] = [3, 1, 4, 2]
+    # of the seats that are taken all are as long: no mask is needed, wherever the empty one was
+    past.cache.book.lengths[:] = [3, 1, 3, 3]
+    assert past.begin([True, False, True, True], torch.device("cpu"), torch.float32) is None
+    past.cache.book.lengths[:] = [3, 1, 4, 9]
+    mask = past.begin([True, True, True, False], torch.device("cpu"), torch.float32)
+    seen = (mask[:, 0, 0] == 0).long().cumprod(1).sum(1)
+    assert mask.shape == (4, 1, 1, 5) and seen[:3].tolist() == [4, 2, 5]
+    past.cache.book.lengths[:] = [3, 1, 4, 2]
+    seats: Any = Seats(make_model("llama"), past)
+    rows = seats.rows = [Row() for _ in range(4)]
+    seats.hidden = seats.logits = torch.arange(4.0)[:, None]
+    seats.leave([rows[0], rows[2]])
+    assert seats.rows == [None, rows[1], None, rows[3]]  # half of them: not worth the copy
+    assert seats.live == [(1, rows[1]), (3, rows[3])] and len(seats.hidden) == 4
+    seats.leave([rows[1]])
+    assert seats.rows == [rows[3]] and past.cache.book.lengths == [2]
+    assert seats.hidden.tolist() == seats.logits.tolist() == [[3.0]]
+    seats.leave([rows[3]])
+    assert seats.rows == [None] and past.cache.book.lengths == [2]

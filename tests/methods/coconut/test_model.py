@@ -421,6 +421,14 @@ def test_specials_are_added_once_and_start_from_a_token():
         table[38] = 1.0
     assert add_specials(tokenizer, base) == specials
     assert (table_of(base)[38] == 1.0).all(), "a trained row was overwritten"
+    fresh, roomy = make_tokenizer.__wrapped__(), make_base("gpt2")
+    # a table longer than the tokenizer's keeps its length
+    roomy.resize_token_embeddings(64)
+    mean = table_of(roomy)[:37].mean(0)
+    assert add_specials(fresh, roomy) == specials and len(table_of(roomy)) == 64
+    assert torch.allclose(table_of(roomy)[37:40], mean.expand(3, -1), atol=1e-6)
+    with pytest.raises(ValueError, match="init_from is 37"):
+        add_specials(make_tokenizer.__wrapped__(), make_base("gpt2"), init_from=37)
     assert tokenizer.decode([3, 38, 4], skip_special_tokens=True) == "w3 w4", "boundaries show"
     with pytest.raises(ValueError, match=r"end-latent"):
         encode_text(tokenizer, "w3 <|end-latent|> w4")

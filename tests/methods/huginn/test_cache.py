@@ -273,6 +273,11 @@ def test_no_context_is_dropped_after_an_early_exit():
     model(x, num_steps=2, past_key_values=strict)
     with pytest.raises(ValueError, match="recurrence 3 reads tokens that stopped after 2"):
         model(x, num_steps=3, past_key_values=strict)
+    mixed = RecurrentCache("per-depth")  # the shallowest of all tokens decides
+    for tokens, num_steps in ((prompt, 4), (x, 2), (x, 2)):
+        model(tokens, num_steps=num_steps, past_key_values=mixed)
+    with pytest.raises(ValueError, match="recurrence 3 reads tokens that stopped after 2"):
+        model(x, num_steps=3, past_key_values=mixed)
 
 
 @torch.no_grad()

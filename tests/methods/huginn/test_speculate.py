@@ -72,6 +72,14 @@ def test_sampled_text_is_that_of_plain_sampling(rule):
     assert 0 < out.meta["accepted"] < 1
 
 
+def test_rejection_knows_what_each_guess_was_drawn_from():
+    """A guess of probability q stands with min(1, p / q): nearly always where draft and judge
+    agree, though no token is likely."""
+    sampling = Sampling("rejection", temperature=3.0, seed=5)
+    out = speculate(small_model(4, gain=0.3), PROMPTS, draft_steps=5, sampling=sampling)
+    assert out.meta["accepted"] > 0.8  # with probability p, of some 40 tokens, hardly ever
+
+
 def test_from_zero_states_and_with_seeds_of_states():
     model = small_model(5)
     for start, seed in (("zero", 0), ("noise", 7), ("noise", [4, 3, 2, 1, 0])):

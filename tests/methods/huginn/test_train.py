@@ -4,6 +4,7 @@ import math
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -349,3 +350,51 @@ def test_the_models_own_loss_is_this_one():
     model, batch = small(), batch_of()
     found = model.loss(batch, None, draws_of())
     torch.testing.assert_close(found.total, loss(model, batch, draws_of()).total)
+
+
+# --- answers by depth
+
+
+def test_questions_run_with_those_of_their_length_each_once(monkeypatch):
+    """Seven questions of three lengths, three at a time, without padding."""
+    from inward.data.texts.text import TextQuestions
+    from inward.methods.huginn import depths
+
+    monkeypatch.setattr(depths, "BATCH", 3)
+    lengths = [4, 3, 4, 4, 4, 5, 3]
+    ids = np.array([[*range(i + 1, i + n + 1)] + [0] * (5 - n) for i, n in enumerate(lengths)])
+    labels = np.where(ids > 0, ids, -100)
+    held = TextQuestions(ids, labels, np.zeros(7, dtype=np.int64))
+    found = list(depths.batches_of(held, small()))
+    assert [rows.tolist() for rows, _, _ in found] == [[1, 6], [0, 2, 3], [4], [5]]
+    for rows, tokens, wanted in found:
+        length = lengths[rows[0]]
+        assert tokens.tolist() == ids[rows, :length].tolist() == wanted.tolist()
+
+
+def test_right_by_depth_is_the_forward_of_that_depth():
+    """Against whole forwards of one question alone, at each depth."""
+    from inward.data.texts.text import TextQuestions
+    from inward.methods.huginn.depths import right_by_depth, state_seeds
+
+    model = small(state_init="zero").eval()
+    g = np.random.default_rng(0)
+    ids = g.integers(1, ROWS.vocab_size, (30, 5))
+    ids[::2, 4] = 0  # of two lengths
+    labels = np.full_like(ids, -100)
+    labels[:, 3] = ids[:, 3]
+    want = np.zeros((30, 2), dtype=bool)
+    for i, row in enumerate(ids):
+        prompt = torch.tensor(row[row > 0])[None, :-1]
+        for j, depth in enumerate((1, 3)):
+            with torch.no_grad():
+                said = model(prompt, num_steps=depth).logits[0].argmax(-1)
+            if i % 3 == 0:
+                labels[i, 3] = ids[i, 3] = int(said[2]) if j == 0 and ids[i, 4] == 0 else ids[i, 3]
+            want[i, j] = int(said[2]) == labels[i, 3]
+    found = right_by_depth(model, TextQuestions(ids, labels, np.zeros(30, dtype=int)), (1, 3))
+    assert np.array_equal(found, want) and 0 < want.sum() < want.size
+    for wrong in ((), (0, 1), (3, 1), (1, 1)):
+        with pytest.raises(ValueError, match="give rising numbers from 1 on"):
+            right_by_depth(model, TextQuestions(ids, labels, ids[:, 0]), wrong)
+    assert state_seeds(np.array([0, 3])).tolist() == [0, 3 << 16]

@@ -63,6 +63,29 @@ def test_parts_cover_all_rows_once(monkeypatch):
     assert len(nn_cpu._parts(torch.zeros(11, 3), up[:, :0])) == 11
 
 
+def test_only_what_will_be_differentiated_is_kept(monkeypatch):
+    kept, really = [], nn_cpu._forward
+
+    def forward(*args, keep):
+        kept.append(keep)
+        return really(*args, keep=keep)
+
+    monkeypatch.setattr(nn_cpu, "_forward", forward)
+    mlp, h = mlp_for(2), values()
+    up, down = mlp.gate_up_proj.weight, mlp.down_proj.weight
+    fixed = [w.detach() for w in (up, down)]
+    with torch.no_grad():
+        nn_cpu.residual_swiglu(h, up, down, EPS, axis=2)
+    nn_cpu.residual_swiglu(h, fixed[0], fixed[1], EPS, axis=2)
+    assert kept == [False, False]
+    for leaf in (0, 1, 2):
+        parts = [h.clone(), *(w.clone() for w in fixed)]
+        parts[leaf].requires_grad_()
+        x, wide, narrow = parts
+        assert nn_cpu.residual_swiglu(x, wide, narrow, EPS, axis=2).requires_grad
+    assert kept == [False, False, True, True, True]
+
+
 @AXES
 @DTYPES
 def test_values(parts, axis, dtype):

@@ -76,6 +76,9 @@ def test_both_layers_are_the_definition(n):
     want = obvious_layer(h, W, U, out)
     torch.testing.assert_close(cube.layer(h, W, U, out, 1e-6), want)
     torch.testing.assert_close(cube.layer_fast(h, W, U, out, 1e-6), want)
+    nothing = torch.zeros_like(h)
+    for way in (cube.layer, cube.layer_fast):
+        assert torch.equal(way(nothing, W, U, out, 1e-6), nothing), "not 0 / 0"
 
 
 def test_gradient_of_the_layer():
@@ -177,6 +180,55 @@ def test_slots_end_at_their_limits():
         longest = torch.where(state["stays"], 32, 8)
         assert (state["limit"] <= longest).all() and (state["limit"] >= 2).all()
     assert any((state["steps"] > 8).any() for state in states)
+
+
+def test_limits_are_drawn_evenly_from_a_quarter_to_all_of_n_sup_or_to_four_times_it():
+    model, num = build(replace(CUBE, stay=0.25, n_sup=8)), 8000
+    given = {"inputs": torch.ones(num, 1, dtype=torch.int64)}
+    given["labels"] = given["inputs"]
+    fresh = staying.refill(model, None, given, Draws(0, 1, range(num), num))
+    stays = fresh["stays"]
+    assert abs(float(stays.float().mean()) - 0.25) < 0.02
+    for which, most in ((~stays, 8), (stays, 32)):
+        seen, counts = fresh["limit"][which].unique(return_counts=True)
+        assert seen.tolist() == list(range(2, most + 1))
+        share = counts / counts.sum() * len(seen)
+        assert (share - 1).abs().max() < 0.5
+    assert (fresh["steps"] == 0).all() and torch.equal(fresh["labels"], given["labels"])
+    untold = staying.refill(model, None, given, None)
+    assert (untold["limit"] == 8).all() and not untold["stays"].any()
+    short = build(replace(CUBE, n_sup=1))
+    assert staying.refill(short, None, given, Draws(0, 1, range(num), num))["limit"].min() == 1
+
+
+def test_first_noise_is_as_large_as_asked_at_most_and_the_same_in_no_two_slots():
+    model, num = build(replace(CUBE, start_noise=2.0)), 400
+    given = {"inputs": torch.ones(num, 16, dtype=torch.int64)}
+    given["labels"] = given["inputs"]
+    fresh = staying.refill(model, None, given, Draws(0, 4, range(num), num))
+    noise = (fresh["z"] - model.initial_state(num, 16)["z"]).flatten(1)
+    sigma = noise.std(1)  # of 384 numbers a row, itself uniform in 0..2
+    assert 1.9 < float(sigma.max()) < 2.2 and float(sigma.min()) < 0.1
+    assert abs(float(sigma.mean()) - 1.0) < 0.1
+    assert torch.equal(fresh["y"], model.initial_state(num, 16)["y"].expand_as(fresh["y"]))
+
+
+def test_weights_begin_with_the_gains_of_their_part():
+    torch.manual_seed(0)
+    model = TRM(replace(CUBE, hidden_size=128))
+    gains = {"W": 0.707, "O": 1.0, "row": 0.53, "col": 0.53, "box": 0.53, "cell": 0.53}
+    seen = set()
+    for name, weight in model.named_parameters():
+        part = name.removesuffix(".weight").rpartition(".")[2]
+        if part in gains or name == "lm_head.weight":
+            gain = float(weight.detach().std()) * weight.shape[1] ** 0.5
+            # 128 numbers of the head tell its deviation to a sixteenth
+            assert gain == pytest.approx(
+                gains.get(part, 1.0), rel=0.2 if part == "lm_head" else 0.02
+            )
+            seen.add(part)
+    assert seen == {*gains, "lm_head"}
+    assert float(model.embed_tokens.weight.detach().std()) == pytest.approx(1.0, rel=0.15)
 
 
 def test_right_slots_leave_unless_they_stay(monkeypatch):

@@ -192,6 +192,14 @@ def test_initial_deviation_is_what_is_asked():
     assert math.isclose(float(model.embed_tokens.weight.detach().std()) * 16, 1.0, rel_tol=0.02)
     assert float(model.identifiers.weight.detach().abs().sum()) == 0.0
     assert torch.equal(model.q_head.bias, torch.tensor([-5.0, -5.0]))
+    assert float(model.q_head.weight.detach().abs().sum()) == 0.0
+    model = TRM(replace(SMALL, hidden_size=1024, expansion=0.1, mixer="conv", kernel_size=5))
+    states = dict(model.named_buffers())
+    for state in (states["y_init"], states["z_init"]):  # a unit normal cut at two of its deviations
+        assert math.isclose(float(state.std()), 1.0, rel_tol=0.05)
+        assert 2.1 < float(state.abs().max()) < 2 / 0.8796
+    kernels = [m.weight.detach() for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert kernels and all(math.isclose(float(k.std()) * 5, 1.0, rel_tol=0.05) for k in kernels)
 
 
 def test_flops_agree_with_a_counter(model):
@@ -259,8 +267,22 @@ def test_exploration_holds_slots_back_as_often_as_it_says():
     assert abs(float(halted.float().mean()) - 0.5) < 0.03
     halted = model.halts(q, steps * 9, Draws(0, 1, range(num), num))
     assert abs(float(halted.float().mean()) - (0.5 + 0.5 * 8 / 15)) < 0.03
+    # of the bounds only 16 itself holds back at step 15
+    halted = model.halts(q, steps * 15, Draws(0, 3, range(num), num))
+    assert abs(float(halted.float().mean()) - (1 - 0.5 / 15)) < 0.01
     assert model.halts(-q, steps * 16, Draws(0, 2, range(num), num)).all()
     assert not model.halts(q, steps, None).any()
+    assert not model.halts(0 * q, steps * 15, Draws(0, 3, range(num), num)).any()
+
+
+@pytest.mark.parametrize("n_sup, waiting", [(1, [0.0]), (2, [1.0, 0.0]), (3, [1.0, 0.5, 0.0])])
+def test_explored_slots_halt_at_a_step_drawn_evenly_from_2_to_n_sup(n_sup, waiting):
+    model = build(replace(SMALL, n_sup=n_sup, exploration=1.0))
+    num = 4000
+    q, steps = torch.ones(num), torch.ones(num, dtype=torch.int64)
+    for step, share in enumerate(waiting, start=1):
+        halted = model.halts(q, step * steps, Draws(0, step, range(num), num))
+        assert abs(float((~halted).float().mean()) - share) < (0.03 if share % 1 else 1e-9)
 
 
 def test_loop_supervision_works_on_a_batch_as_a_whole():
@@ -302,6 +324,41 @@ def test_loss_is_a_sum_over_rows(model):
     for name, tensor in whole.state.items():
         joined = torch.cat([parts[0].state[name], parts[1].state[name]])
         torch.testing.assert_close(tensor, joined, rtol=1e-4, atol=1e-5)
+
+
+def test_metrics_count_a_sample_once_at_its_end():
+    """Five slots of three cells: two halt with labels, one halts without, two go on."""
+    right = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1], [0, 1, 0]]).bool()
+    valid = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 1]]).bool()
+    carry = {
+        "halted": torch.tensor([True, True, True, False, False]),
+        "steps": torch.tensor([3, 2, 16, 5, 7]),
+    }
+    exact = torch.tensor([True, False, True, True, False])
+    q = torch.tensor([0.0, 0.5, -1.0, 1.0, 1.0])  # 0 says "right", rightly; 0.5 wrongly
+    found = TRM.metrics(right, valid, exact, q, carry)
+    want = {"accuracy": 1.5, "exact_accuracy": 1.0, "q_halt_accuracy": 1.0, "steps": 5.0}
+    assert {name: float(total) for name, (total, _) in found.items()} == want
+    assert all(float(count) == 2.0 for _, count in found.values())
+
+
+def test_loss_is_the_tokens_and_half_the_halting_loss():
+    model, batch = build(SMALL), batch_of(SMALL)
+    with torch.no_grad():
+        logits, q = model(batch["inputs"], batch["identifiers"], num_steps=1)
+    batch["labels"][0] = logits[0].argmax(-1)  # the first row is right
+    loss = model.loss(batch, None, Draws(0, 0, range(4), 4))
+    exact = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    log_p = log_stablemax(logits)
+    token = torch.zeros((), dtype=torch.float64)
+    for row in range(4):
+        cells = [i for i in range(12) if batch["labels"][row, i] != -100]
+        token -= sum(log_p[row, i, batch["labels"][row, i]] for i in cells) / len(cells)
+    halting = -(exact * q.sigmoid().log() + (1 - exact) * (-q).sigmoid().log()).sum()
+    assert loss.total.item() == pytest.approx(float(token) + 0.5 * float(halting), rel=1e-5)
+    for name, part in (("token_loss", token), ("halt_loss", halting)):
+        total, rows = loss.metrics[name]
+        assert (float(total), float(rows)) == (pytest.approx(float(part), rel=1e-5), 4.0)
 
 
 # -- lengths, padding ------------------------------------------------------------------------------
@@ -477,6 +534,9 @@ def test_resize_identifiers():
     assert torch.equal(model.identifiers.weight[:5], old)
     torch.testing.assert_close(model.identifiers.weight[7], old.mean(0))
     assert model.settings.num_identifiers == model.config.num_identifiers == 8
+    assert model.identifiers.sparse and model.identifiers.weight.requires_grad
+    model.resize_identifiers(3)  # which rows to keep is not known
+    torch.testing.assert_close(model.identifiers.weight, old.mean(0).expand(3, -1))
     with pytest.raises(ValueError, match="to 0"):
         model.resize_identifiers(0)
 

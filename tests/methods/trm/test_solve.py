@@ -202,6 +202,7 @@ def test_abstaining(model, inputs):
     assert torch.equal(got.answered, got.q >= 0)
     assert 0 < got.answered.sum() < MANY
     assert model.solve(inputs, max_steps=6, abstain_below=0.0).answered.all()
+    assert not model.solve(inputs, max_steps=6, abstain_below=1.0).answered.any()
 
 
 def test_abstaining_by_agreement_and_belief(model, inputs):
