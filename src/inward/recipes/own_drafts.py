@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from inward.common.checks import need
 from inward.data.texts.anyfile import Passage, TextFile, TextKind, read_texts, split_texts
 from inward.data.texts.packed import PackedSource, PackedTokens
 from inward.methods.tidar.settings import AdapterSettings, TiDARSettings
@@ -77,8 +78,7 @@ class DraftsRecipe:
 
         Raises ValueError: no model, or no data where it takes some.
         """
-        if not self.base:
-            raise ValueError(f"name the model that {self.name} shall train: --base FOLDER")
+        self._check()
         if self.learn_from == "given" and not self.data:
             raise ValueError(f"name the texts to train {self.name} on: --data FILE")
         return TiDARRecipe(
@@ -94,6 +94,17 @@ class DraftsRecipe:
             train=self.train,
             valid_rows=self.valid_rows,
         )
+
+    def _check(self) -> None:
+        """What would be refused only after the model has written its texts, or never."""
+        if not self.base:
+            raise ValueError(f"name the model that {self.name} shall train: --base FOLDER")
+        for name in ("num_texts", "num_valid"):
+            need(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("max_new_tokens", "opening", "valid_rows"):
+            need(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        need(self.temperature >= 0, "temperature", self.temperature, "0 or more")
+        need(self.seq_len >= 2, "seq_len", self.seq_len, "2 or more")
 
     def _self_written(self) -> OwnText:
         num = self.num_texts or 500
