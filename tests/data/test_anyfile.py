@@ -217,6 +217,19 @@ def test_texts_of_every_kind(tmp_path):
         read_texts(written(tmp_path / "f.jsonl", [{"text": 3}]))
 
 
+def test_records_among_texts_have_the_names_of_the_file(tmp_path):
+    row = {"prompt": "2 and 3?", "target": "5", "text": "unused"}
+    path = written(tmp_path / "a.jsonl", [row])
+    (passage,) = read_texts(path, names=Names("prompt", answer="target")).passages
+    assert (passage.asked, passage.said) == ("2 and 3?", "### 5")
+    (tmp_path / "b.txt").write_text("One.\n")
+    with pytest.raises(ValueError, match="read as text, which has no fields of records"):
+        read_texts(tmp_path / "b.txt", names=Names("prompt"))
+    assert read_texts(path, "jsonl").passages == [Passage("", "unused")]
+    with pytest.raises(ValueError, match="line 1: it has no '####'"):
+        read_texts(written(tmp_path / "c.jsonl", [PLAIN]), "gsm8k")
+
+
 def test_equal_texts_stay_together():
     made = [Passage("", f"text {i % 10}") for i in range(30)]
     train, valid = split_texts(made, 3, seed=0)
