@@ -162,8 +162,10 @@ def test_tables_and_packed_files_are_named(tmp_path, name):
         ('{"question": "Q", "answer": NaN}\n', "line 1: the answer is nan, which is no number"),
         ('{"question": "Q", "answer": null}\n', "line 1: the answer is None"),
         ('{"question": "Q", "answer": "#### 1"}\n{"question": "Q"}\n', "line 2: it lacks answer"),
-        ('{"question": "Q", "answer": "#### 1"}\n{"question": "Q", "answer": 3}\n',
-         "line 2: the answer is 3; GSM8K's is a text"),
+        (
+            '{"question": "Q", "answer": "#### 1"}\n{"question": "Q", "answer": 3}\n',
+            "line 2: the answer is 3; GSM8K's is a text",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, text, told):

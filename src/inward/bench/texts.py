@@ -132,7 +132,7 @@ def sides_table(rows: Sequence[Any]) -> Table:
     from rich.table import Table
 
     table = Table(box=SIMPLE, title=rows[0].subject, title_justify="left")
-    table.add_column("side")
+    table.add_column("side", no_wrap=True)
     for unit in UNITS:
         table.add_column(unit, justify="right")
     table.add_column("")
