@@ -262,6 +262,7 @@ def test_eval_takes_files(at_home, capsys):
 
 
 def test_the_path_refuses_before_any_work(at_home, capsys):
+    (at_home / "long.txt").write_text("Hi\n\n" + "w" * 3000 + "\n")
     for words, told in [
         (["train", "coconut", "--data", "balls.json"], "--base FOLDER"),
         (["train", "coconut", "--base", "mine"], "--data FILE"),
@@ -279,6 +280,24 @@ def test_the_path_refuses_before_any_work(at_home, capsys):
          "no ProsQA puzzle"),
         (["train", "cot", "--base", "mine", "--data", "balls.json", "--without-steps", "refuse"],
          "entry 10: the record"),
+        (["train", "cot", "--base", "runs/coconut", "--data", "balls.json"],
+         "runs/coconut is a run, not a base; to train it on, name it by --start"),
+        (["train", "cot", "--base", "runs/coconut/model", "--data", "balls.json"],
+         "is a model that thinks, not a base"),
+        (["train", "tidar", "--base", "mine", "--data", "balls.json", "--question", "prompt"],
+         "lacks prompt"),
+        (["train", "tidar", "--base", "mine", "--data", "stories.txt", "--question", "prompt"],
+         "has no fields of records to name"),
+        (["bench", "runs/tidar", "--prompts", "long.txt"], "prompt 2: the prompt has"),
+        (["eval", "mine", "--data", "balls.json", "--answer", "target"], "lacks target"),
+        (["train", "cot", "--base", "mine", "--data", "balls.json", "--lora-rank", "-1"],
+         "lora_rank is -1, but must be 0 or more"),
+        (["train", "coconut", "--base", "mine", "--data", "balls.json", "--thoughts", "0"],
+         "thoughts is 0, but must be 1 or more"),
+        (["train", "cot", "--base", "mine", "--data", "balls.json", "--valid", "balls.json"],
+         "of all 9 the question is held out"),
+        (["train", "tidar-adapter", "--base", "mine", "--data", "stories.txt", "--opening", "0"],
+         "opening is 0, but must be 1 or more"),
         (["bench", "mine"], "--prompts FILE"),
         (["bench", "sudoku6", "--prompts", "stories.txt"], "of models that write"),
     ]:  # fmt: skip

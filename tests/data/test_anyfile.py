@@ -103,6 +103,50 @@ def test_fields_have_the_names_of_the_file(tmp_path):
         read_any(path, names=Names("prompt", "", "target", "cot"))
 
 
+def test_a_field_of_the_same_name_that_was_not_meant_is_not_taken(tmp_path):
+    row = {"prompt": "Q?", "question": "id 9", "cot": ["one"], "steps": 4, "target": "3"}
+    path = written(tmp_path / "n.jsonl", [row, dict(reversed(row.items()))])
+    found = read_any(path, names=Names("prompt", "cot", "target"))
+    assert found.records == [Record("Q?", ("one",), "3")] * 2
+
+
+def test_names_that_nothing_has_or_that_mean_two_things_are_refused(tmp_path):
+    path = written(tmp_path / "a.jsonl", [PLAIN])
+    with pytest.raises(ValueError, match=r"no record has the field 'cott' \(it has question, "):
+        read_any(path, names=Names(steps="cott"))
+    with pytest.raises(ValueError, match="'answer' is named for two things"):
+        Names(question="answer")
+    chats = written(tmp_path / "c.jsonl", [{"messages": TURN}])
+    with pytest.raises(ValueError, match="read as chat, which has its own names"):
+        read_any(chats, names=Names(question="prompt"))
+    # of some records only: those have no steps
+    mixed = [{**PLAIN, "cot": "x"}, PLAIN]
+    found = read_any(written(tmp_path / "m.jsonl", mixed), names=Names(steps="cot"))
+    assert [r.steps for r in found.records] == [("x",), ()]
+
+
+def test_steps_that_are_one_text(tmp_path):
+    texts = ["a\n\n b ", '["a", "b"]', "[a\nb]", "[1, 2]"]
+    path = written(tmp_path / "s.jsonl", [{**PLAIN, "steps": text} for text in texts])
+    found = [record.steps for record in read_any(path).records]
+    assert found == [("a", "b"), ("a", "b"), ("[a", "b]"), ("[1, 2]",)]
+
+
+def test_system_messages_are_told(tmp_path):
+    row = {"messages": [{"role": "system", "content": "Be brief."}, *TURN]}
+    found = read_any(written(tmp_path / "c.jsonl", [row, {"messages": TURN}]))
+    assert [r.question for r in found.records] == ["2 and 3?"] * 2
+    assert found.notes == ("left out 1 system messages: a question is what the user says",)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl.gz", "t.PARQUET"])
+def test_tables_and_packed_files_are_named(tmp_path, name):
+    (tmp_path / name).write_text("question,answer\na,b\n")
+    for read in (read_any, read_texts):
+        with pytest.raises(ValueError, match="write it as JSON lines"):
+            read(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     "text, told",
     [
@@ -115,6 +159,13 @@ def test_fields_have_the_names_of_the_file(tmp_path):
         ('{\n "question": "Q",\n "answer": "A"\n}\n', "holds one JSON object"),
         ('{"messages": [{"role": "user"}]}\n', "message 1 needs a role and a content"),
         ('{"question": "Q", "answer": "A", "steps": [3]}\n', "line 1: step 1 is 3"),
+        ('{"question": "Q", "answer": NaN}\n', "line 1: the answer is nan, which is no number"),
+        ('{"question": "Q", "answer": null}\n', "line 1: the answer is None"),
+        ('{"question": "Q", "answer": "#### 1"}\n{"question": "Q"}\n', "line 2: it lacks answer"),
+        (
+            '{"question": "Q", "answer": "#### 1"}\n{"question": "Q", "answer": 3}\n',
+            "line 2: the answer is 3; GSM8K's is a text",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, text, told):
@@ -166,6 +217,19 @@ def test_texts_of_every_kind(tmp_path):
     assert passage.record is not None and "1 texts (json)" in found.told()
     with pytest.raises(ValueError, match="line 1: it has no field text"):
         read_texts(written(tmp_path / "f.jsonl", [{"text": 3}]))
+
+
+def test_records_among_texts_have_the_names_of_the_file(tmp_path):
+    row = {"prompt": "2 and 3?", "target": "5", "text": "unused"}
+    path = written(tmp_path / "a.jsonl", [row])
+    (passage,) = read_texts(path, names=Names("prompt", answer="target")).passages
+    assert (passage.asked, passage.said) == ("2 and 3?", "### 5")
+    (tmp_path / "b.txt").write_text("One.\n")
+    with pytest.raises(ValueError, match="read as text, which has no fields of records"):
+        read_texts(tmp_path / "b.txt", names=Names("prompt"))
+    assert read_texts(path, "jsonl").passages == [Passage("", "unused")]
+    with pytest.raises(ValueError, match="line 1: it has no '####'"):
+        read_texts(written(tmp_path / "c.jsonl", [PLAIN]), "gsm8k")
 
 
 def test_equal_texts_stay_together():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from inward.serve.choices import LENS, Wishes, choose, draw
+from inward.serve.choices import LENS, Wanted, choose, draw
 from inward.serve.errors import ApiError
 from inward.serve.limits import Limits
 from inward.serve.schemas import ChatBody, Drawing
@@ -10,12 +10,12 @@ from tests.serve.conftest import GRAPH, HOPS, PUZZLE
 
 
 def options(thinker, **wishes):
-    return choose(thinker, Limits(), Wishes(**wishes)).options
+    return choose(thinker, Limits(), Wanted(**wishes)).options
 
 
 def refused(thinker, told, **wishes):
     with pytest.raises(ApiError, match=told) as caught:
-        choose(thinker, Limits(), Wishes(**wishes))
+        choose(thinker, Limits(), Wanted(**wishes))
     assert caught.value.status == 400 and caught.value.param
     return caught.value
 
@@ -73,8 +73,8 @@ def test_limits_name_themselves(thinkers):
 
 def test_thoughts_are_told_where_there_are_any(thinkers):
     for name, tells in (("sudoku6", True), ("prosqa", True), ("chatty", False)):
-        assert choose(thinkers[name], Limits(), Wishes()).reasoning is tells
-        quiet = choose(thinkers[name], Limits(), Wishes(), reasoning=False)
+        assert choose(thinkers[name], Limits(), Wanted()).reasoning is tells
+        quiet = choose(thinkers[name], Limits(), Wanted(), reasoning=False)
         assert not quiet.reasoning and "lens" not in quiet.options
     assert options(thinkers["huginn-hops"])["lens"] == LENS
     fast = {"mode": "speculate", "max_steps": 8}

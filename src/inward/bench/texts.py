@@ -92,6 +92,7 @@ def job(
     thinker = open_thinker(subject, base=settings.base)
     thinker.check(max_new_tokens=settings.max_new_tokens, **settings.own)
     requests = _requests(subject, thinker, settings)
+    _check(thinker, requests, settings.batch)
     sides = _sides(thinker, requests, settings)
 
     def measure(repeats: int) -> Iterator[Measured]:
@@ -131,7 +132,7 @@ def sides_table(rows: Sequence[Any]) -> Table:
     from rich.table import Table
 
     table = Table(box=SIMPLE, title=rows[0].subject, title_justify="left")
-    table.add_column("side")
+    table.add_column("side", no_wrap=True)
     for unit in UNITS:
         table.add_column(unit, justify="right")
     table.add_column("")
@@ -157,6 +158,16 @@ def _requests(subject: str, thinker: Thinker, settings: TextBench) -> list[Reque
     if thinker.method.name in ("tidar", "plain"):
         return [Request(prompt=ids, own=own, **options) for ids in questions]
     return [thinker.request(question, **options, **own) for question in questions]
+
+
+def _check(thinker: Thinker, requests: Sequence[Request], batch: int) -> None:
+    """A prompt that our side cannot answer is refused before the others are measured."""
+    work = thinker.method.begin(thinker.model, batch_size=batch)
+    for number, request in enumerate(requests, start=1):
+        try:
+            work.add(request)
+        except ValueError as error:
+            raise ValueError(f"prompt {number}: {error}") from error
 
 
 def _questions(subject: str, thinker: Thinker, settings: TextBench) -> list[Any]:

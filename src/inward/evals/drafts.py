@@ -26,7 +26,8 @@ from inward.methods.tidar.base import context_limit, lm_of, tidar_of
 from inward.recipes.own_drafts import given, opening
 
 if TYPE_CHECKING:
-    from inward.data.texts.anyfile import Passage
+    from inward.data.texts.anyfile import Passage, TextKind
+    from inward.data.thoughts.anyfile import Names
     from inward.recipes.own_drafts import TextData
     from inward.thinker import Thinker
 
@@ -205,7 +206,15 @@ def _decoded(
 # Texts
 
 
-def texts_of_file(path: Any, tokenizer: Any, *, num: int | None, seed: int) -> list[HeldText]:
+def texts_of_file(
+    path: Any,
+    tokenizer: Any,
+    *,
+    num: int | None,
+    seed: int,
+    kind: TextKind = "auto",
+    names: Names | None = None,
+) -> list[HeldText]:
     """Texts of a file of any kind that `inward.data.texts.anyfile` reads.
 
     Raises FileNotFoundError, ValueError: see there.
@@ -213,7 +222,7 @@ def texts_of_file(path: Any, tokenizer: Any, *, num: int | None, seed: int) -> l
     from inward.data.drawn import drawn
     from inward.data.texts.anyfile import read_texts
 
-    passages = read_texts(path).passages
+    passages = read_texts(path, kind, names=names).passages
     some = drawn(len(passages), num, seed=seed, what="texts")
     return [_held(passages[i], tokenizer, 8) for i in some]
 

@@ -237,7 +237,8 @@ class FileParts:
         lines = []
         for file in self.files:
             skipped = "".join(f"; skipped {n}: {why}" for why, n in file.skipped.items())
-            lines.append(f"{file.path}: {len(file.records)} records ({file.kind}){skipped}")
+            notes = "".join(f"; {note}" for note in file.notes)
+            lines.append(f"{file.path}: {len(file.records)} records ({file.kind}){skipped}{notes}")
         sizes = ", ".join(f"{name} {len(part)}" for name, part in self.sets.items() if part)
         moved = f"; {self.moved} left out of training, their questions are held out"
         return [*lines, f"splits: {sizes}{moved if self.moved else ''}"]
@@ -273,7 +274,10 @@ def _parts(data: FileData, digests: tuple[str, ...]) -> FileParts:
         sets |= {name: part for name, part in made.items() if part}
     sets["train"], moved = apart(sets["train"], sets["valid"], sets["test"])
     if not sets["train"]:
-        raise ValueError(f"{main.path}: no record is left to train on; hold out fewer")
+        raise ValueError(
+            f"{main.path}: no record is left to train on: of all {moved} the question is held out; "
+            "hold out fewer, or name other files"
+        )
     if data.num_train:
         sets["train"] = _some(sets["train"], data.num_train, data.seed)
     read = {str(file.path.name): file.sha256 for file in files}

@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from inward.common.checks import need
 from inward.data.texts.anyfile import Passage, TextFile, TextKind, read_texts, split_texts
 from inward.data.texts.packed import PackedSource, PackedTokens
+from inward.data.thoughts.anyfile import Names
 from inward.methods.tidar.settings import AdapterSettings, TiDARSettings
 from inward.recipes.tidar import OwnText, TiDARRecipe, prompt_ids, tell
 from inward.train.settings import OptimSettings, TrainSettings
@@ -38,6 +40,12 @@ class DraftsRecipe:
     model begins texts of its own, or asks itself"""
     format: TextKind = "auto"
     """what the file is; auto: told by its first row"""
+    question: str = "question"
+    """what a file of records calls the question"""
+    steps: str = "steps"
+    """and the steps"""
+    answer: str = "answer"
+    """and the answer"""
     learn_from: Literal["own", "given"] = "own"
     """own: what the model itself says there; given: the texts as they stand"""
     num_texts: int = 0
@@ -77,8 +85,7 @@ class DraftsRecipe:
 
         Raises ValueError: no model, or no data where it takes some.
         """
-        if not self.base:
-            raise ValueError(f"name the model that {self.name} shall train: --base FOLDER")
+        self._check()
         if self.learn_from == "given" and not self.data:
             raise ValueError(f"name the texts to train {self.name} on: --data FILE")
         return TiDARRecipe(
@@ -94,6 +101,17 @@ class DraftsRecipe:
             train=self.train,
             valid_rows=self.valid_rows,
         )
+
+    def _check(self) -> None:
+        """What would be refused only after the model has written its texts, or never."""
+        if not self.base:
+            raise ValueError(f"name the model that {self.name} shall train: --base FOLDER")
+        for name in ("num_texts", "num_valid"):
+            need(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("max_new_tokens", "opening", "valid_rows"):
+            need(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        need(self.temperature >= 0, "temperature", self.temperature, "0 or more")
+        need(self.seq_len >= 2, "seq_len", self.seq_len, "2 or more")
 
     def _self_written(self) -> OwnText:
         num = self.num_texts or 500
@@ -116,7 +134,8 @@ class DraftsRecipe:
         read = {}
         if isinstance(whole.data, TextData):
             read = {whole.data.file.path.name: whole.data.file.sha256}
-        keys = ("data", "format", "learn_from", "num_texts", "num_valid", "own_text")
+        keys = ("data", "format", "question", "steps", "answer", "learn_from", "num_texts",
+                "num_valid", "own_text")  # fmt: skip
         return replace(run, config=asdict(self), read=read, data_keys=keys)
 
 
@@ -129,7 +148,9 @@ class TextData:
     @cached_property
     def file(self) -> TextFile:
         """What was read."""
-        return read_texts(self.recipe.data, self.recipe.format)
+        recipe = self.recipe
+        names = Names(recipe.question, recipe.steps, recipe.answer)
+        return read_texts(recipe.data, recipe.format, names=names)
 
     def parts(self) -> tuple[list[Passage], list[Passage]]:
         """Training and validation."""

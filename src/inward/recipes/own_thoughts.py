@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from inward.common.checks import need
 from inward.data.thoughts.anyfile import RecordKind
 from inward.data.thoughts.curriculum import AnyPattern, BlockLayout, Curriculum, Stages
 from inward.data.thoughts.patterns import (
@@ -176,7 +177,13 @@ class ThoughtsRecipe:
         return made[self.pattern]()
 
     def _check_options(self) -> None:
-        """Options that the chosen pattern would not heed are refused."""
+        """Options out of range, or that the chosen pattern would not heed, are refused."""
+        for name in ("spoken_epochs", "lora_rank", "max_new_tokens", "num_valid", "num_test"):
+            need(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("stages", "epochs", "num_evaluated"):
+            need(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        need(self.thoughts >= 1, "thoughts", self.thoughts, "1 or more; for none set thought to "
+             "nothing")  # fmt: skip
         default, used = type(self)("", ""), _USED[self.pattern]
         for name in ("thoughts", "stages", "hidden", "sentences", "lead", "spoken_epochs", "mix"):
             value, usual = getattr(self, name), getattr(default, name)

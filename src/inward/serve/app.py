@@ -31,7 +31,7 @@ from starlette.exceptions import HTTPException
 from inward import __version__
 from inward.serve import events as own_events
 from inward.serve import replies, responses
-from inward.serve.choices import Choice, Wishes, choose, draw, settable
+from inward.serve.choices import Choice, Wanted, choose, draw, settable
 from inward.serve.errors import ApiError, of_validation, refused
 from inward.serve.limits import Limits
 from inward.serve.metrics import Meter
@@ -85,7 +85,7 @@ class Server:
             )  # fmt: skip
         return self.models[name]
 
-    def choose(self, served: Served, wishes: Wishes) -> Choice:
+    def choose(self, served: Served, wishes: Wanted) -> Choice:
         """See `choices.choose`."""
         return choose(served.thinker, self.limits, wishes, reasoning=self.reasoning)
 
@@ -212,7 +212,7 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
         raise refused("stream_options are for stream: true", "stream_options")
     if body.max_tokens and body.max_completion_tokens:
         raise refused("max_tokens is the old name of max_completion_tokens; give one", "max_tokens")
-    wishes = Wishes.of(
+    wishes = Wanted.of(
         body,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=bool(body.logprobs),
@@ -242,7 +242,7 @@ async def completions(request: Request, body: CompletionBody) -> Response:
         raise refused("stream_options are for stream: true", "stream_options")
     if body.include_reasoning:
         raise refused("completions have no place for thoughts; ask for a chat", "include_reasoning")
-    wishes = Wishes.of(body, max_tokens=body.max_tokens, logprobs=body.logprobs is not None)
+    wishes = Wanted.of(body, max_tokens=body.max_tokens, logprobs=body.logprobs is not None)
     choice = server.choose(served, replace(wishes, reasoning=False))
     drawn, seeds = draw(served.thinker, body)
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
@@ -264,7 +264,7 @@ async def create_response(request: Request, body: ResponseBody) -> Response:
     if body.stream_options is not None and not body.stream:
         raise refused("stream_options are for stream: true", "stream_options")
     plain = responses.as_drawing(body)
-    choice = server.choose(served, Wishes.of(plain, max_tokens=body.max_output_tokens))
+    choice = server.choose(served, Wanted.of(plain, max_tokens=body.max_output_tokens))
     drawn, seeds = draw(served.thinker, plain)
     question = of_messages(served.thinker, responses.messages(body))
     run = await server.begin(
@@ -281,7 +281,7 @@ async def solve(request: Request, body: SolveBody) -> Response:
     server = _server(request)
     served = server.model(body.model)
     puzzle = of_puzzle(served.thinker, body.puzzle)
-    choice = server.choose(served, Wishes.of(body))
+    choice = server.choose(served, Wanted.of(body))
     run = await server.begin("solve", served, choice, [(puzzle, body.seed)])
     if not body.stream:
         return await server.whole(request, run, replies.solution(run, server.thoughts_as))
@@ -296,7 +296,7 @@ async def inward_events(request: Request, body: EventsBody) -> Response:
     if body.stream is False:
         raise refused("events come as a stream; leave stream out", "stream")
     trace = tuple(body.trace) if isinstance(body.trace, list) else bool(body.trace)
-    choice = server.choose(served, Wishes.of(body, max_tokens=body.max_tokens, trace=trace))
+    choice = server.choose(served, Wanted.of(body, max_tokens=body.max_tokens, trace=trace))
     drawn, seeds = draw(served.thinker, body)
     question = body.question
     if isinstance(question, list):

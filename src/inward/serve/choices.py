@@ -28,7 +28,7 @@ LENS = 3
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Wanted:
     """What the routes have in common, whatever their fields are called.
 
     effort: of `reasoning_effort`. own: `inward`'s. reasoning: None: where the method thinks.
@@ -45,10 +45,10 @@ class Wishes:
     prediction: str | None = None
 
     @staticmethod
-    def of(body: AskingBody, **more: Any) -> Wishes:
+    def of(body: AskingBody, **more: Any) -> Wanted:
         """From a body."""
         own = body.inward
-        return Wishes(
+        return Wanted(
             effort=body.reasoning_effort,
             budget=body.thinking_token_budget,
             own_effort=None if own is None else own.effort,
@@ -67,7 +67,7 @@ class Choice:
     reasoning: bool
 
 
-def choose(thinker: Thinker, limits: Limits, wishes: Wishes, *, reasoning: bool = True) -> Choice:
+def choose(thinker: Thinker, limits: Limits, wishes: Wanted, *, reasoning: bool = True) -> Choice:
     """What to ask the model for.
 
     Args:
@@ -145,7 +145,7 @@ def _bound(limits: Limits, options: Mapping[str, Any]) -> None:
 # Effort
 
 
-def _effort(thinker: Thinker, wishes: Wishes, own: Mapping[str, Any]) -> dict[str, Any]:
+def _effort(thinker: Thinker, wishes: Wanted, own: Mapping[str, Any]) -> dict[str, Any]:
     """What an effort stands for, as {"asked", "point", "options", "unit"}; {} for none."""
     if wishes.effort is None and wishes.own_effort is None:
         return {}
@@ -199,7 +199,7 @@ def _refuse_both(chosen: Mapping[str, Any], own: Mapping[str, Any], param: str) 
 
 
 def _budget(
-    thinker: Thinker, wishes: Wishes, options: dict[str, Any], told: dict[str, Any]
+    thinker: Thinker, wishes: Wanted, options: dict[str, Any], told: dict[str, Any]
 ) -> None:
     """`thinking_token_budget`: a bound in the method's own unit, beside what an effort says."""
     budget, param = wishes.budget, "thinking_token_budget"
@@ -236,7 +236,7 @@ def _opening(thinker: Thinker, options: Mapping[str, Any]) -> int:
 
 
 def _thoughts(
-    thinker: Thinker, wishes: Wishes, options: dict[str, Any], *, reasoning: bool
+    thinker: Thinker, wishes: Wanted, options: dict[str, Any], *, reasoning: bool
 ) -> bool:
     """Whether thoughts are told; asks the method for a lens on them if they need one."""
     thinks = thinker.method.budget is not None
@@ -247,7 +247,7 @@ def _thoughts(
     return wanted
 
 
-def _length(thinker: Thinker, limits: Limits, wishes: Wishes, options: dict[str, Any]) -> None:
+def _length(thinker: Thinker, limits: Limits, wishes: Wanted, options: dict[str, Any]) -> None:
     asked = wishes.max_tokens
     if thinker.method.reads == "puzzle":
         if asked is not None:
@@ -345,4 +345,4 @@ def generation_of(model: Any) -> Any:
     return None
 
 
-__all__ = ["ApiError", "Choice", "Wishes", "choose", "draw", "generation_of", "settable"]
+__all__ = ["ApiError", "Choice", "Wanted", "choose", "draw", "generation_of", "settable"]

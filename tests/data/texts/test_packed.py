@@ -144,3 +144,16 @@ def test_tokens_come_back_from_files(tmp_path):
 def test_bad_input(call, told):
     with pytest.raises(ValueError, match=told):
         call(numbered([3, 4]))
+
+
+def test_rows_in_which_nothing_is_to_be_predicted_are_left_out():
+    """A long question is cut into rows of its own; a batch of such a row would teach nothing."""
+    pairs = [(range(20), [90, 91]), ([1, 2], [3, 4, 5])]
+    source = PackedSource(PackedTokens.from_answers(pairs), seq_len=8, seed=0)
+    assert len(source) == 2
+    for step in range(len(source)):
+        assert source.batch(step, range(1), 1)["weight"].item() > 0
+    said = sum(source.batch(step, range(1), 1)["weight"].item() for step in range(len(source)))
+    assert said == 5  # as many as all answers have tokens
+    with pytest.raises(ValueError, match="no row holds a token that is to be predicted"):
+        PackedSource(PackedTokens.from_answers([(range(8), [1])]), seq_len=8, seed=0)

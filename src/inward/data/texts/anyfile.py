@@ -14,17 +14,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
 from inward.common.checks import checked_seed
 from inward.data.rows import FileRows, read_rows
-from inward.data.thoughts.anyfile import Names, chat_of, read_any
+from inward.data.thoughts.anyfile import Names, RecordKind, chat_of, read_any
 from inward.data.thoughts.records import Record
 from inward.data.thoughts.tokenizers import Form
 
-TextKind = Literal["auto", "text", "jsonl", "chat", "records"]
+TextKind = Literal["auto", "text", "jsonl", "chat", "records", "json", "gsm8k", "icot", "prontoqa"]
+"""json, gsm8k, icot and prontoqa are kinds of records"""
 
 
 @dataclass(frozen=True)
@@ -57,19 +58,31 @@ class TextFile:
         return f"{self.path}: {len(self.passages)} texts ({self.kind}){left}"
 
 
-def read_texts(name: str | os.PathLike, kind: TextKind = "auto") -> TextFile:
+def read_texts(
+    name: str | os.PathLike, kind: TextKind = "auto", *, names: Names | None = None
+) -> TextFile:
     """Passages of a file (a path, or a name in $INWARD_DATA), in its order.
 
-    Raises FileNotFoundError, or ValueError that names the file and the row.
+    Args:
+        names: what the fields of records are called.
+
+    Raises FileNotFoundError, or ValueError that names the file and the row; or names for a file
+    that holds no records.
     """
+    names = names or Names()
     if kind not in get_args(TextKind):
         raise ValueError(f"the format is {kind!r}; choose one of {', '.join(get_args(TextKind))}")
     rows = read_rows(name)
-    found = _kind_of(rows) if kind == "auto" else kind
+    found = _kind_of(rows, names) if kind == "auto" else kind
     if found == "text" and rows.kind != "lines":
         found = "jsonl"
-    if found == "records":
-        read = read_any(name)
+    if found not in ("records", *_RECORDS) and names != Names():
+        raise ValueError(
+            f"{rows.path} was read as {found}, which has no fields of records to name; leave the "
+            "names out"
+        )
+    if found in ("records", *_RECORDS):
+        read = read_any(name, cast(RecordKind, found if found in _RECORDS else "auto"), names=names)
         passages = [_asked(record) for record in read.records]
         return TextFile(rows.path, read.kind, passages, 0, rows.sha256)
     passages, skipped = [], 0
@@ -85,7 +98,10 @@ def read_texts(name: str | os.PathLike, kind: TextKind = "auto") -> TextFile:
     return TextFile(rows.path, found, passages, skipped, rows.sha256)
 
 
-def _kind_of(rows: FileRows) -> str:
+_RECORDS = ("json", "gsm8k", "icot", "prontoqa")
+
+
+def _kind_of(rows: FileRows, names: Names) -> str:
     first = rows.rows[0] if rows.rows else ""
     if rows.kind == "named":
         return "records"
@@ -93,7 +109,7 @@ def _kind_of(rows: FileRows) -> str:
         return "records" if "||" in first and "####" in first else "text"
     if isinstance(first, dict) and ("messages" in first or "conversations" in first):
         return "chat"
-    if isinstance(first, dict) and "text" in first and Names().question not in first:
+    if isinstance(first, dict) and "text" in first and names.question not in first:
         return "jsonl"
     return "records"
 

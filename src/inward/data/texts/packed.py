@@ -156,6 +156,8 @@ class PackedSource:
         self.separate = separate
         pieces = _pieces(tokens.starts, seq_len, stream=cut == "stream")
         self._rows = _stream(pieces, seq_len) if cut == "stream" else _best_fit(pieces, seq_len)
+        if cut == "whole" and tokens.supervised is not None:
+            self._rows = _taught(self._rows, tokens.supervised)
         if not self._rows:
             raise ValueError(
                 f"{len(tokens.ids)} tokens do not fill one row of {seq_len}; take a shorter "
@@ -251,6 +253,21 @@ def _stream(texts: list[Piece], seq_len: int) -> list[list[Piece]]:
             low, high = max(start, row * seq_len), min(stop, (row + 1) * seq_len)
             rows[row].append((low, high))
     return rows
+
+
+def _taught(rows: list[list[Piece]], supervised: np.ndarray) -> list[list[Piece]]:
+    """Rows in which something is to be predicted; others are parts of long questions.
+
+    Raises ValueError if there is none.
+    """
+    # the first token of a piece is nobody's prediction
+    kept = [row for row in rows if any(supervised[start + 1 : stop].any() for start, stop in row)]
+    if not kept:
+        raise ValueError(
+            "no row holds a token that is to be predicted: the questions fill the rows, or the "
+            "answers are empty; take a longer seq_len"
+        )
+    return kept
 
 
 def _best_fit(pieces: list[Piece], seq_len: int) -> list[list[Piece]]:

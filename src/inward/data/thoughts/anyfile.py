@@ -19,6 +19,8 @@ use such a record leaves it out here, and it is counted with the reason.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 from collections import Counter
@@ -51,12 +53,18 @@ class Names:
     answer: str = "answer"
     split: str = ""
 
+    def __post_init__(self) -> None:
+        used = [name for name in (self.question, self.steps, self.answer, self.split) if name]
+        if twice := [name for name, times in Counter(used).items() if times > 1]:
+            raise ValueError(f"the field {twice[0]!r} is named for two things; each needs its own")
+
 
 @dataclass(frozen=True, eq=False)
 class ReadFile:
     """What was read.
 
     splits: of each record, "" where the file does not say. skipped: reason -> how many.
+    notes: what else is to be told of it.
     """
 
     path: Path
@@ -65,6 +73,7 @@ class ReadFile:
     splits: list[str] = field(repr=False)
     skipped: Mapping[str, int]
     sha256: str
+    notes: tuple[str, ...] = ()
 
 
 def read_any(
@@ -91,6 +100,7 @@ def read_any(
     found = kind_of(rows, names) if kind == "auto" else kind
     if found not in get_args(RecordKind):
         raise ValueError(f"the format is {kind!r}; choose one of {', '.join(get_args(RecordKind))}")
+    _check_names(rows, found, names)
     records, splits, skipped = [], [], Counter()
     for where, record, split in _records(rows, found, names):
         if isinstance(record, str):
@@ -113,7 +123,35 @@ def read_any(
         raise ValueError(
             f"{rows.path} leaves no record to work on ({why or 'it is empty'}); read as {found}"
         )
-    return ReadFile(rows.path, found, records, splits, dict(skipped), rows.sha256)
+    notes = _notes(rows) if found == "chat" else ()
+    return ReadFile(rows.path, found, records, splits, dict(skipped), rows.sha256, notes)
+
+
+def _check_names(rows: FileRows, kind: str, names: Names) -> None:
+    """Names that this file has no use for are refused, before any record is read."""
+    usual = Names()
+    given = [n for n in ("question", "steps", "answer") if getattr(names, n) != getattr(usual, n)]
+    if given and kind in ("icot", "chat", "prontoqa"):
+        raise ValueError(
+            f"{rows.path} was read as {kind}, which has its own names; leave out the name of "
+            f"{', '.join(given)}, or say another format"
+        )
+    if "steps" not in given or not names.steps:
+        return
+    if not any(isinstance(row, dict) and names.steps in row for row in rows.rows):
+        first = ", ".join(map(str, rows.rows[0])) if isinstance(rows.rows[0], dict) else "none"
+        raise ValueError(f"{rows.path}: no record has the field {names.steps!r} (it has {first})")
+
+
+def _notes(rows: FileRows) -> tuple[str, ...]:
+    """What is left out of chats without their being skipped."""
+    told = sum(
+        m.get("role") == "system"
+        for row in rows.rows
+        if isinstance(row, dict)
+        for m in _messages(row) or ()
+    )
+    return (f"left out {told} system messages: a question is what the user says",) if told else ()
 
 
 def kind_of(rows: FileRows, names: Names) -> str:
@@ -178,25 +216,44 @@ def _record(row: Any, kind: str, names: Names) -> Record | str:
         raise ValueError(f"it is a JSON {type(row).__name__}; expected an object")
     if kind == "chat":
         return _from_chat(row)
-    if kind == "gsm8k":
-        return from_gsm8k({"question": row.get(names.question), "answer": row.get(names.answer)})
-    return from_row(_renamed(row, names))
-
-
-def _renamed(row: Mapping[str, Any], names: Names) -> dict[str, Any]:
-    """The row under the names of a record; steps may be missing, or one text of lines."""
-    own = {names.question: "question", names.steps: "steps", names.answer: "answer"}
     if missing := [name for name in (names.question, names.answer) if name not in row]:
         raise ValueError(
             f"it lacks {', '.join(missing)} (it has {', '.join(map(str, row))}); name the fields "
             "of question, steps and answer"
         )
-    found = {own.get(name, name): value for name, value in row.items() if name != names.split}
+    if kind != "gsm8k":
+        return from_row(_renamed(row, names))
+    if not isinstance(row[names.answer], str):
+        raise ValueError(f"the answer is {row[names.answer]!r}; GSM8K's is a text with ####")
+    return from_gsm8k({"question": row[names.question], "answer": row[names.answer]})
+
+
+def _renamed(row: Mapping[str, Any], names: Names) -> dict[str, Any]:
+    """The row under the names of a record; steps may be missing, or one text of lines."""
+    own = {names.question: "question", names.steps: "steps", names.answer: "answer"}
+    # a field that is called like one of ours and is not named as it means something else
+    meta = {n: v for n, v in row.items() if n not in (names.split, *own, *own.values())}
+    found = meta | {ours: row[theirs] for theirs, ours in own.items() if theirs in row}
     steps = found.get("steps") or []
-    found["steps"] = _lines(steps) if isinstance(steps, str) else steps
-    if isinstance(found["answer"], bool | int | float):
-        found["answer"] = str(found["answer"])
+    found["steps"] = _listed(steps) if isinstance(steps, str) else steps
+    answer = found["answer"]
+    if isinstance(answer, float) and not math.isfinite(answer):
+        raise ValueError(f"the answer is {answer}, which is no number; leave the record out")
+    if isinstance(answer, bool | int | float):
+        found["answer"] = str(answer)
     return found
+
+
+def _listed(text: str) -> list[str]:
+    """Steps that are one text: a JSON list, as tables hold one, or lines."""
+    if text.lstrip().startswith("["):
+        try:
+            found = json.loads(text)
+        except (json.JSONDecodeError, RecursionError):
+            found = None
+        if isinstance(found, list) and all(isinstance(step, str) for step in found):
+            return found
+    return _lines(text)
 
 
 def _lines(text: str) -> list[str]:
