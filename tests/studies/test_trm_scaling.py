@@ -62,6 +62,8 @@ def asked(model: TRM, puzzles: Puzzles, select: str, **options):
     if options.get("rollouts", 1) == 1 and not options.get("symmetries"):
         chosen = "q"  # a single chain: nothing to choose from, nobody to race
         options.pop("first_to_halt", None)
+    if options.get("halt") == "never":
+        options.pop("first_to_halt", None)
     return model.solve(puzzles.inputs, select=chosen, seed=4, batch_size=10_000, **options)
 
 
