@@ -630,7 +630,7 @@ def test_a_model_that_ignores_masks_is_found_out():
     AttentionInterface.register("deaf", deaf)
     model = llama()
     model.set_attn_implementation("deaf")
-    with pytest.raises(ValueError, match="LlamaForCausalLM with deaf attention does not honour"):
+    with pytest.raises(ValueError, match="LlamaForCausalLM with deaf attention cannot draft"):
         run(model, prompts(1, 5))
 
 

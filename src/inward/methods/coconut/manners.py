@@ -98,18 +98,18 @@ class _Probe:
             self._causal()
             found = self._embedded()
             alone = self._whole(found, _SHORT)
+            long = alone if found.plain else self._whole(found, _LONG)
         except FAILURES as error:
             if isinstance(error, _Refused):
                 raise ValueError(str(error)) from None
             raise ValueError(
-                f"{self.name} fails on embeddings of {_SHORT} tokens in place of their ids "
+                f"{self.name} fails on the embeddings of a few tokens in place of their ids "
                 f"({type(error).__name__}: {str(error)[:200]}); choose a base that needs no ids"
             ) from error
         if found.plain and not self._pads(found):
             found = replace(found, reach=0)
         if found.plain and self._shares(found, alone):
             return found
-        long = alone if found.plain else self._whole(found, _LONG)
         for steps in (False, True):
             own = replace(found, together=False, steps=steps)
             if self._goes_on(own, long):
@@ -132,8 +132,9 @@ class _Probe:
 
     def _whole(self, manners: Manners, num: int) -> Tensor:
         """Logits of the first tokens as embeddings, in one forward."""
-        places = self._places(torch.arange(num, device=self.ids.device)[None], manners)
-        return self._logits(inputs_embeds=self._embeds(num), **places)
+        embeds = self._embeds(num)
+        positions = torch.arange(num, device=embeds.device).expand(len(embeds), -1)
+        return self._logits(inputs_embeds=embeds, **self._places(positions, manners))
 
     def _places(self, positions: Tensor, manners: Manners) -> dict[str, Tensor]:
         takes = "position_ids" in self.accepts
