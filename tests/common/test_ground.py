@@ -89,7 +89,7 @@ def test_a_ragged_cache_is_a_list_of_texts(data: st.DataObject):
                 data.draw(st.integers(1, 9)),
             )
             past = [keys[0] for keys in rows(1, length, generator)]
-            cache.insert(b, length, [(keys, -keys) for keys in past])
+            cache.insert([b], [length], [(keys[None], -keys[None]) for keys in past])
             plain.texts[b] = past
         check(cache, plain)
 

@@ -259,8 +259,9 @@ class Decoder:
             if memory is not None and not row.cached:
                 row.reused = row.cached = memory.take(row.tokens, self._memory_key)
                 if row.reused:
-                    past = [(k[:, : row.reused], v[:, : row.reused]) for k, v in memory.past]
-                    cache.insert(b, row.reused, past)
+                    num = row.reused
+                    past = [(k[None, :, :num], v[None, :, :num]) for k, v in memory.past]
+                    cache.insert([b], [num], past)
 
     def _remember(self) -> None:
         """Before texts that have ended go."""
