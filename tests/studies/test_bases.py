@@ -36,7 +36,7 @@ ALONE = "exact, a row at a time"
         ("llama4_text", "exact", "exact"),
         ("roberta", "exact", "exact"),
         ("ctrl", "exact", "exact"),
-        ("bloom", "exact", "ALiBi"),
+        ("bloom", ALONE, "ALiBi"),
         ("bart", ALONE, "takes no position_ids"),
         ("gemma3n_text", "per-layer embeddings", "exact"),
         ("jamba", ALONE, "keeps its past in LinearAttentionLayer"),

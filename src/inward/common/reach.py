@@ -184,6 +184,8 @@ def looking(mask: Any, num_rows: int, num_new: int, reach: int) -> Iterator[Any]
     ):
         mask = of_columns(mask, num_new)
     if not isinstance(mask, Placed):
+        if isinstance(mask, Tensor) and mask.ndim == 4 and len(mask) < num_rows:
+            mask = mask.expand(num_rows, -1, -1, -1)  # XGLM wants one for each row
         yield mask
         return
     with placed(mask, num_rows) as handed:

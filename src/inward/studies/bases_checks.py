@@ -303,8 +303,8 @@ def decodes_batched(model: Any) -> bool:
     try:
         with torch.no_grad():
             both = model.generate(rows, attention_mask=mask, **options)[:, 12:].tolist()
-        for prompt, said in zip(prompts, both, strict=True):
-            same_text("", model, prompt, said, ())
+            for prompt, said in zip(prompts, both, strict=True):
+                same_text("", model, prompt, said, ())
     except (Differs, *FAILURES):
         return False
     return True

@@ -106,10 +106,11 @@ class _Probe:
                 f"{self.name} fails on the embeddings of a few tokens in place of their ids "
                 f"({type(error).__name__}: {str(error)[:200]}); choose a base that needs no ids"
             ) from error
-        if found.plain and not self._pads(found):
-            found = replace(found, reach=0)
-        if found.plain and self._shares(found, alone):
-            return found
+        if found.plain:
+            ours = [] if self._pads(found) else [replace(found, reach=0)]
+            for own in (*ours, found):
+                if self._shares(own, alone):
+                    return own
         for steps in (False, True):
             own = replace(found, together=False, steps=steps)
             if self._goes_on(own, long):
