@@ -112,7 +112,8 @@ def _unpackable(make: Callable[[], Any], prompt: Any, method: str) -> Callable[[
 
     def proof(_: Any) -> None:
         model = make()
-        (model.model if isinstance(model, TiDAR) else model).to(torch.float64)
+        inner: Any = model.model if isinstance(model, TiDAR) else model
+        inner.to(torch.float64)
         with pytest.raises(ValueError, match="pack"):
             asked(method, model, {"packed": True}, {})
 

@@ -294,6 +294,9 @@ class Counting:
         if number in self.left:
             self.told.append(self._end(number, "cancelled"))
 
+    def end_thinking(self, number: int) -> None:
+        raise ValueError("counting is no thinking")
+
     def result(self, number: int) -> Answer:
         if number in self.left:
             raise ValueError("has not ended")

@@ -31,7 +31,8 @@ def models(monkeypatch: pytest.MonkeyPatch) -> Path:
 def shrunk(recipe: TiDARRecipe, folder: Path, **data: Any) -> TiDARRecipe:
     small = {"num_texts": 12, "num_valid": 4, "max_new_tokens": 16, "seq_len": 32, "batch_size": 6}
     settings = replace(recipe.train, steps=2, batch_rows=4, eval_every=0, save_every=0, warmup=1)
-    changed = replace(recipe.data, path=str(folder / "own.jsonl"), **{**small, **data})
+    own: Any = recipe.data
+    changed = replace(own, path=str(folder / "own.jsonl"), **{**small, **data})
     return replace(recipe, data=changed, train=settings)
 
 

@@ -1,6 +1,7 @@
 """What traces hold for pictures, and what is found beside them, on the shipped models."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ WALK = "j>b i>j c>a d>f f>c e>d b>g g>h h>e a>i | c . . . . . ."
 
 @pytest.fixture(scope="module")
 def records():
-    recipe = recipe_of(resolve("prosqa"))
+    recipe: Any = recipe_of(resolve("prosqa"))
     drawn = prosqa.generate(6, seed=7, settings=recipe.data.graphs)
     return recipe.task().ask(drawn, seed=7)
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from inward.common.cpu.decoding import Decoding
+from inward.common.reach import ALL
 from inward.common.trace import Trace
 from inward.data.thoughts.segments import Latent, Sample, Text, flat
 from inward.methods.coconut.generate import generate, stream
@@ -513,18 +515,18 @@ def test_seats_move_together_when_more_than_half_are_empty():
     class Row:
         pass
 
-    past = SharedPast(4)
+    past = SharedPast(4, ALL)
     past.cache.extend(4)
     past.cache.book.lengths[:] = [3, 1, 4, 2]
     # of the seats that are taken all are as long: no mask is needed, wherever the empty one was
     past.cache.book.lengths[:] = [3, 1, 3, 3]
     assert past.begin([True, False, True, True], torch.device("cpu"), torch.float32) is None
     past.cache.book.lengths[:] = [3, 1, 4, 9]
-    mask = past.begin([True, True, True, False], torch.device("cpu"), torch.float32)
+    mask: Any = past.begin([True, True, True, False], torch.device("cpu"), torch.float32)
     seen = (mask[:, 0, 0] == 0).long().cumprod(1).sum(1)
     assert mask.shape == (4, 1, 1, 5) and seen[:3].tolist() == [4, 2, 5]
     past.cache.book.lengths[:] = [3, 1, 4, 2]
-    seats: Any = Seats(make_model("llama"), past)
+    seats: Any = Seats(Decoding(make_model("llama")), past)
     rows = seats.rows = [Row() for _ in range(4)]
     seats.hidden = seats.logits = torch.arange(4.0)[:, None]
     seats.leave([rows[0], rows[2]])

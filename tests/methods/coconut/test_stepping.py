@@ -169,7 +169,7 @@ def test_rows_are_masked_from_each_other(gpt2, monkeypatch):
     honest = seats.SharedPast.begin
 
     def careless(self, *args):
-        mask = honest(self, *args)
+        mask: Any = honest(self, *args)
         return None if mask is None else torch.zeros_like(mask)
 
     monkeypatch.setattr(seats.SharedPast, "begin", careless)
@@ -377,7 +377,7 @@ def test_rows_share_a_base_with_a_window():
     base = MistralForCausalLM(MistralConfig(**config)).double().eval()
     model = Coconut(base, SPECIALS).eval()
     requests = [Request(Sample((text(n, n),)), max_new_tokens=7, logprobs=True) for n in (2, 9, 5)]
-    work = METHOD.begin(model)
+    work: Any = METHOD.begin(model)
     together = answers(work, requests)
     assert work.num_passes == 7  # one for the prompts, one for each word but the last
     for request, got in zip(requests, together, strict=True):
