@@ -104,7 +104,7 @@ def test_every_kind_of_data_has_help(capsys, kind):
     "words, told",
     [
         (["trian"], "did you mean 'train'?"),
-        (["xyzzy"], "choose one of demo, ask, chat, train"),
+        (["xyzzy"], "choose one of demo, ask, chat, serve, train"),
         (["train", "sudokku4"], "did you mean 'sudoku4'?"),
         (["train", "--train.steps", "3"], "name the recipe before its options"),
         (["train", "sudoku4", "--train.stepz", "3"], "did you mean --train.steps?"),
@@ -264,7 +264,8 @@ def test_eval_on_larger_mazes_and_on_files(capsys):
     assert row["dataset"] == "maze11 9x9 test, 3 of 9 drawn by seed 0"
     assert row["settings"]["max_steps"] == round(2 * 81 / 49)  # in proportion to the cells
     maze.generate(4, size=5, seed=3).save("five.npz")
-    words = "eval maze11 --data five.npz --select verify --no-by-step --out a.jsonl".split()
+    words = "eval maze11 --data five.npz --select verify --symmetries 1 --no-by-step".split()
+    words += ["--out", "a.jsonl"]
     assert main(words) == 0
     row = json.loads(Path("a.jsonl").read_text().splitlines()[1])
     assert (row["num"], row["dataset"], row["by_step"]) == (4, "five.npz", [])
@@ -277,7 +278,8 @@ def test_eval_on_larger_mazes_and_on_files(capsys):
 
 def test_ask_prints_answer_verdict_and_cost(capsys):
     assert main(["ask", "sudoku4", SUDOKU]) == 1  # the tiny model is untrained
-    answer, verdict = capsys.readouterr().out.splitlines()
+    answer, fault, verdict = capsys.readouterr().out.splitlines()
+    assert "several solutions" in fault  # it has two clues
     assert len(answer) == 16 and set(answer) <= set("1234.")
     assert "NOT solved, by the rules, belief 0." in verdict and "2 supervision steps" in verdict
 
@@ -394,9 +396,12 @@ def test_demo_shows_every_kind_and_writes_pictures(capsys):
     assert shown.count("/2 ") >= 4 and "step 4 (answer)" in shown  # twice N_sup
     names = sorted(path.name for path in Path("pictures").iterdir())
     assert names == sorted(
-        f"{name}.{ending}"
-        for name in ("sudoku4", "maze11-7x7", "maze11-15x15", "maze11-21x21")
-        for ending in ("png", "svg")
+        ["index.html"]
+        + [
+            f"{name}.{ending}"
+            for name in ("sudoku4", "maze11-7x7", "maze11-15x15", "maze11-21x21")
+            for ending in ("png", "svg")
+        ]
     )
 
 

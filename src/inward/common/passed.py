@@ -114,6 +114,6 @@ def passed_of(model: str, ids: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(ids, Tensor) or ids.ndim != 2:
         return dict(given)  # refused, or read, by who reads the prompts
     tokenizer = given.get("tokenizer")
-    return Passed(model, *ids.shape).rest(given) | (
+    return Passed(model, len(ids), ids.shape[1]).rest(given) | (
         {} if tokenizer is None else {"tokenizer": tokenizer}
     )

@@ -49,8 +49,8 @@ def thoughts_demo(
     console: Console,
 ) -> Searched:
     """Show one question and print what came of `num` fresh ones."""
-    data, task = recipe.data, recipe.task()
-    graphs = getattr(data, "graphs", None)
+    graphs = getattr(recipe.data, "graphs", None)
+    task = None if graphs is None else recipe.task()  # that of files reads them
     if graphs is None or not isinstance(task, ProsQATask):
         raise ValueError(f"{name} was not trained on generated ProsQA; there is nothing to show")
     count = NUM_QUESTIONS if num is None else num

@@ -383,7 +383,7 @@ def test_bases_that_cannot_think_are_refused():
         Coconut(WithoutEmbeds(make_base("gpt2").config), SPECIALS)
     model = make_model()
     head = model.base.lm_head
-    model.base.get_output_embeddings = lambda: torch.nn.Linear(2, 2)
+    model.base.get_output_embeddings = lambda: torch.nn.Linear(2, head.out_features)
     with pytest.raises(ValueError, match="0 times in a forward"):
         model(model.collate(ragged()))
     assert not head._forward_pre_hooks
