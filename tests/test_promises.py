@@ -417,7 +417,7 @@ def test_thinking_ends_when_the_caller_wants_the_answer_so_far(method):
         assert answer.tokens == whole.tokens
     else:
         assert answer.steps < whole.steps
-        assert answer.stopped == ("hurried" if thinker.method.reads == "puzzle" else whole.stopped)
+        assert answer.stopped == ("budget" if thinker.method.reads == "puzzle" else whole.stopped)
     with pytest.raises(KeyError):
         work.end_thinking(first)
 

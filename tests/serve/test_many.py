@@ -122,7 +122,7 @@ def test_thinking_ends_when_a_client_says_so(narrow):
         assert told.json() == {"id": id, "action": "reasoning_end", "success": True}
         rest = [line.removeprefix("data: ") for line in lines if line]
     end = json.loads(rest[-2])
-    assert rest[-1] == "[DONE]" and end["stopped"] == "hurried" and len(end["answer"]) == 36
+    assert rest[-1] == "[DONE]" and end["stopped"] == "budget" and len(end["answer"]) == 36
     assert 3 <= end["steps"] < 1 << 20
     for asked, status in (
         ({"id": id, "action": "reasoning_end"}, 404),
@@ -155,7 +155,7 @@ def test_time_ends_an_answer_with_what_it_is(thinkers):
     with live({name: thinkers[name] for name in names}, limits=limits) as server:
         told = server.post("/v1/solve", long(1 << 20)).json()
         assert told["ended_by"] == "time" and len(told["answer"]) == 36
-        assert told["stopped"] == "hurried"
+        assert told["stopped"] == "budget"
 
 
 def test_a_slow_reader_stalls_nobody(narrow):

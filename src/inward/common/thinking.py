@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from inward.common.sampling import Sampling
     from inward.common.speaking import StopWords
 
-STOPPED = ("end", "stop", "length", "context", "halted", "budget", "hurried", "cancelled")
+STOPPED = ("end", "stop", "length", "context", "halted", "budget", "cancelled")
 """Why thinking ended: an end token; a stop word; max_new_tokens; the model's context; the halting
-rule; the step budget; the caller, who wanted the answer so far (`end_thinking`); the caller, who
-wanted no more of it (`cancel`)."""
+rule; the step budget, or a caller who wanted the answer so far (`end_thinking`); a caller who wanted
+no more of it (`cancel`)."""
 
 _FREE = Cost()
 

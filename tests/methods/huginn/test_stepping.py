@@ -14,6 +14,7 @@ from inward.common.speaking import StopWords
 from inward.common.thinking import STOPPED, Answer, Event, Request, answers, run
 from inward.methods.huginn.door import METHOD
 from inward.methods.huginn.generate import generate
+from tests.acting import acting
 from tests.methods.huginn.test_generate import random_prompts, small_model
 
 SAMPLINGS = (
@@ -56,7 +57,7 @@ def random_request(dice: random.Random) -> Request:
         own["warm"] = dice.choice((None, None, "raw", "normed"))
         own["start"] = dice.choice(("noise", "zero"))
     (prompt,) = random_prompts([dice.randint(1, 12)], seed=dice.randrange(1 << 30))
-    return Request(
+    request = Request(
         prompt,
         max_new_tokens=dice.randint(1, 7),
         sampling=dice.choice(SAMPLINGS),
@@ -67,6 +68,7 @@ def random_request(dice: random.Random) -> Request:
         logprobs=dice.random() < 0.5,
         own=own,
     )
+    return acting(METHOD, small_model(), request)
 
 
 def same(got: Answer, want: Answer) -> None:
@@ -215,7 +217,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"own": {"mode": "parallel", "inner_steps": 3}}, "no multiple of inner_steps 3"),
     ({"own": {"mode": "parallel", "inner_steps": "2"}}, "inner_steps is '2'"),
     ({"own": {"mode": "parallel", "exact": True, "halt": "kl"}}, "takes none"),
-    ({"own": {"mode": "parallel"}, "trace": frozenset({"lens"})}, "only mode 'plain' holds it"),
+    ({"own": {"mode": "parallel"}, "trace": frozenset({"lens"})}, "keeps no record of lens"),
     ({"own": {"max_steps": 0}}, "max_steps is 0"),
     ({"own": {"max_steps": 2.5}}, "max_steps is 2.5, must be a whole number"),
     ({"own": {"halt": "sometimes"}}, "no halting rule 'sometimes'"),

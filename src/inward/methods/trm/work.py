@@ -497,8 +497,6 @@ def _chosen(puzzle: OpenPuzzle, accepted: set[int], costs: StepCosts, cost: Cost
     entitled = [c for c in puzzle.chains if c.steps and not c.ended]
     best = max(entitled, key=_ranking(entitled, ask.select, accepted))
     stopped = "halted" if best.halted else "budget"
-    if puzzle.hurried and stopped == "budget" and best.steps < ask.max_steps:
-        stopped = "hurried"
     if ask.trace is not None:
         last = best.record[-1]
         best.record[-1] = replace(last, says=last.view["grid"])
