@@ -255,8 +255,9 @@ def test_texts_of_a_measured_batch_have_different_lengths():
 
 def test_auto_drafts_where_drafts_are_good_and_says_the_same():
     model, ids = llama(Leaning), prompts(1, 5)
-    options: dict[str, Any] = {"mask_id": MASK, "K": 4, "max_new_tokens": 50}
+    options: dict[str, Any] = {"mask_id": MASK, "max_new_tokens": 50}
     plain = decode(model, ids, scheme="plain", **options)
+    options["K"] = 4
     flat = decode(model, ids, scheme="auto", costs=FLAT, **options)
     steep = decode(model, ids, scheme="auto", costs=STEEP, **options)
     assert plain.tokens == flat.tokens == steep.tokens
@@ -267,8 +268,9 @@ def test_auto_drafts_where_drafts_are_good_and_says_the_same():
 
 def test_look_ups_are_judged_where_they_are_worth_it():
     model, ids = llama(Leaning), prompts(1, 5)
-    options: dict[str, Any] = {"mask_id": MASK, "K": 6, "max_new_tokens": 40}
+    options: dict[str, Any] = {"mask_id": MASK, "max_new_tokens": 40}
     plain = decode(model, ids, scheme="plain", **options)
+    options["K"] = 6
 
     def oracle(tokens, num):
         return plain.tokens[0][len(tokens) - 5 :][:num]
