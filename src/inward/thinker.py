@@ -282,12 +282,24 @@ class Thinker:
         """What `ask` would add to the work for this question; options as of `ask`."""
         return self.asked(question, seed=seed, **options).request
 
-    def asked(self, question: Any, *, seed: int | None = None, **options: Any) -> AskedQuestion:
+    def asked(
+        self,
+        question: Any,
+        *,
+        seed: int | None = None,
+        usual: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> AskedQuestion:
         """The question read and checked, for loops that tell events and answers as `stream` does:
-        its `request` is for the work, its `told` and `finished` make texts of what comes back."""
+        its `request` is for the work, its `told` and `finished` make texts of what comes back.
+
+        usual: options of the method where the caller says nothing; those without anything to do
+            are left out.
+        """
         names = ("max_new_tokens", "sampling", "stop", "effort", "trace", "logprobs")
         known = {name: options.pop(name) for name in names if name in options}
-        return self._question(question, self._how(**known, own=options), _seeds(seed, 1)[0])
+        how = self._how(**known, own=options)
+        return self._question(question, how, _seeds(seed, 1)[0], usual or {})
 
     def check(self, **options: Any) -> None:
         """Raise the ValueError that `ask` would raise for options which no question could take: of
@@ -325,7 +337,9 @@ class Thinker:
         chosen = self._effort(effort, own) | dict(own)
         return _How(max_new_tokens, sampling, words, self._traced(trace), logprobs, chosen)
 
-    def _question(self, question: Any, how: _How, seed: int | None) -> AskedQuestion:
+    def _question(
+        self, question: Any, how: _How, seed: int | None, usual: Mapping[str, Any] | None = None
+    ) -> AskedQuestion:
         """One question, read and ready."""
         prompt = self.processor.read(question)
         if self.method.prepare is None:
@@ -345,7 +359,7 @@ class Thinker:
             stop=stops,
             trace=how.trace,
             logprobs=how.logprobs,
-            own=trained | dict(prompt.own) | dict(how.own),
+            own=trained | dict(prompt.own) | dict(usual or {}) | dict(how.own),
         )
         # what belongs to the training and has nothing to do under the caller's options goes
         gone = [name for name in self.method.idle(self.model, request) if name not in how.own]

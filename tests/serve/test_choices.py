@@ -75,10 +75,10 @@ def test_thoughts_are_told_where_there_are_any(thinkers):
     for name, tells in (("sudoku6", True), ("prosqa", True), ("chatty", False)):
         assert choose(thinkers[name], Limits(), Wanted()).reasoning is tells
         quiet = choose(thinkers[name], Limits(), Wanted(), reasoning=False)
-        assert not quiet.reasoning and "lens" not in quiet.options
-    assert options(thinkers["huginn-hops"])["lens"] == LENS
+        assert not quiet.reasoning and "lens" not in quiet.options["usual"]
+    assert options(thinkers["huginn-hops"])["usual"]["lens"] == LENS
     fast = {"mode": "speculate", "max_steps": 8}
-    assert "lens" not in options(thinkers["huginn-hops"], own=fast)
+    assert "lens" not in options(thinkers["huginn-hops"], own=fast)["usual"]
 
 
 def body(**fields):

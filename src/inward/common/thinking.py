@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 STOPPED = ("end", "stop", "length", "context", "halted", "budget", "cancelled")
 """Why thinking ended: an end token; a stop word; max_new_tokens; the model's context; the halting
-rule; the step budget, or a caller who wanted the answer so far (`end_thinking`); a caller who wanted
-no more of it (`cancel`)."""
+rule; the step budget, or a caller who wanted the answer so far (`end_thinking`); a caller who
+wanted no more of it (`cancel`)."""
 
 _FREE = Cost()
 

@@ -78,11 +78,11 @@ def choose(thinker: Thinker, limits: Limits, wishes: Wanted, *, reasoning: bool 
     """
     own = _own(thinker, limits, wishes.own)
     told = _effort(thinker, wishes, own)
-    options: dict[str, Any] = own | told.get("options", {})
+    options: dict[str, Any] = own | told.get("options", {}) | {"usual": {}}
     _budget(thinker, wishes, options, told)
     tells = _thoughts(thinker, wishes, options, reasoning=reasoning)
-    if "count_marks" in thinker.method.options:
-        options.setdefault("count_marks", False)  # thinking eats up no max_tokens
+    if "count_marks" in thinker.method.options and "count_marks" not in options:
+        options["usual"]["count_marks"] = False  # thinking eats up no max_tokens
     if wishes.prediction is not None:
         options["drafter"] = _drafter(thinker, wishes.prediction, options)
     _bound(limits, options)
@@ -243,7 +243,7 @@ def _thoughts(
     wanted = (thinks and reasoning) if wishes.reasoning is None else wishes.reasoning
     lens = thinker.method.options.get("lens")
     if wanted and lens is not None and options.get("mode", "plain") == "plain":
-        options.setdefault("lens", LENS)
+        options["usual"] |= {} if "lens" in options else {"lens": LENS}
     return wanted
 
 
