@@ -26,7 +26,8 @@ class Growing {
     const { trace } = this;
     Object.assign(trace.pieces, event.pieces && !Array.isArray(event.pieces) ? event.pieces : {});
     const tokens = event.tokens || [];
-    const texts = Array.isArray(event.pieces) ? event.pieces : tokens.length === 1 ? [event.text] : [...(event.text || "")].filter((c) => c !== "\n").length === tokens.length ? [...event.text].filter((c) => c !== "\n") : [];
+    const letters = [...(event.text || "")].filter((c) => c !== "\n");
+    const texts = Array.isArray(event.pieces) ? event.pieces : tokens.length === 1 ? [event.text] : letters.length === tokens.length ? letters : [];
     tokens.forEach((id, i) => { if (trace.pieces[id] === undefined && texts[i] !== undefined) trace.pieces[id] = texts[i]; });
   }
 
@@ -107,8 +108,11 @@ function startPlayground(root, data) {
     if (!answer.ok) throw new Error(await refusal(answer));
     const rows = (await answer.json()).data, names = rows.map((row) => row.id);
     traces = Object.fromEntries(rows.map((row) => { const own = row.inward || row; return [row.id, (live.wanted[own.method] || []).filter((name) => (own.traces || []).includes(name))]; }));
+    const chosen = [first.value, second.value];
     first.replaceChildren(...names.map((name) => h("option", { value: name, text: name })));
     second.replaceChildren(h("option", { value: "", text: "no other" }), ...names.map((name) => h("option", { value: name, text: name })));
+    // a list that comes again, with a new key, takes no choice back
+    [first, second].forEach((list, i) => { if (names.includes(chosen[i])) list.value = chosen[i]; });
   }
   async function refusal(answer) {
     try { const found = await answer.json(); return found.error && found.error.message ? found.error.message : answer.statusText; } catch (error) { return `${answer.status} ${answer.statusText}`; }
