@@ -57,7 +57,6 @@ class Serve:
         from inward.serve.limits import Limits
         from inward.serve.server import Address, Settings, key_of_environment
         from inward.serve.server import serve as run_server
-
         from inward.viz.page import playground_html, playground_policy
 
         if not self.models:
