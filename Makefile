@@ -37,8 +37,8 @@ test-slow: $(DEV_READY)
 # The page in Debian's chromium (apt-get install chromium). Nothing is downloaded but playwright and,
 # where npm is, axe-core, which the tests alone use; what is missing is skipped, and says so.
 test-browser: $(DEV_READY)
-	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(PIP) 'playwright>=1.55,<2'
-	@test -f .browser/package/axe.min.js || { mkdir -p .browser && cd .browser && \
+	@$(BIN)/python -c 'import playwright' 2>/dev/null || test -n "$(OFFLINE)" || $(PIP) 'playwright>=1.55,<2'
+	@test -n "$(OFFLINE)" || test -f .browser/package/axe.min.js || { mkdir -p .browser && cd .browser && \
 		npm pack axe-core@4 --silent >/dev/null 2>&1 && \
 		tar -xzf axe-core-*.tgz package/axe.min.js && rm axe-core-*.tgz; } || \
 		echo "axe-core is not to be had (no npm?): its tests are skipped"

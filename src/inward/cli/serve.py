@@ -57,6 +57,7 @@ class Serve:
         from inward.serve.limits import Limits
         from inward.serve.server import Address, Settings, key_of_environment
         from inward.serve.server import serve as run_server
+        from inward.viz.page import playground_html, playground_policy
 
         if not self.models:
             raise UsageError("no model given; name at least one, such as sudoku6")
@@ -81,6 +82,7 @@ class Serve:
             reasoning=self.reasoning != "off",
             grace=self.grace,
             log_level=self.log_level,
+            playground=(playground_html(), playground_policy()),
         )
         run_server(place, settings)
         return 0

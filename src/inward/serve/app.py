@@ -6,6 +6,7 @@
     POST /v1/responses                   the newer form of a chat
     POST /v1/solve                       a puzzle
     POST /v1/inward/events               our own events as they happen
+    GET  /                               the playground, where one was handed in
     GET  /v1/models, /v1/models/{id}, /health, /metrics, /openapi.json
 
 All of them stand behind `shield`. What a client did wrong is told in OpenAI's form of errors.
@@ -24,7 +25,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -390,6 +391,7 @@ def create_app(
     thoughts_as: Field = "reasoning_content",
     reasoning: bool = True,
     worker: int | None = None,
+    playground: tuple[str, str] | None = None,
 ) -> FastAPI:
     """The application, its models not yet at work: that begins and ends with its lifespan.
 
@@ -398,6 +400,7 @@ def create_app(
         batch_size: rows of a forward; None: the method's own.
         threads: of torch for each model.
         thoughts_as, reasoning: see `Server`. worker: see `Runs`.
+        playground: the page at / as HTML, and its content security policy; None: there is none.
     """
     if not thinkers:
         raise ValueError("there is no model to serve; name at least one")
@@ -430,8 +433,19 @@ def create_app(
     app.add_exception_handler(WorkFailed, _work_failed)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
+    if playground is not None:
+        _add_playground(app, *playground)
     _name_models(app, list(models))
     return app
+
+
+def _add_playground(app: FastAPI, page: str, policy: str) -> None:
+    """The page at /, with a policy of its own instead of that of all other replies."""
+
+    async def shown() -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+    app.add_api_route("/", shown, methods=["GET"], include_in_schema=False)
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

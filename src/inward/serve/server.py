@@ -92,6 +92,7 @@ class Settings:
     reasoning: bool = True
     grace: float = 20.0
     log_level: str = "info"
+    playground: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "threads"):
@@ -143,6 +144,7 @@ def application(settings: Settings, *, worker: int | None = None) -> FastAPI:
         thoughts_as=settings.thoughts_as,
         reasoning=settings.reasoning,
         worker=worker,
+        playground=settings.playground,
     )
 
 

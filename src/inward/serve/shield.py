@@ -27,8 +27,8 @@ HEADERS = {
 }
 """Of all replies that do not say otherwise."""
 
-OPEN = ("/health",)
-"""Paths that need no key."""
+OPEN = ("/", "/health")
+"""Paths that need no key: the playground is a page that brings the key with what it asks."""
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 """Names of this machine."""

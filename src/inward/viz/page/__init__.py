@@ -100,16 +100,27 @@ def document(traces: Iterable[Trace], *, title: str = "") -> str:
 
 
 def playground_html(
-    *, models: str = "/v1/models", events: str = "/v1/inward/events", question: str = ""
+    *,
+    models: str = "/v1/models",
+    events: str = "/v1/inward/events",
+    control: str = "/v1/chat/completions/control",
+    question: str = "",
 ) -> str:
     """The page that asks a server and draws what happens as it happens.
 
     Args:
-        models, events: addresses on the same server: the list of models, and our events.
+        models, events, control: addresses on the same server: the list of models, our events,
+            and where an answer under way is ended.
         question: what stands in the form at first.
     """
-    live = {"models": models, "events": events, "question": question}
-    return _document({"live": live}, "", connect="'self'")
+    wanted = {method: list(names) for method, names in DRAWN.items()}
+    live = {"models": models, "events": events, "control": control, "question": question}
+    return _document({"live": live | {"wanted": wanted}}, "", connect="'self'")
+
+
+def playground_policy() -> str:
+    """The policy of `playground_html` as a header, which can also forbid frames."""
+    return _policy(*_sources(), connect="'self'") + "; frame-ancestors 'none'"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -143,12 +154,8 @@ class Picture:
 
 
 def _document(data: Mapping[str, Any], told: str, *, connect: str = "'none'") -> str:
-    style, script = source("page.css"), "\n".join(source(f"{name}.js") for name in SCRIPTS)
-    script = '"use strict";\n' + script
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
-        f"img-src data: blob:; connect-src {connect}; base-uri 'none'; form-action 'none'"
-    )
+    style, script = _sources()
+    policy = _policy(style, script, connect=connect)
     title = html.escape(" - ".join(["inward", *filter(None, [str(data.get("title", ""))])]))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -158,6 +165,19 @@ def _document(data: Mapping[str, Any], told: str, *, connect: str = "'none'") ->
         f'<div id="inward"></div>\n<noscript>{told or "This page needs JavaScript."}</noscript>\n'
         f'<script type="application/json" id="inward-data">{as_data(data)}</script>\n'
         f"<script>{script}</script>\n</body>\n</html>\n"
+    )
+
+
+def _sources() -> tuple[str, str]:
+    """The style and the script of a page."""
+    script = "\n".join(source(f"{name}.js") for name in SCRIPTS)
+    return source("page.css"), '"use strict";\n' + script
+
+
+def _policy(style: str, script: str, *, connect: str) -> str:
+    return (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+        f"img-src data: blob:; connect-src {connect}; base-uri 'none'; form-action 'none'"
     )
 
 

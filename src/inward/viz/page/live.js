@@ -1,11 +1,20 @@
 // The playground: a form, and traces that grow event by event. Where and how events come from is told
 // by the page's data: {"live": {"models": address, "events": address}}.
 
+// The head of a trace from the event that opens a stream: its question comes as {tokens, pieces, roles}.
+function opening(head) {
+  const { question } = head;
+  if (!question || Array.isArray(question)) return head;
+  const pieces = {};
+  question.tokens.forEach((id, i) => { pieces[id] = question.pieces[i]; });
+  return { method: head.method, model: head.model, question: question.tokens, roles: question.roles || [], pieces };
+}
+
 // A trace grown from events. An event may carry the recorded step ("record"), which is taken as it is;
 // without one, the step is made of the event's tokens and scores.
 class Growing {
   constructor(head) {
-    this.trace = { method: "plain", model: "", question: [], steps: [], stopped: "", pieces: {}, meta: {}, roles: [], ...head };
+    this.trace = { method: "plain", model: "", question: [], steps: [], stopped: "", pieces: {}, meta: {}, roles: [], ...opening(head) };
     this.guesses = null;
     this.asked = this.trace.question.length;
     this.said = 0;
@@ -17,14 +26,15 @@ class Growing {
     const { trace } = this;
     Object.assign(trace.pieces, event.pieces && !Array.isArray(event.pieces) ? event.pieces : {});
     const tokens = event.tokens || [];
-    const texts = Array.isArray(event.pieces) ? event.pieces : tokens.length === 1 ? [event.text] : [...(event.text || "")].filter((c) => c !== "\n").length === tokens.length ? [...event.text].filter((c) => c !== "\n") : [];
+    const letters = [...(event.text || "")].filter((c) => c !== "\n");
+    const texts = Array.isArray(event.pieces) ? event.pieces : tokens.length === 1 ? [event.text] : letters.length === tokens.length ? letters : [];
     tokens.forEach((id, i) => { if (trace.pieces[id] === undefined && texts[i] !== undefined) trace.pieces[id] = texts[i]; });
   }
 
   feed(event) {
     const { trace } = this, tokens = event.tokens || [], scores = event.scores || {};
     this.learn(event);
-    if (event.kind === "end") return this.finish(event.answer || {});
+    if (event.kind === "end") return this.finish(event.answer || {}, event.trace);
     const now = performance.now(), cost = { seconds: (now - this.before) / 1000 };
     if (event.record) { trace.steps.push(event.record); this.before = now; return; }
     const step = { index: trace.steps.length + 1, scores, cost, kind: "forward", view: {} };
@@ -47,8 +57,9 @@ class Growing {
     trace.steps.push(step);
   }
 
-  finish(answer) {
-    this.trace = answer.trace ? answer.trace : { ...this.trace, stopped: answer.stopped || this.trace.stopped };
+  finish(answer, trace) {
+    const whole = trace || answer.trace;
+    this.trace = whole ? whole : { ...this.trace, stopped: answer.stopped || this.trace.stopped };
     this.over = true;
   }
 }
@@ -71,6 +82,13 @@ async function* streamed(response) {
   }
 }
 
+// Whole numbers are in the method's own unit; words and shares of the dial are those of OpenAI's field.
+function effortOf(text) {
+  if (!text) return {};
+  if (/^\d+$/.test(text)) return { inward: { effort: Number(text) } };
+  return { reasoning_effort: /^[\d.]+$/.test(text) ? Number(text) : text };
+}
+
 function startPlayground(root, data) {
   const { live } = data;
   const second = h("select", { "aria-label": "Second model" }), first = h("select", { "aria-label": "Model" });
@@ -82,29 +100,33 @@ function startPlayground(root, data) {
   const form = h("form", { class: "ask-form" }, question, h("div", { class: "row" }, h("label", {}, "model", first), h("label", {}, "beside", second), h("label", {}, "effort", effort), h("label", {}, "key", key), go, halt), said);
   const player = new Player(root, { title: "playground", live: { form } });
   root.classList.add("empty");
-  let running = [];
+  let running = [], traces = {};
   const headers = () => ({ "content-type": "application/json", ...(key.value ? { authorization: "Bearer " + key.value } : {}) });
 
   async function models() {
     const answer = await fetch(live.models, { headers: headers() });
     if (!answer.ok) throw new Error(await refusal(answer));
-    const names = (await answer.json()).data.map((row) => row.id);
+    const rows = (await answer.json()).data, names = rows.map((row) => row.id);
+    traces = Object.fromEntries(rows.map((row) => { const own = row.inward || row; return [row.id, (live.wanted[own.method] || []).filter((name) => (own.traces || []).includes(name))]; }));
+    const chosen = [first.value, second.value];
     first.replaceChildren(...names.map((name) => h("option", { value: name, text: name })));
     second.replaceChildren(h("option", { value: "", text: "no other" }), ...names.map((name) => h("option", { value: name, text: name })));
+    // a list that comes again, with a new key, takes no choice back
+    [first, second].forEach((list, i) => { if (names.includes(chosen[i])) list.value = chosen[i]; });
   }
   async function refusal(answer) {
     try { const found = await answer.json(); return found.error && found.error.message ? found.error.message : answer.statusText; } catch (error) { return `${answer.status} ${answer.statusText}`; }
   }
   async function think(model, index, control) {
-    const body = { model, question: question.value, trace: true };
-    if (effort.value.trim()) body.effort = /^\d+$/.test(effort.value.trim()) ? Number(effort.value) : effort.value.trim();
+    const body = { model, question: question.value, trace: (traces[model] || []).length ? traces[model] : true };
+    Object.assign(body, effortOf(effort.value.trim()));
     const answer = await fetch(live.events, { method: "POST", headers: headers(), body: JSON.stringify(body), signal: control.signal });
     if (!answer.ok) throw new Error(await refusal(answer));
     let growing = null, drawn = 0;
     for await (const event of streamed(answer)) {
       if (event.error) throw new Error(event.error.message || String(event.error));
       if (!growing) growing = new Growing(event.kind === "begin" ? event : { model, method: event.method || "plain" });
-      if (event.kind === "begin") continue;
+      if (event.kind === "begin") { control.id = event.id; continue; }
       growing.feed(event);
       if (event.kind === "word") said.textContent = (index ? "" : said.textContent) + (event.text || "");
       if (growing.over || performance.now() - drawn > 60) { player.grow(index, growing.trace); drawn = performance.now(); }
@@ -126,7 +148,13 @@ function startPlayground(root, data) {
     if (wrong) said.textContent = wrong.reason.message;
     if (mine === running) { go.disabled = false; halt.disabled = true; }
   });
-  halt.addEventListener("click", () => running.forEach((control) => control.abort()));
+  // The server ends the answer, so that what was said and its trace still come; without an id there is nothing to keep.
+  async function stop(control) {
+    if (!control.id) return control.abort();
+    const answer = await fetch(live.control, { method: "POST", headers: headers(), body: JSON.stringify({ id: control.id, action: "cancel" }) });
+    if (!answer.ok && answer.status !== 404) throw new Error(await refusal(answer));
+  }
+  halt.addEventListener("click", () => running.forEach((control) => stop(control).catch((error) => { control.abort(); said.textContent = error.message; })));
   key.addEventListener("change", () => models().catch((error) => { said.textContent = error.message; }));
   models().catch((error) => { said.textContent = error.message; });
   return player;
