@@ -168,7 +168,8 @@ function exitLine(trace, token, below, from) {
   const rule = (trace.meta && trace.meta.halt) || "its rule";
   if (last && last.exit !== undefined && last.exit !== null && fires(last.exit, below, from))
     return `◆ Stopped after recurrence ${token.rounds.length}: ${short(last.exit)} is ${below !== undefined ? `below ${short(below)}` : `at least ${from}`} (${rule}).`;
-  return `Went on to its budget of ${plural(token.depth, "recurrence")} (${rule}).`;
+  const asked = rule.startsWith("Never") ? "no rule was asked" : rule;
+  return `Went on to its budget of ${plural(token.depth, "recurrence")} (${asked}).`;
 }
 
 function ghost(token, at) {
