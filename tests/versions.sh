@@ -33,7 +33,7 @@ install() {
     # torch alone first, as in the Makefile
     "${pip[@]}" torch hatchling
     "${pip[@]}" --upgrade "transformers$spec"
-    "${pip[@]}" --no-build-isolation -e '.[peft]' "transformers$spec" hypothesis pytest pytest-xdist
+    "${pip[@]}" --no-build-isolation -e '.[peft,viz]' "transformers$spec" hypothesis pytest pytest-xdist
 }
 
 [ "$#" -gt 0 ] || set -- oldest pinned newest
