@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def ask(words: list[str]) -> int:
     """Ask a model."""
-    return _go(command(), "ask", spelled_out(words))
+    return _go(command(Ask), "ask", spelled_out(words))
 
 
 def spelled_out(words: list[str]) -> list[str]:
@@ -54,8 +54,8 @@ def effort_of(text: str | None) -> int | str | None:
     return int(text) if re.fullmatch(r"-?[0-9]+", text) else text
 
 
-def command() -> type:
-    """The command with every method's options."""
+def command(base: type) -> type:
+    """A command (`Asking` or below) with every method's options besides its own."""
     from inward.hub import doors
 
     found: dict[str, tuple[Any, dict[str, str]]] = {}
@@ -77,7 +77,9 @@ def command() -> type:
         )
         for name, (kind, owners) in sorted(found.items(), key=lambda kv: (*kv[1][1], kv[0]))
     ]
-    return make_dataclass("Ask", entries, bases=(Ask,), namespace={"__doc__": Ask.__doc__})
+    return make_dataclass(
+        base.__name__, entries, bases=(base,), namespace={"__doc__": base.__doc__}
+    )
 
 
 _TAKEN = ("trace", "seed", "effort", "puzzle")

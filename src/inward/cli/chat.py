@@ -4,7 +4,7 @@ tyro reads the fields' types at run time, so there is no `from __future__ import
 """
 
 import sys
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from inward.cli.ask import Asking, command, effort_of, spelled_out, summary
@@ -18,13 +18,7 @@ HELP = """/effort low|medium|high|N   how hard to think; /effort alone: as by de
 
 def chat(words: list[str]) -> int:
     """Talk with a model."""
-    own = [
-        (entry.name, entry.type, entry)
-        for entry in fields(command())
-        if entry.name.startswith("own_")
-    ]
-    kind = make_dataclass("Chat", own, bases=(Chat,), namespace={"__doc__": Chat.__doc__})
-    return _go(kind, "chat", spelled_out(words))
+    return _go(command(Chat), "chat", spelled_out(words))
 
 
 @dataclass(kw_only=True)

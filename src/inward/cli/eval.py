@@ -7,7 +7,7 @@ texts     here: questions with answers (accuracy), and what a drafting model dra
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,9 +29,7 @@ def eval(words: list[str]) -> int:
         from inward.cli.puzzles import eval_puzzles
 
         return eval_puzzles(words)
-    own = [(e.name, e.type, e) for e in fields(command()) if e.name.startswith("own_")]
-    kind = make_dataclass("Eval", own, bases=(TextEval,), namespace={"__doc__": TextEval.__doc__})
-    return _go(kind, "eval", words)
+    return _go(command(TextEval), "eval", words)
 
 
 def _reads_text(words: list[str]) -> bool:

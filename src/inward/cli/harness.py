@@ -3,7 +3,7 @@
 tyro reads the fields' types at run time, so there is no `from __future__ import annotations` here.
 """
 
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,7 @@ def asked_for(words: list[str]) -> bool:
 
 def harness(words: list[str]) -> int:
     """Run tasks of lm-eval."""
-    own = [(e.name, e.type, e) for e in fields(command()) if e.name.startswith("own_")]
-    kind = make_dataclass(
-        "Harness", own, bases=(HarnessEval,), namespace={"__doc__": HarnessEval.__doc__}
-    )
-    return _go(kind, "eval", words)
+    return _go(command(HarnessEval), "eval", words)
 
 
 @dataclass(kw_only=True)
