@@ -297,3 +297,9 @@ def test_a_model_around_which_nothing_was_saved_needs_a_tokenizer(tmp_path):
     thinker = Thinker.of(Parrot(257), tokenizer=byte_tokenizer(), name="mine")
     assert thinker.ask("ab").text == "ab" and repr(thinker) == "Thinker('mine', parrot, Parrot)"
     assert np.isclose(thinker.ask("ab").cost.flops, 2.0)
+
+
+@pytest.mark.parametrize("question", ["", "  ", "\n"])
+def test_nothing_is_no_question_for_a_model_that_was_trained_on_questions(question):
+    with pytest.raises(ValueError, match="the question is empty"):
+        inward.open("prosqa").ask(question)

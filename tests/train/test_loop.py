@@ -10,7 +10,8 @@ import threading
 
 import pytest
 import torch
-from accelerate import tracking
+from accelerate import Accelerator, tracking
+from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import LoggerType
 from safetensors.torch import load_file
@@ -431,3 +432,13 @@ def test_a_weight_of_zero_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="nothing to learn"):
         train(Run(Toy(), ToySource(hook=nothing)), toy_settings(), tmp_path)
+
+
+def test_another_accelerator_of_the_process_is_laid_aside_and_comes_back(tmp_path):
+    other = Accelerator(cpu=True, mixed_precision="no")  # as transformers' Trainer leaves one
+    try:
+        toy_train(tmp_path / "a", precision="bfloat16")
+        assert other.state.mixed_precision == "no"
+        assert other.mixed_precision == "no"
+    finally:
+        AcceleratorState._reset_state(True)

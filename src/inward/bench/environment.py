@@ -24,6 +24,7 @@ def environment() -> dict[str, str]:
 
     found = {"inward": __version__, "python": platform.python_version()}
     found |= {name: version(name) for name in _PACKAGES.split()}
+    found["torch"] = torch.__version__  # the metadata of a wheel leave out what it was built for
     found["system"] = platform.platform()
     found["processor"] = f"{processor()} ({torch.backends.cpu.get_cpu_capability()})"
     found["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} cores"

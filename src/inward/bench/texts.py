@@ -282,7 +282,7 @@ def _ours(method: Any, model: Any, requests: list[Request], settings: TextBench)
             for answer in answers(work, requests[first : first + settings.batch]):
                 said.append(list(answer.tokens))
                 forwards += round(answer.cost.forwards)
-                thoughts += int(answer.details.get("thoughts", 0))
+                thoughts += answer.steps if method.steps == "thoughts" else 0
         seconds = time.perf_counter() - began
         note = f"{thoughts} thoughts" if thoughts else ""
         return _Run(said, forwards, seconds, settings.batch, note)

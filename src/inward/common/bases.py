@@ -95,6 +95,14 @@ def open_base_tokenizer(name: str | Path) -> Any:
     return open_tokenizer(path.parent, gguf_file=path.name)
 
 
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether there is a tokenizer in a folder."""
+    return any((folder / name).is_file() for name in _TOKENIZERS)
+
+
 def open_tokenizer(folder: str | Path, **options: Any) -> Any:
     """The tokenizer in a folder (or of the hub's model of that name). No code of the folder runs.
 

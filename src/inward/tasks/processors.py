@@ -94,7 +94,7 @@ class TextProcessor:
                 raise ValueError(f"the question is no Unicode text: {error.reason}") from error
             text = question.removesuffix(self.after) + self.after if self.after else question
             ids = list(self.tokenizer(text).input_ids)
-            if not ids:
+            if not ids or (self.after and not question.strip()):
                 raise ValueError("the question is empty; give at least one word")
             return Prompt(ids)
         if _is_chat(question):
@@ -436,7 +436,7 @@ def tokenizer_of(folder: Path, model: Any = None, given: Any = None) -> Any:
     Raises:
         FileNotFoundError: there is none of them.
     """
-    from inward.common.bases import open_tokenizer
+    from inward.common.bases import holds_tokenizer, open_tokenizer
 
     if given is not None and not isinstance(given, str | Path):
         return given
@@ -444,8 +444,7 @@ def tokenizer_of(folder: Path, model: Any = None, given: Any = None) -> Any:
     if given is None and own is not None:
         return own
     place = Path(given) if given is not None else folder
-    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-    if not any((place / file).exists() for file in files):
+    if not holds_tokenizer(place):
         raise FileNotFoundError(
             f"{place} holds no tokenizer, so the model cannot be asked in text; name one with "
             "tokenizer="

@@ -47,9 +47,12 @@ class LossModule(nn.Module):
 
 @contextmanager
 def started_accelerator(settings: TrainSettings, out: Path) -> Iterator[Accelerator]:
-    """An Accelerator for this run; what was not there before is taken down again."""
+    """An Accelerator for this run; what was not there before is taken down again, and what another
+    one in this process has set (transformers' Trainer does) is laid aside meanwhile."""
     check_trackers(settings.trackers)
     own_state, own_group = not is_initialized(), not dist.is_initialized()
+    others = dict(AcceleratorState._shared_state)
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         cpu=settings.device == "cpu",
         mixed_precision="bf16" if settings.precision == "bfloat16" else "no",
@@ -66,8 +69,8 @@ def started_accelerator(settings: TrainSettings, out: Path) -> Iterator[Accelera
             tracker.finish()
         if own_group:
             accelerator.state.destroy_process_group()
-        if own_state:
-            AcceleratorState._reset_state(True)
+        AcceleratorState._reset_state(own_state)
+        AcceleratorState._shared_state.update(others)
 
 
 def prepare_model(accelerator: Accelerator, model: nn.Module) -> nn.Module:

@@ -117,7 +117,7 @@ def special_ids(model: PreTrainedModel) -> set[int]:
 def context_limit(model: PreTrainedModel) -> int:
     """Tokens of a text, prompt and answer, that the model has positions for."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return limit - first_position(model) if limit else 2**31
+    return limit - first_position(model) if limit and limit > 0 else 2**31  # -1: XLNet's "none"
 
 
 def check_masks(model: PreTrainedModel) -> None:
@@ -147,7 +147,7 @@ def check_masks(model: PreTrainedModel) -> None:
 def check_embeddings(model: PreTrainedModel) -> None:
     """Raise ValueError unless embeddings may stand for the tokens, as they do where the row of the
     mask token belongs to an adapter."""
-    ids = _tokens(model, 6, 2)[None]
+    ids = tokens_for(model, 6, 2)[None]
     own = Twin(model).model
     with quiet(own):
         want = own(input_ids=ids, use_cache=False).logits.float()
@@ -192,7 +192,7 @@ def _broken_promises(model: PreTrainedModel) -> list[str]:
         looks = masks.additive(looks, model.dtype)
     # Several tokens, because two that were never trained may have the same embedding. Rows that a
     # token does not reach keep their bits: the shapes are the same.
-    drawn = _tokens(model, 2 * S + tries, 0)
+    drawn = tokens_for(model, 2 * S + tries, 0)
     ids, others = drawn[: 2 * S].repeat(tries, 1), drawn[2 * S :]
     positions = rows.position.expand(tries, -1) + first_position(model)
     reach = reach_of(model)
@@ -225,7 +225,7 @@ def _broken_promises(model: PreTrainedModel) -> list[str]:
     return wrong
 
 
-def _tokens(model: PreTrainedModel, num: int, seed: int) -> Tensor:
+def tokens_for(model: PreTrainedModel, num: int, seed: int) -> Tensor:
     """Any tokens but the padding, which RoBERTa and its kin count no position for."""
     size = num_embedded(model)
     pad = getattr(model.config.get_text_config(), "pad_token_id", None)
@@ -238,7 +238,7 @@ def _tokens(model: PreTrainedModel, num: int, seed: int) -> Tensor:
 def _broken_cache(model: PreTrainedModel) -> list[str]:
     """Two texts of two and five tokens, then two more each, in a cache of ours."""
     first, reach, device = first_position(model), reach_of(model), model.device
-    ids = _tokens(model, 14, 1).reshape(2, 7)
+    ids = tokens_for(model, 14, 1).reshape(2, 7)
     cache = RaggedCache(2, 8)
     places = torch.arange(7, device=device)
 

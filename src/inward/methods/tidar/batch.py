@@ -132,10 +132,6 @@ class Piece:
 
 
 # --------------------------------------------------------------------------------------------------
-# The cache
-
-
-# --------------------------------------------------------------------------------------------------
 # The model: hidden rows first, logits of chosen rows later
 
 
@@ -198,6 +194,10 @@ class Runner:
         self._entries = sum(p.numel() for p in low)
         self._entry_bytes = sum(p.numel() * p.element_size() for p in low)
         self.renew()
+
+    def new_cache(self, num_texts: int, capacity: int) -> RaggedCache:
+        """Of texts that have read nothing."""
+        return RaggedCache(num_texts, capacity)
 
     def renew(self) -> None:
         """See the model as it is now: its weights, which are packed, its parts and its hooks."""

@@ -51,6 +51,7 @@ from transformers import PreTrainedModel
 from inward.common.ragged import RaggedCache
 from inward.common.sampling import Sampler, Verdict, argmaxes, check_logits, matched
 from inward.common.thinking import Answer, Event, Request
+from inward.methods.tidar.alone import AloneRunner, OwnCaches, why_alone
 from inward.methods.tidar.base import context_limit, lm_of, num_embedded, tidar_of
 from inward.methods.tidar.batch import READ_AHEAD, Layout, Output, Piece, Runner
 from inward.methods.tidar.choose import Chooser
@@ -118,7 +119,7 @@ class Decoder:
         self.rows: list[TextRow] = []
         """texts under way, in the order of the cache"""
         self.waiting: list[TextRow] = []
-        self.cache = RaggedCache(0, 0)
+        self.cache: RaggedCache | OwnCaches = RaggedCache(0, 0)
         self._answers: dict[int, Answer] = {}
         self._events: list[Event] = []
         """told at the end of a step, or of the next one after an exception"""
@@ -127,9 +128,12 @@ class Decoder:
         """whether the runner knows the model as it is now"""
 
     @cached_property
-    def runner(self) -> Runner:
+    def runner(self) -> Runner | AloneRunner:
         """Packs weights, and may find the model out: long work, for a request that is sound."""
         self._seen = True
+        drafts = self.scheme.name != "plain" or self.settings.scheme == "auto"
+        if not drafts and tidar_of(self.model) is None and why_alone(self.lm):
+            return AloneRunner(self.lm, dict(self.settings.options))
         return Runner(self.model, dict(self.settings.options), self.settings.packed)
 
     def _see(self) -> None:
@@ -164,6 +168,10 @@ class Decoder:
         self._see()  # when a request has passed all checks
         row = TextRow(self._next, request, prompt, len(prompt), limit, full, sampler, ends)
         row.drafter = request.own.get("drafter", self.settings.drafter)
+        if row.drafter is not None and isinstance(self.runner, AloneRunner):
+            raise ValueError(
+                f"a drafter's guesses cannot be judged here: {why_alone(self.lm)}; ask without one"
+            )
         self._next += 1
         self.waiting.append(row)
         return row.number
@@ -178,7 +186,8 @@ class Decoder:
         fresh = self.waiting[: max(0, self.batch_size - len(self.rows))]
         if fresh:
             longest = max(min(row.limit, row.num_prompt + 512) for row in fresh)
-            cache = RaggedCache(len(fresh), min(longest, self.context) + (self.K + 1) * self.K)
+            capacity = min(longest, self.context) + (self.K + 1) * self.K
+            cache = self.runner.new_cache(len(fresh), capacity)
             self._recall(fresh, cache)
             self._forward(fresh, cache)
             del self.waiting[: len(fresh)]
@@ -252,8 +261,11 @@ class Decoder:
         """What keys and values of tokens depend on."""
         return (self.lm, *sorted(self.settings.options.items()))
 
-    def _recall(self, rows: Sequence[TextRow], cache: RaggedCache) -> None:
-        """Texts whose beginning has been read before begin behind it."""
+    def _recall(self, rows: Sequence[TextRow], cache: RaggedCache | OwnCaches) -> None:
+        """Texts whose beginning has been read before begin behind it. Caches of the model's own
+        kind are not kept: a state cannot be cut back to where two texts part."""
+        if isinstance(cache, OwnCaches):
+            return
         for b, row in enumerate(rows):
             memory = row.request.memory
             if memory is not None and not row.cached:
@@ -265,6 +277,8 @@ class Decoder:
 
     def _remember(self) -> None:
         """Before texts that have ended go."""
+        if isinstance(self.cache, OwnCaches):
+            return
         for b, row in enumerate(self.rows):
             memory = row.request.memory
             if row.stopped and memory is not None:
@@ -285,7 +299,7 @@ class Decoder:
     # The loop
 
     @torch.no_grad()
-    def _forward(self, rows: Sequence[TextRow], cache: RaggedCache) -> None:
+    def _forward(self, rows: Sequence[TextRow], cache: RaggedCache | OwnCaches) -> None:
         """Steps 1 to 5 of the top of the file for texts whose cache this is."""
         began = time.perf_counter()
         self._choose(len(rows))

@@ -47,7 +47,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from inward.common import IGNORE
-from inward.common.bases import base_record, load_causal_lm, open_tokenizer, with_cache
+from inward.common.bases import (
+    base_record,
+    holds_tokenizer,
+    load_causal_lm,
+    open_tokenizer,
+    with_cache,
+)
 from inward.common.draws import Batch, Draws, Loss
 from inward.common.files import read_object, reading, write_json
 from inward.common.reach import first_position, looking, reach_of
@@ -449,8 +455,7 @@ class TiDAR(nn.Module):
 
 def _tokenizer_in(folder: Path) -> Any:
     """The tokenizer in a model's folder; None: there is none."""
-    held = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-    return open_tokenizer(folder) if any((folder / name).is_file() for name in held) else None
+    return open_tokenizer(folder) if holds_tokenizer(folder) else None
 
 
 def _without_model(module: nn.Module, tensors: dict[str, Tensor], prefix: str, _: Any) -> None:
