@@ -302,4 +302,4 @@ def test_a_model_around_which_nothing_was_saved_needs_a_tokenizer(tmp_path):
 @pytest.mark.parametrize("question", ["", "  ", "\n"])
 def test_nothing_is_no_question_for_a_model_that_was_trained_on_questions(question):
     with pytest.raises(ValueError, match="the question is empty"):
-        inward.open("prosqa").ask(question)
+        open_thinker("prosqa").ask(question)
