@@ -135,6 +135,7 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
 
     def __init__(self, config: HuginnConfig):
+        config.check()
         super().__init__(config)
         self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
