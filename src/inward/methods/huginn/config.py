@@ -18,36 +18,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-ONLY = {
-    "bias": False,
-    "architecture_class_name": "RecurrentGPT",
-    "block_class_name": "SandwichBlock",
-    "norm_class_name": "RMSNorm_llama",
-    "mlp_class_name": "GatedMLP",
-    "nonlin_name": "SiLU",
-    "init_strategy": "takase",
-    "init_orthogonal": False,
-    "injection_type": "linear",
-    "qk_bias": True,
-    "test_time_noise": 0,
-}
-"""The architecture that exists here: field -> its only value."""
-
-DERIVED = ("head_dim", "effective_expected_depth", "init_values", "padded_vocab_size", "n_layers")
-"""Written by the paper's own class; computed from the other fields here."""
-
-LEAST = {
-    "n_embd": 2,
-    "n_heads": 1,
-    "intermediate_size": 1,
-    "vocab_size": 2,
-    "block_size": 1,
-    "n_layers_in_prelude": 0,
-    "n_layers_in_recurrent_block": 1,
-    "n_layers_in_coda": 0,
-    "mean_recurrence": 1,
-    "mean_backprop_depth": 1,
-}
+from inward.methods.huginn import fields
 
 
 class HuginnConfig(PreTrainedConfig):
@@ -76,74 +47,51 @@ class HuginnConfig(PreTrainedConfig):
 
     def __init__(
         self,
-        n_embd: int = 5280,
+        n_embd: int | None = None,
         n_heads: int | None = None,
-        intermediate_size: int = 17920,
-        vocab_size: int = 65536,
-        block_size: int = 4096,
-        n_layers_in_prelude: int = 2,
-        n_layers_in_recurrent_block: int = 4,
-        n_layers_in_coda: int = 2,
-        mean_recurrence: int = 32,
-        mean_backprop_depth: int = 8,
-        sampling_scheme: str = "poisson-lognormal-filling",
-        state_init: str = "like-init",
-        norm_eps: float = 1e-6,
-        rope_base: float = 50_000,
-        padding_multiple: int = 4096,
+        num_key_value_heads: int | None = None,
+        intermediate_size: int | None = None,
+        vocab_size: int | None = None,
+        block_size: int | None = None,
+        n_layers_in_prelude: int | None = None,
+        n_layers_in_recurrent_block: int | None = None,
+        n_layers_in_coda: int | None = None,
+        mean_recurrence: int | None = None,
+        mean_backprop_depth: int | None = None,
+        sampling_scheme: str | None = None,
+        state_init: str | None = None,
+        norm_eps: float | None = None,
+        rope_base: float | None = None,
+        padding_multiple: int | None = None,
         tie_embeddings: bool | None = None,
-        activation_checkpoint_impl: str = "per-iteration",
+        activation_checkpoint_impl: str | None = None,
         **kwargs: Any,
     ):
-        self.n_embd = kwargs.pop("hidden_size", n_embd)
-        heads = kwargs.pop("num_attention_heads", n_heads)
-        self.n_heads = 55 if heads is None else heads
-        self.num_key_value_heads = kwargs.pop("num_key_value_heads", None) or self.n_heads
-        self.intermediate_size = intermediate_size
-        self.vocab_size = max(vocab_size, kwargs.get("padded_vocab_size") or 0)
-        self.block_size = kwargs.pop("max_position_embeddings", block_size)
-        self.n_layers_in_prelude = n_layers_in_prelude
-        self.n_layers_in_recurrent_block = n_layers_in_recurrent_block
-        self.n_layers_in_coda = n_layers_in_coda
-        self.n_layers = n_layers_in_prelude + n_layers_in_recurrent_block + n_layers_in_coda
-        self.mean_recurrence = mean_recurrence
-        self.mean_backprop_depth = mean_backprop_depth
-        self.sampling_scheme = sampling_scheme
-        self.state_init = state_init
-        self.norm_eps = norm_eps
-        self.rope_base = rope_base
-        self.padding_multiple = padding_multiple
-        self.activation_checkpoint_impl = activation_checkpoint_impl
-        tied = kwargs.pop("tie_word_embeddings", True)
-        self.tie_embeddings = bool(tied if tie_embeddings is None else tie_embeddings)
-        for name, value in ONLY.items():
-            setattr(self, name, kwargs.pop(name, value))
-        for name in (*DERIVED, "num_hidden_layers"):
-            kwargs.pop(name, None)
-        self._check()
-        super().__init__(**{"tie_word_embeddings": self.tie_embeddings, **kwargs})
+        named = {name: value for name, value in locals().items() if name in fields.DEFAULTS}
+        own, rest = fields.sift(named | kwargs)
+        for name, value in own.items():
+            setattr(self, name, value)
+        super().__init__(**{"tie_word_embeddings": self.tie_embeddings, **rest})
 
-    def _check(self) -> None:
-        for name, low in LEAST.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"Huginn: {name} is {getattr(self, name)}, must be at least {low}")
-        for name, only in ONLY.items():
-            if getattr(self, name) != only:
-                raise ValueError(
-                    f"Huginn: {name} is {getattr(self, name)!r}, but only {only!r} is built here"
-                )
-        if self.n_embd % (2 * self.n_heads):
+    def check(self) -> None:
+        """Raise a ValueError if a field was set to what cannot be; a model is built after this."""
+        own = {name: getattr(self, name) for name in (*fields.DEFAULTS, *fields.ONLY)}
+        fields.check(own)
+        for name, value in own.items():
+            setattr(self, name, value)
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks that have weights: P + R + C."""
+        return sum(self.layers)
+
+    @n_layers.setter
+    def n_layers(self, value: int) -> None:
+        if value != self.n_layers:
             raise ValueError(
-                f"Huginn: n_embd {self.n_embd} does not split into {self.n_heads} heads of even "
-                "width; change one of them"
+                f"Huginn: {value} layers, but n_layers counts prelude, core and coda, "
+                f"{self.layers}; set those"
             )
-        if self.num_key_value_heads != self.n_heads:
-            raise ValueError(
-                f"Huginn: {self.num_key_value_heads} key-value heads for {self.n_heads} heads; "
-                "grouped queries are not built here"
-            )
-        if self.state_init not in ("like-init", "zero"):
-            raise ValueError(f"Huginn: state_init is {self.state_init!r}: 'like-init' or 'zero'")
 
     @property
     def head_dim(self) -> int:
@@ -175,4 +123,5 @@ class HuginnConfig(PreTrainedConfig):
         """As saved: one spelling of tying (see the top of this file)."""
         row = super().to_dict()
         row.pop("tie_word_embeddings", None)
+        row["n_layers"] = self.n_layers
         return row

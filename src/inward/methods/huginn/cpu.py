@@ -36,8 +36,9 @@ from inward.common.twins import Twin
 from inward.methods.huginn.cache import RecurrentCache
 
 if TYPE_CHECKING:
+    from inward.methods.huginn.blocks import SandwichBlock
     from inward.methods.huginn.context import Context
-    from inward.methods.huginn.model import HuginnForCausalLM, SandwichBlock
+    from inward.methods.huginn.model import HuginnForCausalLM
 
 LONG = 96
 """From this length on rows are attended to one by one."""
@@ -55,7 +56,7 @@ def suits(model: HuginnForCausalLM) -> bool:
 
 
 def _bare(part: nn.Module) -> bool:
-    own = ("inward.methods.huginn.model", "torch.nn.modules")
+    own = ("inward.methods.huginn.model", "inward.methods.huginn.blocks", "torch.nn.modules")
     return (
         type(part).__module__.startswith(own)
         and "forward" not in part.__dict__
@@ -153,7 +154,7 @@ def _norm(weight: Tensor, eps: float) -> Any:
 
 
 class _Block:
-    """`huginn.SandwichBlock`, operation by operation."""
+    """`blocks.SandwichBlock`, operation by operation."""
 
     def __init__(self, block: SandwichBlock, eps: float):
         norms = (block.norm_1, block.norm_2, block.norm_3, block.norm_4)

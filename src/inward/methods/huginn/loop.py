@@ -24,7 +24,7 @@ from inward.methods.huginn import cpu as huginn_cpu
 from inward.methods.huginn.asked import text_of
 from inward.methods.huginn.cache import RecurrentCache, Sharing
 from inward.methods.huginn.costs import HuginnCosts
-from inward.methods.huginn.texts import HuginnText, choose
+from inward.methods.huginn.texts import HuginnText, choose, whole
 from inward.methods.huginn.think import Thought, think
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 def seats_of(batch_size: int, in_flight: int | None) -> int:
     """How many texts may have seats."""
+    whole("batch_size", batch_size, 1)
+    if in_flight is not None:
+        whole("in_flight", in_flight, 1)
     if batch_size < 1 or (in_flight is not None and in_flight < batch_size):
         raise ValueError(
             f"batch_size is {batch_size} and in_flight {in_flight}; they must be at least 1, and "

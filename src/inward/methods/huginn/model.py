@@ -46,7 +46,6 @@ from threading import get_ident
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -55,9 +54,9 @@ from transformers.utils.generic import can_return_tuple
 
 from inward.common.bases import both_cache_names, cache_field, given_cache
 from inward.common.draws import Draws, Loss
-from inward.common.nn import rms_norm
 from inward.common.trace import Cost
 from inward.common.weights import strict
+from inward.methods.huginn.blocks import Attention, OutProjection, RMSNorm, SandwichBlock
 from inward.methods.huginn.cache import RecurrentCache, SlotLayout
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.context import (
@@ -69,86 +68,11 @@ from inward.methods.huginn.context import (
     check_positions,
     positions_of,
     rotary_angles,
-    rotate_pairs,
     split_depth,
     visible,
 )
 from inward.methods.huginn.costs import HuginnCosts
 from inward.methods.huginn.noise import truncated_normal, uniform_at
-
-# --------------------------------------------------------------------------------------------------
-# The block (section 3.2, "sandwich")
-
-
-class RMSNorm(nn.Module):
-    """rms_norm(x) * weight; the norm in float32, the product in the dtype of x."""
-
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.eps) * self.weight
-
-
-class OutProjection(nn.Linear):
-    """A matrix that writes to the stream; it starts smaller (see `_init_weights`)."""
-
-
-class Attention(nn.Module):
-    """Causal attention with a learned bias on q and k; Wqkv holds all q heads, then k, then v."""
-
-    def __init__(self, config: HuginnConfig):
-        super().__init__()
-        self.num_heads = config.n_heads
-        self.Wqkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
-        self.qk_bias = nn.Parameter(torch.zeros(2, 1, config.n_heads, config.head_dim))
-        self.proj = OutProjection(config.n_embd, config.n_embd, bias=False)
-
-    def forward(self, h: Tensor, context: Context, layer_idx: Any) -> Tensor:
-        q, k, v = self.Wqkv(h).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        # the bias comes after the projection was rounded, and before the rotation
-        q = rotate_pairs(q + self.qk_bias[0].to(q.dtype), *context.rotary)
-        k = rotate_pairs(k + self.qk_bias[1].to(k.dtype), *context.rotary)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        k, v = context.extend(k, v, layer_idx)
-        mask = context.mask
-        if mask is not None and mask.is_floating_point():
-            mask = mask.to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=context.causal)
-        return self.proj(out.transpose(1, 2).flatten(2))
-
-
-class GatedMLP(nn.Module):
-    """proj(silu(gate) * up); fc holds gate, then up."""
-
-    def __init__(self, config: HuginnConfig):
-        super().__init__()
-        self.fc = nn.Linear(config.n_embd, 2 * config.intermediate_size, bias=False)
-        self.proj = OutProjection(config.intermediate_size, config.n_embd, bias=False)
-
-    def forward(self, h: Tensor) -> Tensor:
-        gate, up = self.fc(h).chunk(2, dim=-1)
-        return self.proj(F.silu(gate) * up)
-
-
-class SandwichBlock(nn.Module):
-    """a = n_2(x + Attn(n_1(x)));  y = n_4(a + MLP(n_3(a))).
-
-    n_3 is redundant, as the paper says; the weights were trained with it."""
-
-    def __init__(self, config: HuginnConfig):
-        super().__init__()
-        self.norm_1, self.norm_2, self.norm_3, self.norm_4 = (
-            RMSNorm(config.n_embd, config.norm_eps) for _ in range(4)
-        )
-        self.attn = Attention(config)
-        self.mlp = GatedMLP(config)
-
-    def forward(self, x: Tensor, context: Context, layer_idx: Any) -> Tensor:
-        a = self.norm_2(x + self.attn(self.norm_1(x), context, layer_idx))
-        return self.norm_4(a + self.mlp(self.norm_3(a)))
 
 
 class ScaledEmbedding(nn.Embedding):
@@ -211,6 +135,7 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
 
     def __init__(self, config: HuginnConfig):
+        config.check()
         super().__init__(config)
         self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)

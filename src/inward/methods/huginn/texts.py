@@ -172,11 +172,14 @@ def plans(
     model: HuginnForCausalLM, num_rows: int, *, state_seed: int | Sequence[int] = 0, **options: Any
 ) -> list[HuginnPlan]:
     """One plan for each of the rows, which differ in their seeds of states alone."""
-    seeds = [state_seed] * num_rows if isinstance(state_seed, int) else list(state_seed)
+    one = not isinstance(state_seed, Sequence | np.ndarray | Tensor)
+    seeds: list[Any] = [state_seed] * num_rows if one else list(state_seed)
     if len(seeds) != num_rows:
         raise ValueError(f"{len(seeds)} state seeds for {num_rows} rows; give one a row, or one")
+    for seed in seeds:
+        whole("state_seed", seed, -SEEDS)
     first = plan(model, **options)
-    return [replace(first, state_seed=seed) for seed in seeds]
+    return [replace(first, state_seed=int(seed)) for seed in seeds]
 
 
 def whole(name: str, value: Any, least: int) -> None:
