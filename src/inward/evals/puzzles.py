@@ -49,7 +49,8 @@ class Result:
 
     accuracy: share of puzzles whose every scored cell equals the label; None: there are no labels.
     verified: share of answers that satisfy the task's rules; None: the task has no rule (ARC).
-    interval: 95 % Wilson interval of accuracy, or of verified where there are no labels.
+    scored: what counts as right: "label", or "rules" (no labels, or one of several right answers).
+    interval: 95 % Wilson interval of what is scored; by_rating, by_step: of that, too.
     answered, accuracy_answered: share that the model did not withhold, and accuracy among those.
     believed: share of answers whose correctness the halting head (q > 0) told rightly.
     steps, evaluations, flops: means per puzzle; the last two count all chains of a puzzle.
@@ -79,11 +80,12 @@ class Result:
     machine: str = ""
     command: str = ""
     identifier_parameters: int = 0
+    scored: str = "label"
 
     @property
     def share(self) -> float:
         """The number that `interval` belongs to."""
-        best = self.verified if self.accuracy is None else self.accuracy
+        best = self.verified if self.scored == "rules" else self.accuracy
         assert best is not None, "a result has one of the two"
         return best
 
@@ -139,7 +141,7 @@ def evaluate(
     seconds = time.perf_counter() - began
     answers = solution.answers.numpy()
     exact, verified = _exact(puzzles, answers), _verified(task, puzzles, answers)
-    right = verified if exact is None else exact
+    right, scored = scored_right(task, exact, verified)
     if right is None:
         raise ValueError("these puzzles have no labels and their task no rules; nothing to count")
     answered = solution.answered.numpy()
@@ -163,6 +165,7 @@ def evaluate(
         seconds=seconds,
         parameters=parameters,
         identifier_parameters=table,
+        scored=scored,
         by_rating=_by_rating(puzzles.rating, right),
         by_step=_by_step(model, puzzles, task, common) if by_step else (),
         settings=told | {name: _told(value) for name, value in options.items()},
@@ -205,6 +208,13 @@ def _verified(task: Any, puzzles: Puzzles, answers: np.ndarray) -> np.ndarray | 
     return None if isinstance(task, ArcTask) else task.verify(puzzles.inputs, answers)
 
 
+def scored_right(task: Any, exact: Any, verified: Any) -> tuple[Any, str]:
+    """What counts as right, and by what: equality with the label, or the rules where there are no
+    labels or a label is only one of several right answers (mazes)."""
+    by_rules = exact is None or getattr(task, "several_right", False)
+    return (verified, "rules") if by_rules and verified is not None else (exact, "label")
+
+
 def _by_rating(rating: np.ndarray | None, right: np.ndarray) -> tuple[Bucket, ...]:
     """One bucket per rating, or about equally full ranges where there are many."""
     if rating is None:
@@ -240,7 +250,7 @@ def _by_step(
         for index in range(len(counts)):
             answers = np.stack([_recorded(trace.steps[index]) for trace in traces])
             exact = _exact(part, answers)
-            right = _verified(task, part, answers) if exact is None else exact
+            right, _ = scored_right(task, exact, _verified(task, part, answers))
             assert right is not None, "checked before"
             counts[index] += int(right.sum())
     return tuple(float(count) / len(puzzles) for count in counts)

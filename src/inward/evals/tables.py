@@ -26,10 +26,13 @@ def result_tables(result: Result) -> Group:
     """A result of `inward.evals.puzzles` for people: the numbers, by rating, by step."""
     main = Table(show_header=False, box=SIMPLE)
     low, high = result.interval
-    what = "verified by the rules" if result.accuracy is None else "equal to the label"
-    main.add_row(what, f"{percent(result.share)}   95 %: {percent(low)} to {percent(high)}")
-    if result.accuracy is not None and result.verified is not None:
-        main.add_row("verified by the rules", percent(result.verified))
+    ways = {"rules": ("verified by the rules", result.verified)}
+    ways["label"] = ("equal to the label", result.accuracy)
+    what, share = ways.pop(result.scored)
+    main.add_row(what, f"{percent(share)}   95 %: {percent(low)} to {percent(high)}")
+    for other, value in ways.values():
+        if value is not None:
+            main.add_row(other, percent(value))
     if result.answered < 1:
         right = percent(result.accuracy_answered)
         main.add_row("answered", f"{percent(result.answered)}, {right} of them right")

@@ -27,6 +27,7 @@ RECIPES = {
     "sudoku9-cube-start": "inward.recipes.trm_cube:sudoku9_cube_start",
     "sudoku9-cube": "inward.recipes.trm_cube:sudoku9_cube",
     "maze11": "inward.recipes.trm:maze11",
+    "maze-open": "inward.recipes.trm:maze_open",
     "arc1-small": "inward.recipes.arc:arc1_small",
     "arc2-small": "inward.recipes.arc:arc2_small",
     "huginn-hops": "inward.recipes.huginn:hops",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from inward.data.drawn import drawn
-from inward.data.puzzles import maze, sudoku
+from inward.data.puzzles import maze, maze_open, sudoku
 from inward.data.puzzles.puzzles import Puzzles
 from inward.methods.trm.settings import TRMSettings
 from inward.recipes import puzzle_files
@@ -166,6 +166,8 @@ class MazeData:
     sizes: tuple[int, ...] = (11,)
     canvas: int = 11
     braid: float = 0.0
+    open_share: float = 0.0
+    """share of mazes with rooms, loops, scattered walls and any number of rows and columns"""
     num_valid: int = 250
     num_test: int = 1000
     seed: int = 0
@@ -174,14 +176,19 @@ class MazeData:
         return MazeTask(self.canvas)
 
     def puzzles(self, split: str, size: int | None = None) -> Puzzles:
-        """Held-out mazes of one size (default: the canvas), "test" or "valid"."""
-        return maze.generate(
-            getattr(self, f"num_{split}"),
-            size=self.canvas if size is None else size,
-            seed=10 * self.seed + _SPLIT_SEEDS[split],
-            braid=self.braid,
-            exclude=self.puzzles("test", size) if split == "valid" else None,
-        )
+        """Held-out mazes of one size (default: the canvas), "test" or "valid"; those with open
+        areas, in their share, behind the others."""
+        num, side = getattr(self, f"num_{split}"), self.canvas if size is None else size
+        num_open = round(num * self.open_share)
+        seed = 10 * self.seed + _SPLIT_SEEDS[split]
+        excluded = self.puzzles("test", size) if split == "valid" else None
+        parts = []
+        if num_open < num:
+            more = {"seed": seed, "braid": self.braid, "exclude": excluded}
+            parts.append(maze.generate(num - num_open, size=side, **more))
+        if num_open:
+            parts.append(maze_open.generate(num_open, size=side, seed=seed, exclude=excluded))
+        return parts[0] if len(parts) == 1 else _joined(*parts)
 
     def source(self) -> Source:
         from inward.data.puzzles.source import MazeSource
@@ -193,6 +200,7 @@ class MazeData:
             seed=10 * self.seed + _SPLIT_SEEDS["train"],
             canvas=self.canvas,
             braid=self.braid,
+            open_share=self.open_share,
             exclude=held_out,
         )
 

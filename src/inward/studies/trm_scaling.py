@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inward.data.puzzles.puzzles import PAD, Puzzles, Symmetry
+from inward.evals.puzzles import scored_right
 from inward.evals.stats import Paired, paired_difference
 from inward.tasks.arc import ArcTask
 from inward.tasks.named import part
@@ -156,7 +157,7 @@ class _StateRecorder:
         verified = self.verify(answers)
         exact = self.exact(answers)
         values = {
-            "right": verified if exact is None else exact,
+            "right": scored_right(self.task, exact, verified)[0],
             "verified": verified,
             "q": view.q.float().cpu().numpy().reshape(self.shape),
             "answer": (answers.astype(np.int64) * self.words).sum(-1),

@@ -36,6 +36,7 @@ class MazeTask:
     name = "maze"
     vocab_size = VOCAB_SIZE
     blank = FREE  # the input token of cells that an answer may change
+    several_right = True  # each shortest path: the rules say what is right, not a label
 
     def __init__(self, grid: int | tuple[int, int]) -> None:
         rows, cols = (grid, grid) if isinstance(grid, int) else grid

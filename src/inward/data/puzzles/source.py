@@ -18,7 +18,7 @@ import torch
 
 from inward.common import IGNORE
 from inward.common.checks import check_slice, checked_seed
-from inward.data.puzzles import maze
+from inward.data.puzzles import maze, maze_open
 from inward.data.puzzles.puzzles import PAD, Puzzles, Symmetry
 
 # numpy pads a seed sequence with zeros: [seed, epoch] alone would be row 0 of step = epoch.
@@ -141,6 +141,8 @@ class MazeSource:
 
     sizes        one is drawn for each row; smaller ones stand at a random offset on the canvas
     canvas       side of the square all rows share (default: the largest size)
+    open_share   share of mazes with open areas (`inward.data.puzzles.maze_open`), any size on the
+                 canvas
     exclude      mazes never to train on, in any turned, mirrored or moved copy: the held-out set
     blanks_only  True: the loss sees only cells that are free in the question
     """
@@ -153,6 +155,7 @@ class MazeSource:
         canvas: int | None = None,
         braid: float = 0.0,
         min_path: int = 1,
+        open_share: float = 0.0,
         exclude: Puzzles | None = None,
         blanks_only: bool = False,
     ) -> None:
@@ -162,6 +165,9 @@ class MazeSource:
         self.canvas = max(self.sizes) if canvas is None else canvas
         for size in self.sizes:
             maze.check_settings(size, braid=braid, min_path=min_path, canvas=self.canvas)
+        if not 0.0 <= open_share <= 1.0:
+            raise ValueError(f"open_share is {open_share}; it is a share of mazes, choose 0 to 1")
+        self.open_share = open_share
         self.seed = checked_seed(seed)
         self.braid = braid
         self.min_path = min_path
@@ -177,6 +183,9 @@ class MazeSource:
         return _tensors(pairs[0], pairs[1], None, blank=maze.FREE if self.blanks_only else None)
 
     def _one(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        # no draw where there is no choice: mazes of earlier versions stay what they were
+        if self.open_share and rng.random() < self.open_share:
+            return maze_open.one(rng, self.canvas, excluded=self._excluded)
         return maze.one(
             rng,
             self.sizes[rng.integers(len(self.sizes))],
@@ -195,6 +204,7 @@ class MazeSource:
             "grid": [self.canvas, self.canvas],
             "braid": self.braid,
             "min_path": self.min_path,
+            "open_share": self.open_share,
             "num_excluded_keys": len(self._excluded),
             "seed": self.seed,
             "blanks_only": self.blanks_only,
