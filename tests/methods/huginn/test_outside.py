@@ -146,6 +146,9 @@ def test_checkpointing_is_turned_on_and_off_from_either_model(reentrant):
         assert len(seen) == once + 1
         part.gradient_checkpointing_disable()
         assert not model.is_gradient_checkpointing and count() == once
+    if hasattr(model, "activation_checkpointing_enable"):  # newer than 5.16
+        with pytest.raises(ValueError, match="every_n_layers is 2"):
+            model.activation_checkpointing_enable(every_n_layers=2)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -180,7 +183,7 @@ def test_a_model_in_training_draws_its_depth(monkeypatch):
     model.transformer.adapter.register_forward_hook(lambda *_: ran.append(torch.is_grad_enabled()))
     torch.manual_seed(3)
     depths, with_gradient = [], []
-    for _ in range(300):
+    for _ in range(100):
         ran.clear()
         model(x, state_seed=0)
         depths.append(len(ran))
@@ -191,7 +194,7 @@ def test_a_model_in_training_draws_its_depth(monkeypatch):
     torch.manual_seed(3)
     drawn = sample_recurrences(4, torch.default_generator, num=100_000).float()
     assert drawn.mean().item() == pytest.approx(5, abs=0.05)  # the mean, and one
-    assert sum(depths) / 300 == pytest.approx(5, abs=5 * drawn.std().item() / 300**0.5)
+    assert sum(depths) / 100 == pytest.approx(5, abs=4 * drawn.std().item() / 10)
     for call, want in (({"num_steps": 3}, [True] * 3), ({"num_steps": (1, 1)}, [False, True])):
         ran.clear()
         model(x, **call)
@@ -215,6 +218,24 @@ def test_a_trainer_that_restores_torchs_state_draws_the_same_depths():
         drawn_depth(config, device)
 
 
+def test_a_process_takes_what_the_first_one_says(monkeypatch, tmp_path):
+    sent = []
+
+    def broadcast(tensor: torch.Tensor, src: int) -> None:
+        sent.append((tensor.clone(), src))
+        tensor.fill_(7)
+
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{tmp_path / 'meet'}", rank=0, world_size=1
+    )
+    try:
+        assert drawn_depth(build().config, torch.device("cpu")) == (5, 2)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(sent) == 1 and sent[0][1] == 0
+
+
 def _draw(rank: int, file: str, told: Any) -> None:
     torch.distributed.init_process_group("gloo", f"file://{file}", rank=rank, world_size=2)
     torch.manual_seed(rank)
@@ -224,6 +245,7 @@ def _draw(rank: int, file: str, told: Any) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_all_processes_take_the_depth_of_the_first(tmp_path):
     context = torch.multiprocessing.get_context("spawn")
     told = context.Queue()

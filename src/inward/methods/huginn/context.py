@@ -27,7 +27,7 @@ from inward.methods.huginn.cache import Place, RecurrentCache, SlotLayout
 from inward.methods.huginn.config import HuginnConfig
 
 
-class Record:
+class BlockRecord:
     """What a caller of `forward` wants to see of the blocks: the output of each, in the order in
     which they run, a block that runs r times r times, and the weights of its attention.
 
@@ -84,7 +84,7 @@ class Context:
     place: Place | None = None
     lengths: tuple[int, ...] | None = None
     eager: bool = False
-    record: Record | None = None
+    record: BlockRecord | None = None
 
     @cached_property
     def turn(self) -> Tensor:
@@ -157,7 +157,7 @@ def rotate_pairs(x_BSNH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def record_of(
     config: HuginnConfig, hidden: bool | None, attentions: bool | None, *, packed: bool
-) -> Record | None:
+) -> BlockRecord | None:
     """Where to keep what was asked for; None if nothing was.
 
     hidden, attentions: None: what the configuration says. packed: blocks run that keep no weights.
@@ -174,7 +174,7 @@ def record_of(
         )
     if attentions and packed:
         raise ValueError("output_attentions is True, but packed blocks keep no weights")
-    return Record(hidden=hidden, attentions=bool(attentions)) if hidden or attentions else None
+    return BlockRecord(hidden=hidden, attentions=bool(attentions)) if hidden or attentions else None
 
 
 def written_out(

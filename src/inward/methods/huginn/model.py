@@ -68,8 +68,8 @@ from inward.methods.huginn.blocks import Attention, OutProjection, RMSNorm, Sand
 from inward.methods.huginn.cache import RecurrentCache
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.context import (
+    BlockRecord,
     Context,
-    Record,
     check_inputs,
     check_passed,
     check_plain_cache,
@@ -112,6 +112,16 @@ class HuginnPreTrainedModel(HuginnFiles, PreTrainedModel):
     supports_gradient_checkpointing = True
     _can_set_attn_implementation_cached_value = True  # transformers looks for words in the source
 
+    def _set_gradient_checkpointing(
+        self, *args: Any, every_n_layers: int = 1, **kwargs: Any
+    ) -> None:
+        if every_n_layers != 1:
+            raise ValueError(
+                f"every_n_layers is {every_n_layers}, but a loop is recomputed one recurrence at a "
+                "time; leave it at 1"
+            )
+        super()._set_gradient_checkpointing(*args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """The paper's initialisation ("takase", section 3.2), normals cut at +-3 sigma; the up half
@@ -131,8 +141,9 @@ class HuginnModel(HuginnPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected = [r"^freqs_cis$", r"^lm_head\."]  # noqa: RUF012
 
-    def __init__(self, config: HuginnConfig):
+    def __init__(self, config: HuginnConfig, *, initialize: bool = True):
         super().__init__(config)
+        self._initialize = initialize
         prelude, core, coda = config.layers
         self.wte = ScaledEmbedding(config.vocab_size, config.n_embd)
         self.prelude = nn.ModuleList(SandwichBlock(config) for _ in range(prelude))
@@ -144,6 +155,12 @@ class HuginnModel(HuginnPreTrainedModel):
         self.active_parts: dict[int, Any] = {}  # of a thread, see `parts`
         self.own_parts: Any = None  # of a twin
         self.post_init()
+
+    def init_weights(self) -> None:
+        """Nothing, if the model around it does so: the numbers that a seed draws do not depend on
+        who asks for them."""
+        if self._initialize:
+            super().init_weights()
 
     @property
     def parts(self) -> Any:
@@ -164,7 +181,7 @@ class HuginnModel(HuginnPreTrainedModel):
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
         rows: Tensor | None = None,
-        record: Record | None = None,
+        record: BlockRecord | None = None,
     ) -> tuple[Tensor, Context]:
         """e = P(x), (B, S, d), and the context of the tokens. `rows`: the cache rows of this batch,
         if it is not all of them. `record`: where to keep what the blocks say."""
@@ -409,7 +426,7 @@ class HuginnForCausalLM(HuginnPreTrainedModel, Generates, GenerationMixin):
 
     def __init__(self, config: HuginnConfig):
         super().__init__(config)
-        self.transformer = HuginnModel(config)
+        self.transformer = HuginnModel(config, initialize=False)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.post_init()
 

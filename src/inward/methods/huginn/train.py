@@ -145,9 +145,9 @@ def _step_of_first(
 ) -> Tensor:
     """Recurrence i for the first `num` rows; the others keep their state."""
     if num == len(s):
-        return model.step(s, e, context, i)
+        return model.transformer.step(s, e, context, i)
     some = context.select(torch.arange(num, device=s.device), len(s))
-    return torch.cat([model.step(s[:num], e[:num], some, i), s[num:]])
+    return torch.cat([model.transformer.step(s[:num], e[:num], some, i), s[num:]])
 
 
 # --------------------------------------------------------------------------------------------------
