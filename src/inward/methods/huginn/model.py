@@ -142,6 +142,7 @@ class HuginnModel(HuginnPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^freqs_cis$", r"^lm_head\."]  # noqa: RUF012
 
     def __init__(self, config: HuginnConfig, *, initialize: bool = True):
+        config.check()
         super().__init__(config)
         self._initialize = initialize
         prelude, core, coda = config.layers
@@ -425,6 +426,7 @@ class HuginnForCausalLM(HuginnPreTrainedModel, Generates, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
 
     def __init__(self, config: HuginnConfig):
+        config.check()
         super().__init__(config)
         self.transformer = HuginnModel(config, initialize=False)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
