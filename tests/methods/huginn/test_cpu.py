@@ -11,6 +11,7 @@ from torch import nn
 from inward.common import halting
 from inward.methods.huginn import cpu as huginn_cpu
 from inward.methods.huginn.cache import RecurrentCache
+from inward.methods.huginn.context import _layout
 from inward.methods.huginn.cpu import Packed, packed, suits, unpack
 from inward.methods.huginn.generate import context_at, generate, generate_one
 from inward.methods.huginn.texts import plan
@@ -39,9 +40,9 @@ def both(model, work):
     with torch.inference_mode():
         plain = work()
         with packed(model):
-            assert isinstance(model.parts, Packed)
+            assert isinstance(model.transformer.parts, Packed)
             fast = work()
-    assert model.parts is model.transformer
+    assert model.transformer.parts is model.transformer
     return plain, fast
 
 
@@ -93,7 +94,7 @@ def test_rows_of_different_length_and_depth(model, width, num):
 
     def work():
         cache = RecurrentCache("deepest", num_rows=4, num_recurrences=3, capacity=width + 1)
-        cache._bind(4, model._layout(e), None)
+        cache._bind(4, _layout(model.config, e), None)
         filling = torch.Generator().manual_seed(1)
         cache.store = [torch.randn(t.shape, generator=filling).to(t.dtype) for t in cache.store]
         context = context_at(model, cache, rows, lengths)
@@ -177,7 +178,7 @@ def test_models_that_do_not_suit():
     model.transformer.adapter = Other(64, 32, bias=False)
     assert not suits(model)
     with packed(model):
-        assert model.parts is model.transformer
+        assert model.transformer.parts is model.transformer
     with (
         pytest.raises(ValueError, match=r"cannot be packed.*packed=None"),
         packed(model, wanted=True),
@@ -190,9 +191,9 @@ def test_a_large_model_is_packed_only_if_that_is_asked_for(monkeypatch):
     model = small_model(0)
     monkeypatch.setattr(huginn_cpu, "LIMIT_BYTES", 10)
     with packed(model), torch.inference_mode():
-        assert model.parts is model.transformer
+        assert model.transformer.parts is model.transformer
     with packed(model, wanted=True), torch.inference_mode():
-        assert isinstance(model.parts, Packed)
+        assert isinstance(model.transformer.parts, Packed)
         with packed(model, wanted=False):
-            assert model.parts is model.transformer
-        assert isinstance(model.parts, Packed)
+            assert model.transformer.parts is model.transformer
+        assert isinstance(model.transformer.parts, Packed)

@@ -161,8 +161,11 @@ def test_states_after_every_recurrence():
             logits, model(x, num_steps=i + 1, state=torch.zeros(2, 6, 32)).logits
         ) is (False)
     assert torch.equal(latents, out.latents) and torch.equal(logits, out.logits)
-    assert torch.equal(model.lm_head(out.hidden_states[-1]), out.logits)
-    assert len(out.hidden_states) == 4 + 4  # inputs, e, the states, latents, what the head reads
+    seen = out.hidden_states
+    assert len(seen) == 1 + 2 * 4 + 1 + 1  # a prelude, four times two, a coda; the inputs before
+    assert torch.equal(seen[0], model.get_input_embeddings()(x)) and torch.equal(seen[1], e)
+    assert all(map(torch.equal, seen[3:10:2], out.states))
+    assert torch.equal(model.lm_head(seen[-1]), out.logits)
 
 
 def test_the_initial_state_is_a_cut_normal():
@@ -244,6 +247,7 @@ def test_gradient_goes_through_the_last_k_recurrences():
     full = gradients(model, num_steps=5)
     assert not torch.allclose(full["transformer.adapter.weight"], got["transformer.adapter.weight"])
     model.train()
+    model.config.sampling_scheme = "fixed"
     torch.testing.assert_close(gradients(model), got)  # mean_recurrence 5, mean_backprop_depth 2
 
 

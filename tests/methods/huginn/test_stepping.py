@@ -127,7 +127,7 @@ def test_random_arrivals_and_cancellations_against_each_alone(model, seed):
             same(got, want)
         with pytest.raises(KeyError):
             work.result(number)
-    assert len(ended) > 1 and model.active_parts == {}
+    assert len(ended) > 1 and model.transformer.active_parts == {}
 
 
 def test_two_works_stepped_in_turn_and_one_left_alone(model):
@@ -274,7 +274,7 @@ def test_an_exception_in_a_step_leaves_the_model_clean(mode, packed):
         for _ in run(work):
             pass
     assert [module.training for module in model.modules()] == modes
-    assert model.active_parts == {} and model.parts is model.transformer
+    assert model.transformer.active_parts == {} and model.transformer.parts is model.transformer
     work.cancel(numbers[1])
     for _ in run(work):
         pass
@@ -329,4 +329,4 @@ def test_threads_get_what_serial_calls_get(model):
         thread.join()
     for mine, theirs in zip(got, want, strict=True):
         same(mine, theirs)
-    assert model.active_parts == {}
+    assert model.transformer.active_parts == {}

@@ -48,11 +48,7 @@ class Attention(nn.Module):
         q = rotate_pairs(q + self.qk_bias[0].to(q.dtype), *context.rotary)
         k = rotate_pairs(k + self.qk_bias[1].to(k.dtype), *context.rotary)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        k, v = context.extend(k, v, layer_idx)
-        mask = context.mask
-        if mask is not None and mask.is_floating_point():
-            mask = mask.to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=context.causal)
+        out = context.attend(q, *context.extend(k, v, layer_idx))
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

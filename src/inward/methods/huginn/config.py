@@ -32,6 +32,8 @@ class HuginnConfig(PreTrainedConfig):
         mean_backprop_depth: k, the last recurrences that are back-propagated.
         state_init: "like-init" (truncated normal, as published) or "zero".
         block_size: longest position + 1.
+        use_cache: whether a forward that is not told keeps a cache, and whether `generate` does;
+            None: `generate` alone does.
     Raises:
         ValueError: a value is out of range, or names an architecture that is not built here.
     """
@@ -43,7 +45,7 @@ class HuginnConfig(PreTrainedConfig):
         "num_hidden_layers": "n_layers",
         "max_position_embeddings": "block_size",
     }
-    keys_to_ignore_at_inference = ["cache", "past_key_values", "states"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "latents", "states"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -65,12 +67,14 @@ class HuginnConfig(PreTrainedConfig):
         padding_multiple: int | None = None,
         tie_embeddings: bool | None = None,
         activation_checkpoint_impl: str | None = None,
+        use_cache: bool | None = None,
         **kwargs: Any,
     ):
         named = {name: value for name, value in locals().items() if name in fields.DEFAULTS}
         own, rest = fields.sift(named | kwargs)
         for name, value in own.items():
             setattr(self, name, value)
+        self.use_cache = use_cache
         super().__init__(**{"tie_word_embeddings": self.tie_embeddings, **rest})
 
     def check(self) -> None:
@@ -108,6 +112,12 @@ class HuginnConfig(PreTrainedConfig):
         """L, blocks that a token passes at the mean recurrence (132 as published)."""
         prelude, core, coda = self.layers
         return prelude + core * self.mean_recurrence + coda
+
+    @property
+    def total_num_hidden_layers(self) -> int:
+        """Blocks that run at the mean recurrence, which is what transformers calls it in looped
+        models; `num_hidden_layers` counts those that have weights."""
+        return self.effective_expected_depth
 
     @property
     def init_std(self) -> float:

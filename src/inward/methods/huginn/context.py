@@ -9,11 +9,13 @@ Shape letters: B rows, S new tokens, K cached and new tokens, N heads, H head wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,8 +23,42 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from inward.common.passed import Passed, begins_of
-from inward.methods.huginn.cache import Place, RecurrentCache
+from inward.methods.huginn.cache import Place, RecurrentCache, SlotLayout
 from inward.methods.huginn.config import HuginnConfig
+
+
+class BlockRecord:
+    """What a caller of `forward` wants to see of the blocks: the output of each, in the order in
+    which they run, a block that runs r times r times, and the weights of its attention.
+
+    hidden: [(B, S, d)] or None.  attentions: [(B, N, S, K)] or None.
+    """
+
+    def __init__(self, *, hidden: bool, attentions: bool) -> None:
+        self.hidden: list[Tensor] | None = [] if hidden else None
+        self.attentions: list[Tensor] | None = [] if attentions else None
+        self.closed = False  # a backward pass that runs blocks again tells nothing new
+
+    def close(self, last: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        """What was kept, by its name in outputs; the last hidden state is the normed one, as in any
+        model of transformers."""
+        self.closed = True
+        kept: dict[str, tuple[Tensor, ...]] = {}
+        if self.hidden is not None:
+            kept["hidden_states"] = (*self.hidden[:-1], last)
+        if self.attentions is not None:
+            kept["attentions"] = tuple(self.attentions)
+        return kept
+
+    def block(self, x: Tensor) -> None:
+        """A block has said x."""
+        if self.hidden is not None and not self.closed:
+            self.hidden.append(x)
+
+    def attended(self, weights: Tensor) -> None:
+        """A block has looked so."""
+        if self.attentions is not None and not self.closed:
+            self.attentions.append(weights)
 
 
 @dataclass(frozen=True)
@@ -36,6 +72,8 @@ class Context:
     cache, place: where keys and values are kept, and where in it these tokens lie.
     lengths: (B,) if each row's one new token looks at so many columns of its own, from the first
         on; then the mask says nothing else.
+    eager: attention is written out, so that its weights can be seen; else a kernel computes it.
+    record: what a caller wants to see of the blocks; None: nothing.
     """
 
     positions: Tensor
@@ -45,6 +83,8 @@ class Context:
     cache: Cache | None = None
     place: Place | None = None
     lengths: tuple[int, ...] | None = None
+    eager: bool = False
+    record: BlockRecord | None = None
 
     @cached_property
     def turn(self) -> Tensor:
@@ -70,6 +110,18 @@ class Context:
         if self.place is None:
             return self.cache.update(k, v, cast(int, layer_idx))
         return cast(RecurrentCache, self.cache).update(k, v, layer_idx, self.place)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What queries (B, N, S, H) read in the keys and values (B, N, K, H) that they may see."""
+        mask = self.mask
+        if self.eager:
+            out, weights = written_out(q, k, v, mask, self.causal)
+            if self.record is not None:
+                self.record.attended(weights)
+            return out
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)
 
     def select(self, index: Tensor, num_rows: int) -> Context:
         """The context of some of the batch's `num_rows` rows, (B',) in this order: rows that are
@@ -103,21 +155,94 @@ def rotate_pairs(x_BSNH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.flatten(-2).to(x_BSNH.dtype)
 
 
+def record_of(
+    config: HuginnConfig, hidden: bool | None, attentions: bool | None, *, packed: bool
+) -> BlockRecord | None:
+    """Where to keep what was asked for; None if nothing was.
+
+    hidden, attentions: None: what the configuration says. packed: blocks run that keep no weights.
+    """
+    hidden = config.output_hidden_states if hidden is None else hidden
+    attentions = config.output_attentions if attentions is None else attentions
+    if not isinstance(hidden, bool):
+        raise ValueError(f"output_hidden_states is {hidden!r}; Huginn gives all of them (True)")
+    if attentions and config._attn_implementation != "eager":
+        raise ValueError(
+            "output_attentions is True, but attention runs as a kernel (SDPA) that keeps no "
+            "weights; load the model with attn_implementation='eager', or call "
+            "model.set_attn_implementation('eager')"
+        )
+    if attentions and packed:
+        raise ValueError("output_attentions is True, but packed blocks keep no weights")
+    return BlockRecord(hidden=hidden, attentions=bool(attentions)) if hidden or attentions else None
+
+
+def written_out(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k^T / sqrt(H)) v, (B, N, S, H), and its weights (B, N, S, K); the softmax in
+    float32."""
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
+    weights = scores.float().softmax(-1).to(q.dtype)
+    return weights @ v, weights
+
+
 # --------------------------------------------------------------------------------------------------
 # Masks and checks
 
 
+def context_of(
+    config: HuginnConfig,
+    x: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    cache: Cache | None = None,
+    rows: Tensor | None = None,
+) -> Context:
+    """Where the tokens of `x` (B, S, d) stand and what they may see; see `HuginnModel.context`."""
+    (B, S, _), device = x.shape, x.device
+    place, start, K = None, torch.zeros(1, dtype=torch.long, device=device), S
+    if isinstance(cache, RecurrentCache):
+        place = cache.begin(B, S, _layout(config, x), rows=rows)
+        start = torch.as_tensor(place.start, device=device).reshape(-1)
+        K = place.width
+    elif cache is not None:
+        start = start + cache.get_seq_length()
+        K = int(start) + S
+    check_mask(attention_mask, (B, config.n_heads, S, K))
+    columns = start[:, None] + torch.arange(S, device=device)
+    positions = positions_of(attention_mask, position_ids, columns)
+    check_positions(positions, (B, S), config.block_size)
+    packed = position_ids if attention_mask is None and cache is None else None
+    mask, causal = visible(attention_mask, packed, columns, K)
+    rotary = rotary_angles(positions, config.head_dim, config.rope_base)
+    eager = config._attn_implementation == "eager"
+    return Context(positions, rotary, mask, causal, cache, place, eager=eager)
+
+
+def _layout(config: HuginnConfig, x: Tensor) -> SlotLayout:
+    """What a cache must be made for."""
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return SlotLayout(*config.layers, config.n_heads, config.head_dim, dtype, x.device)
+
+
 def split_depth(
-    num_steps: int | Sequence[int] | Tensor | None, config: HuginnConfig, training: bool
+    num_steps: int | Sequence[int] | Tensor | None, config: HuginnConfig
 ) -> tuple[int, int]:
-    """(recurrences without gradient, with gradient); see `HuginnForCausalLM.forward`."""
-    mean, k = config.mean_recurrence, config.mean_backprop_depth
+    """(recurrences without gradient, with gradient); None: the mean. See `HuginnModel.forward`."""
     if num_steps is None:
-        num_steps = (max(mean - k, 0), min(mean, k)) if training else mean
-    if isinstance(num_steps, Tensor):
-        num_steps = num_steps.tolist()
-    pair = tuple(num_steps) if isinstance(num_steps, Sequence) else (0, num_steps)
-    whole = all(isinstance(n, int) for n in pair)
+        num_steps = config.mean_recurrence
+    given = num_steps.tolist() if isinstance(num_steps, Tensor | np.ndarray) else num_steps
+    pair = tuple(given) if isinstance(given, Sequence) else (0, given)
+    whole = all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in pair)
+    pair = tuple(int(n) for n in pair) if whole else pair
     if len(pair) != 2 or not whole or min(pair) < 0 or sum(pair) < 1:
         raise ValueError(
             f"num_steps is {num_steps}: the depth must be a whole number of at least 1, or "
@@ -159,11 +284,6 @@ def check_passed(
     Raises:
         ValueError: one that would have to change the numbers, or asks for what is not there.
     """
-    if given.get("output_attentions"):
-        raise ValueError(
-            "output_attentions is True, but Huginn attends with a kernel (SDPA) that keeps no "
-            "weights; output_states and output_hidden_states show what it thinks"
-        )
     given = {
         k: v for k, v in given.items() if v is not None and (v is not False or k == "is_causal")
     }

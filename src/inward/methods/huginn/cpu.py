@@ -95,15 +95,16 @@ def chosen(model: HuginnForCausalLM, wanted: bool | None) -> Packed | None:
 def active(model: HuginnForCausalLM, parts: Packed | None) -> Iterator[None]:
     """Forwards of this model without gradient run with these parts for the while, in this
     thread."""
-    me, before = get_ident(), model.active_parts.get(get_ident())
-    model.active_parts[me] = parts
+    active_parts = model.transformer.active_parts
+    me, before = get_ident(), active_parts.get(get_ident())
+    active_parts[me] = parts
     try:
         yield
     finally:
         if before is None:
-            model.active_parts.pop(me, None)
+            active_parts.pop(me, None)
         else:
-            model.active_parts[me] = before
+            active_parts[me] = before
 
 
 def thinking(model: HuginnForCausalLM, packed: bool | None = None) -> HuginnForCausalLM:
@@ -113,7 +114,7 @@ def thinking(model: HuginnForCausalLM, packed: bool | None = None) -> HuginnForC
     """
     parts = chosen(model, packed)
     own = Twin(model).model
-    own.active_parts, own.own_parts = {}, parts
+    own.transformer.active_parts, own.transformer.own_parts = {}, parts
     return own
 
 
@@ -132,7 +133,7 @@ def _packed(model: HuginnForCausalLM) -> Packed:
 
 
 class Packed:
-    """The parts of `huginn.Transformer` and the head, packed; they are called as those are."""
+    """The parts of `HuginnModel` and the head, packed; they are called as those are."""
 
     def __init__(self, model: HuginnForCausalLM):
         whole, eps = model.transformer, model.config.norm_eps

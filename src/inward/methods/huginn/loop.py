@@ -152,7 +152,7 @@ class HuginnLoop:
     def _look_at(self) -> None:
         """The model as it is now; may refuse to pack."""
         self.model = huginn_cpu.thinking(self.given, self._packed)
-        packed = self.model.own_parts is not None
+        packed = self.model.transformer.own_parts is not None
         self._counted = [p for p in self.given.parameters() if packed and not p.is_inference()]
         self._versions = [p._version for p in self._counted]
 

@@ -12,10 +12,11 @@ What is unusual: the embedded input e enters every recurrence; norms lie on the 
 there is no clean residual stream; one norm, ln_f, stands both before and after the coda; the depth
 r is a number chosen at each call, and the state starts as noise.
 
-These four lines are the four methods `embed`, `initial_state`, `iterate` and `read_out` (`decode`,
-then `head`); `forward` calls them in this order. `context.py` turns masks, positions and
-caches of every kind into what attention needs; a cache slot belongs to a (recurrence, layer), see
-`cache.py`. Training is in `train.py`; `door.py` says how to ask, `generate.py` how it is decoded.
+These four lines are the four methods `embed`, `initial_state`, `iterate` and `decode` of
+`HuginnModel`, the model without its head; `forward` calls them in this order. `HuginnForCausalLM`
+has the same and the head. `context.py` turns masks, positions and caches of every kind into what
+attention needs; a cache slot belongs to a (recurrence, layer), see `cache.py`. Training is in
+`train.py`, files are in `files.py`; `door.py` says how to ask, `generate.py` how it is decoded.
 
 Where the released code (seal-rg/recurrent-pretraining, 59e0b69) differs from the paper or from
 here:
@@ -23,6 +24,8 @@ here:
     topic              released code                    here
     core norm n_c      ln_f, after the loop only        the same (paper: end of the core block)
     num_steps=r        r steps, none with gradient      r steps, all with gradient; a pair is (n, k)
+    no num_steps       drawn in training, each process  the same, one depth for all processes
+                       its own                          (see `train.drawn_depth`)
     labels             already shifted                  unshifted, as everywhere in transformers
     attention_mask     accepted and ignored             padding, 4-D masks, packed rows
     embedding override input_embeds, scaled inside      inputs_embeds, not scaled: the scale sqrt(d)
@@ -41,38 +44,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from threading import get_ident
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    Cache,
+    DynamicCache,
+    GenerationMixin,
+)
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from inward.common.bases import both_cache_names, cache_field, given_cache
+from inward.common.bases import given_cache
 from inward.common.draws import Draws, Loss
 from inward.common.trace import Cost
-from inward.common.weights import strict
 from inward.methods.huginn.blocks import Attention, OutProjection, RMSNorm, SandwichBlock
-from inward.methods.huginn.cache import RecurrentCache, SlotLayout
+from inward.methods.huginn.cache import RecurrentCache
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.context import (
+    BlockRecord,
     Context,
     check_inputs,
-    check_mask,
     check_passed,
     check_plain_cache,
-    check_positions,
-    positions_of,
-    rotary_angles,
+    context_of,
+    record_of,
     split_depth,
-    visible,
 )
 from inward.methods.huginn.costs import HuginnCosts
 from inward.methods.huginn.noise import truncated_normal, uniform_at
+from inward.methods.huginn.outside import (
+    CACHE,
+    PASSED_ON,
+    Generates,
+    HuginnFiles,
+    HuginnModelOutput,
+    HuginnOutput,
+)
+from inward.methods.huginn.train import drawn_depth, loss
 
 
 class ScaledEmbedding(nn.Embedding):
@@ -86,11 +101,50 @@ class ScaledEmbedding(nn.Embedding):
         return super().forward(input) * self.embed_scale
 
 
-class Transformer(nn.Module):
-    """All weights but the head, under their published names."""
+class HuginnPreTrainedModel(HuginnFiles, PreTrainedModel):
+    """What the model with and without its head have in common for transformers."""
 
-    def __init__(self, config: HuginnConfig):
-        super().__init__()
+    config_class = HuginnConfig
+    config: HuginnConfig
+    base_model_prefix = "transformer"
+    _no_split_modules = ["SandwichBlock"]  # noqa: RUF012 - the base class declares these so
+    _supports_sdpa = True
+    supports_gradient_checkpointing = True
+    _can_set_attn_implementation_cached_value = True  # transformers looks for words in the source
+
+    def _set_gradient_checkpointing(
+        self, *args: Any, every_n_layers: int = 1, **kwargs: Any
+    ) -> None:
+        if every_n_layers != 1:
+            raise ValueError(
+                f"every_n_layers is {every_n_layers}, but a loop is recomputed one recurrence at a "
+                "time; leave it at 1"
+            )
+        super()._set_gradient_checkpointing(*args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """The paper's initialisation ("takase", section 3.2), normals cut at +-3 sigma; the up half
+        of the MLP has the plain sigma, as in training."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            out = isinstance(module, OutProjection)
+            sigma = self.config.init_std_out if out else self.config.init_std
+            nn.init.trunc_normal_(module.weight, std=sigma, a=-3 * sigma, b=3 * sigma)
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, Attention):
+            nn.init.zeros_(module.qk_bias)
+
+
+class HuginnModel(HuginnPreTrainedModel):
+    """All but the head. Its parts have their published names."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^freqs_cis$", r"^lm_head\."]  # noqa: RUF012
+
+    def __init__(self, config: HuginnConfig, *, initialize: bool = True):
+        config.check()
+        super().__init__(config)
+        self._initialize = initialize
         prelude, core, coda = config.layers
         self.wte = ScaledEmbedding(config.vocab_size, config.n_embd)
         self.prelude = nn.ModuleList(SandwichBlock(config) for _ in range(prelude))
@@ -98,59 +152,24 @@ class Transformer(nn.Module):
         self.core_block = nn.ModuleList(SandwichBlock(config) for _ in range(core))
         self.coda = nn.ModuleList(SandwichBlock(config) for _ in range(coda))
         self.ln_f = RMSNorm(config.n_embd, config.norm_eps)
-
-
-# --------------------------------------------------------------------------------------------------
-# The model
-
-PASSED_ON = {"num_items_in_batch", "shift_labels", "ignore_index"}
-"""Arguments of transformers' loss."""
-CACHE = cache_field(CausalLMOutputWithPast)
-"""What the installed transformers calls a cache, in `generate` and in outputs; we take both names.
-"""
-
-
-@both_cache_names
-@dataclass
-class HuginnOutput(CausalLMOutputWithPast):
-    """As of any causal LM in transformers, and:
-
-    latents: (B, S, d) ln_f(s_r), what the coda reads.
-    states: s_1 .. s_r, each (B, S, d), raw; only with output_states.
-    """
-
-    latents: Tensor | None = None
-    states: tuple[Tensor, ...] | None = None
-
-
-class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
-    """The recurrent-depth language model."""
-
-    config_class = HuginnConfig
-    config: HuginnConfig
-    _no_split_modules = ["SandwichBlock"]  # noqa: RUF012 - the base class declares these so
-    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
-    _keys_to_ignore_on_load_unexpected = [r"^freqs_cis$"]  # noqa: RUF012
-    _supports_sdpa = True
-    supports_gradient_checkpointing = True
-
-    def __init__(self, config: HuginnConfig):
-        config.check()
-        super().__init__(config)
-        self.transformer = Transformer(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.gradient_checkpointing = False
         self.active_parts: dict[int, Any] = {}  # of a thread, see `parts`
         self.own_parts: Any = None  # of a twin
         self.post_init()
 
+    def init_weights(self) -> None:
+        """Nothing, if the model around it does so: the numbers that a seed draws do not depend on
+        who asks for them."""
+        if self._initialize:
+            super().init_weights()
+
     @property
     def parts(self) -> Any:
-        """The blocks to run: `transformer` and the head, or what `cpu` made of them for this
-        thread or for a twin, which knows no gradients."""
+        """The blocks to run: these, or what `cpu` made of them for this thread or for a twin, which
+        knows no gradients."""
         if torch.is_grad_enabled():
-            return self.transformer
-        return self.own_parts or self.active_parts.get(get_ident()) or self.transformer
+            return self
+        return self.own_parts or self.active_parts.get(get_ident()) or self
 
     # -- P: the prelude
 
@@ -163,14 +182,16 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
         rows: Tensor | None = None,
+        record: BlockRecord | None = None,
     ) -> tuple[Tensor, Context]:
         """e = P(x), (B, S, d), and the context of the tokens. `rows`: the cache rows of this batch,
-        if it is not all of them."""
-        x = self.transformer.wte(input_ids) if inputs_embeds is None else inputs_embeds
+        if it is not all of them. `record`: where to keep what the blocks say."""
+        x = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
         context = self.context(x, attention_mask, position_ids, cache, rows)
-        for p, block in enumerate(self.parts.prelude):
-            x = block(x, context, p)
-        return x, context
+        if record is not None:
+            record.block(x)
+            context = replace(context, record=record)
+        return self._blocks(self.parts.prelude, x, context, range(len(self.prelude))), context
 
     # -- s_0
 
@@ -212,9 +233,226 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
         indices = context.visit(recurrence, self.config.layers)
         for block, layer_idx in zip(parts.core_block, indices, strict=False):
             h = block(h, context, layer_idx)
+            if context.record is not None:
+                context.record.block(h)
         return h
 
-    # -- C: the coda
+    # -- C: the coda, without the head
+
+    def decode(self, s: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """(ln_f(s), what the head reads), each (B, S, d)."""
+        parts = self.parts
+        latents = parts.ln_f(s)
+        first = len(self.prelude)
+        x = self._blocks(parts.coda, latents, context, range(first, first + len(self.coda)))
+        return latents, parts.ln_f(x)
+
+    # -- all of it
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        *,
+        cache: Cache | None = None,
+        num_steps: int | Sequence[int] | Tensor | None = None,
+        state: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        state_seed: int | Tensor | None = None,
+        output_states: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        token_type_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> HuginnModelOutput:
+        """One pass with r recurrences for every token.
+
+        Args:
+            input_ids: (B, S); or inputs_embeds (B, S, d), which enter the prelude as they are.
+            attention_mask: (B, K) 1 = real token, padding on either side; or 4-D (B or 1, N or 1,
+                S, K), bool (True = may look) or additive, which says all: nothing is added to it.
+            position_ids: (B or 1, S). Without a mask and a cache, rows may be packed: a position
+                that is not its left neighbour's successor starts a new text.
+            use_cache: return a cache. Default: what the configuration says, and it says no: in a
+                loop a cache has a slot for each of P + R r + C blocks (11 GB for 4,096 tokens of
+                the published model in bfloat16). `generate` asks for one.
+            cache: newer name of past_key_values.
+            num_steps: r; or (n, k): n recurrences without gradient, then k with. Default: the mean
+                recurrence; in training drawn as the configuration's sampling_scheme says, the last
+                `mean_backprop_depth` of them with gradient (`train.drawn_depth`).
+            state: s_0 (B, S, d). Default: see `initial_state`; in training drawn from `generator`
+                or torch's default one, in evaluation from `state_seed` (0).
+            output_states, output_hidden_states, output_attentions: see `HuginnModelOutput`.
+            token_type_ids, and others of `inward.common.passed`: taken where they change nothing.
+        Raises:
+            ValueError: inputs that do not fit together, before anything is computed.
+            TypeError: an argument that there is not.
+        """
+        if num_steps is None and self.training:
+            num_steps = drawn_depth(self.config, self.device)
+        no_grad, with_grad = split_depth(num_steps, self.config)
+        check_inputs(input_ids, inputs_embeds, state, self.config.n_embd)
+        given = given_cache(cache, past_key_values)
+        new = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
+        kwargs["token_type_ids"] = token_type_ids
+        if unknown := check_passed(new, position_ids, attention_mask, given, kwargs):
+            raise TypeError(f"forward knows no {sorted(unknown)}")
+        record = record_of(
+            self.config, output_hidden_states, output_attentions, packed=self.parts is not self
+        )
+        x = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = self._cache(given, use_cache, no_grad + with_grad)
+        e, context = self.embed(
+            inputs_embeds=x,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            record=record,
+        )
+        if state is None:
+            state = self._start(e, context, generator, state_seed)
+        states = [state.to(e.dtype)]
+        for i in range(no_grad + with_grad):
+            with torch.set_grad_enabled(i >= no_grad and torch.is_grad_enabled()):
+                states.append(self.step(states[-1], e, context, i))
+            if i + 1 == no_grad:
+                # Autocast keeps the weights it has cast; those were cast without a graph, and used
+                # again they would cut the gradient (PyTorch issue 65766).
+                torch.clear_autocast_cache()
+            if not output_states:
+                del states[:-1]
+        latents, hidden = self.decode(states[-1], context)
+        if context.place is not None:
+            cast(RecurrentCache, cache).commit(context.place, no_grad + with_grad)
+        return HuginnModelOutput(
+            last_hidden_state=hidden,
+            **{CACHE: cache},  # pyright: ignore
+            **({} if record is None else record.close(hidden)),  # pyright: ignore
+            latents=latents,
+            states=tuple(states[1:]) if output_states else None,
+        )
+
+    def context(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        rows: Tensor | None = None,
+    ) -> Context:
+        """Where the tokens of `x` (B, S, d) stand and what they may see; ValueErrors as `forward`.
+
+        Of x only shape, dtype and device count. Until a RecurrentCache commits them, the tokens
+        behind its rows stay the new ones: the context can be made anew for any of its rows.
+        """
+        return context_of(self.config, x, attention_mask, position_ids, cache, rows)
+
+    def step(self, s: Tensor, e: Tensor, context: Context, i: int) -> Tensor:
+        """`iterate`, recomputed in the backward pass if gradient checkpointing is on."""
+        if self._checkpoints():
+            return self._gradient_checkpointing_func(self._iterate, s, e, context, i)
+        return self.iterate(s, e, context, recurrence=i)
+
+    def _iterate(self, s: Tensor, e: Tensor, context: Context, i: int) -> Tensor:
+        return self.iterate(s, e, context, recurrence=i)
+
+    def _checkpoints(self) -> bool:
+        return self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+
+    def _blocks(self, blocks: Any, x: Tensor, context: Context, indices: range) -> Tensor:
+        """Blocks of the prelude or the coda, one after the other."""
+        for block, layer_idx in zip(blocks, indices, strict=True):
+            if self._checkpoints():
+                x = self._gradient_checkpointing_func(block, x, context, layer_idx)
+            else:
+                x = block(x, context, layer_idx)
+            if context.record is not None:
+                context.record.block(x)
+        return x
+
+    def _cache(self, cache: Cache | None, use_cache: bool | None, depth: int) -> Cache | None:
+        """The cache to use: the given one if it fits; with use_cache and none, a new one (one that
+        keeps gradients where there are any)."""
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self._checkpoints()
+        if cache is None and use_cache:
+            cache = DynamicCache() if torch.is_grad_enabled() else RecurrentCache()
+        if cache is None:
+            return None
+        if self._checkpoints():
+            raise ValueError(
+                "a cache and gradient checkpointing exclude each other: the second run of a "
+                "recurrence would write its keys again; pass use_cache=False"
+            )
+        if isinstance(cache, RecurrentCache):
+            cache.reserve(depth)
+            return cache
+        check_plain_cache(cache, self.config, depth)
+        return cache
+
+    def _start(
+        self,
+        e: Tensor,
+        context: Context,
+        generator: torch.Generator | None,
+        seed: int | Tensor | None,
+    ) -> Tensor:
+        """s_0 when the caller gave none."""
+        if generator is None and seed is None and self.training:
+            generator = torch.default_generator  # as dropout does
+        seed = 0 if seed is None else seed
+        return self.initial_state(e, generator=generator, seed=seed, positions=context.positions)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.wte
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.wte = cast(ScaledEmbedding, value)
+
+
+class HuginnForCausalLM(HuginnPreTrainedModel, Generates, GenerationMixin):
+    """The recurrent-depth language model.
+
+    transformer: the model without its head; `embed`, `initial_state`, `iterate`, `decode` and
+        `context` are its own.
+    lm_head: (V, d), tied to the embedding as published.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
+
+    def __init__(self, config: HuginnConfig):
+        config.check()
+        super().__init__(config)
+        self.transformer = HuginnModel(config, initialize=False)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.post_init()
+
+    def embed(self, input_ids: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Context]:
+        """e = P(x), and the context of the tokens; see `HuginnModel.embed`."""
+        return self.transformer.embed(input_ids, **kwargs)
+
+    def initial_state(self, e: Tensor, **kwargs: Any) -> Tensor:
+        """s_0; see `HuginnModel.initial_state`."""
+        return self.transformer.initial_state(e, **kwargs)
+
+    def iterate(
+        self, s: Tensor, e: Tensor, context: Context, *, recurrence: int | Tensor
+    ) -> Tensor:
+        """s_{i+1} = R(e, s_i); see `HuginnModel.iterate`."""
+        return self.transformer.iterate(s, e, context, recurrence=recurrence)
+
+    def decode(self, s: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """(ln_f(s), what the head reads); see `HuginnModel.decode`."""
+        return self.transformer.decode(s, context)
+
+    def context(self, x: Tensor, *args: Any, **kwargs: Any) -> Context:
+        """Where tokens stand and what they may see; see `HuginnModel.context`."""
+        return self.transformer.context(x, *args, **kwargs)
 
     def read_out(
         self, s: Tensor, context: Context, *, logits_to_keep: int | Tensor = 0
@@ -226,21 +464,11 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
         latents, x = self.decode(s, context)
         return latents, self.head(x, logits_to_keep)
 
-    def decode(self, s: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """(ln_f(s), what the head reads), each (B, S, d)."""
-        parts = self.parts
-        latents = x = parts.ln_f(s)
-        for c, block in enumerate(parts.coda):
-            x = block(x, context, self.config.n_layers_in_prelude + c)
-        return latents, parts.ln_f(x)
-
     def head(self, x: Tensor, logits_to_keep: int | Tensor = 0) -> Tensor:
         """Logits (B, S or fewer, V) of what `decode` returned."""
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        parts = self.parts
+        parts = self.transformer.parts
         return (self if parts is self.transformer else parts).lm_head(x[:, kept])
-
-    # -- all of it
 
     @can_return_tuple
     def forward(
@@ -261,231 +489,53 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
         state_seed: int | Tensor | None = None,
         output_states: bool = False,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         token_type_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> HuginnOutput:
-        """One pass with r recurrences for every token.
+        """One pass with r recurrences for every token; all other arguments and errors are those of
+        `HuginnModel.forward`.
 
         Args:
-            input_ids: (B, S); or inputs_embeds (B, S, d), which enter the prelude as they are.
-            attention_mask: (B, K) 1 = real token, padding on either side; or 4-D (B or 1, N or 1,
-                S, K), bool (True = may look) or additive, which says all: nothing is added to it.
-            position_ids: (B or 1, S). Without a mask and a cache, rows may be packed: a position
-                that is not its left neighbour's successor starts a new text.
-            cache: newer name of past_key_values.
             labels: (B, S) unshifted, -100 does not count.
-            num_steps: r; or (n, k): n recurrences without gradient, then k with. Default: the mean
-                recurrence; in training its last `mean_backprop_depth` recurrences with gradient.
-            state: s_0 (B, S, d). Default: see `initial_state`; in training drawn from `generator`
-                or torch's default one, in evaluation from `state_seed` (0).
-            output_states: return s_1 .. s_r.
-            token_type_ids, and others of `inward.common.passed`: taken where they change nothing.
-        Raises:
-            ValueError: inputs that do not fit together, before anything is computed.
-            TypeError: an argument that there is not.
+            logits_to_keep: logits of only the last so many tokens (0: all), or of these positions.
         """
-        no_grad, with_grad = split_depth(num_steps, self.config, self.training)
-        check_inputs(input_ids, inputs_embeds, state, self.config.n_embd)
-        given = given_cache(cache, past_key_values)
-        new = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
-        kwargs["token_type_ids"] = token_type_ids
-        kwargs = check_passed(new, position_ids, attention_mask, given, kwargs)
-        if unknown := set(kwargs) - PASSED_ON:
-            raise TypeError(f"forward knows no {sorted(unknown)}")
-        if not isinstance(output_hidden_states, bool | None):
-            raise ValueError(
-                f"output_hidden_states is {output_hidden_states!r}; Huginn gives all of them (True)"
-            )
-        x = self.transformer.wte(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = self._cache(given, use_cache, no_grad + with_grad)
-        e, context = self.embed(
-            inputs_embeds=x, attention_mask=attention_mask, position_ids=position_ids, cache=cache
+        of_loss = {name: kwargs.pop(name) for name in PASSED_ON & kwargs.keys()}
+        out: HuginnModelOutput = self.transformer(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            cache=cache,
+            num_steps=num_steps,
+            state=state,
+            generator=generator,
+            state_seed=state_seed,
+            output_states=output_states,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            token_type_ids=token_type_ids,
+            return_dict=True,
+            **kwargs,
         )
-        if state is None:
-            state = self._start(e, context, generator, state_seed)
-        states = [state.to(e.dtype)]
-        for i in range(no_grad + with_grad):
-            with torch.set_grad_enabled(i >= no_grad and torch.is_grad_enabled()):
-                states.append(self._step(states[-1], e, context, i))
-            if i + 1 == no_grad:
-                # Autocast keeps the weights it has cast; those were cast without a graph, and used
-                # again they would cut the gradient (PyTorch issue 65766).
-                torch.clear_autocast_cache()
-            if not (output_states or output_hidden_states):
-                del states[:-1]
-        latents, hidden = self.decode(states[-1], context)
-        logits = self.head(hidden, logits_to_keep)
-        if context.place is not None:
-            cast(RecurrentCache, cache).commit(context.place, no_grad + with_grad)
+        logits = self.head(cast(Tensor, out.last_hidden_state), logits_to_keep)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        return HuginnOutput(
-            loss=loss,
-            logits=logits,
-            **{CACHE: cache},  # pyright: ignore
-            latents=latents,
-            states=tuple(states[1:]) if output_states else None,
-            hidden_states=(x, e, *states[1:], latents, hidden) if output_hidden_states else None,
-        )
-
-    def _cache(self, cache: Cache | None, use_cache: bool | None, depth: int) -> Cache | None:
-        """The cache to use: the given one if it fits; with use_cache and none, a new one (one that
-        keeps gradients where there are any)."""
-        if cache is None and use_cache:
-            cache = DynamicCache() if torch.is_grad_enabled() else RecurrentCache()
-        if cache is None:
-            return None
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            raise ValueError(
-                "a cache and gradient checkpointing exclude each other: the second run of a "
-                "recurrence would write its keys again; pass use_cache=False"
-            )
-        if isinstance(cache, RecurrentCache):
-            cache.reserve(depth)
-            return cache
-        check_plain_cache(cache, self.config, depth)
-        return cache
-
-    def context(
-        self,
-        x: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        cache: Cache | None = None,
-        rows: Tensor | None = None,
-    ) -> Context:
-        """Where the tokens of `x` (B, S, d) stand and what they may see; ValueErrors as `forward`.
-
-        Of x only shape, dtype and device count. Until a RecurrentCache commits them, the tokens
-        behind its rows stay the new ones: the context can be made anew for any of its rows.
-        """
-        (B, S, _), device = x.shape, x.device
-        place, start, K = None, torch.zeros(1, dtype=torch.long, device=device), S
-        if isinstance(cache, RecurrentCache):
-            place = cache.begin(B, S, self._layout(x), rows=rows)
-            start = torch.as_tensor(place.start, device=device).reshape(-1)
-            K = place.width
-        elif cache is not None:
-            start = start + cache.get_seq_length()
-            K = int(start) + S
-        check_mask(attention_mask, (B, self.config.n_heads, S, K))
-        columns = start[:, None] + torch.arange(S, device=device)
-        positions = positions_of(attention_mask, position_ids, columns)
-        check_positions(positions, (B, S), self.config.block_size)
-        packed = position_ids if attention_mask is None and cache is None else None
-        mask, causal = visible(attention_mask, packed, columns, K)
-        rotary = rotary_angles(positions, self.config.head_dim, self.config.rope_base)
-        return Context(positions, rotary, mask, causal, cache, place)
-
-    def _layout(self, x: Tensor) -> SlotLayout:
-        """What a cache must be made for."""
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        heads, width = self.config.n_heads, self.config.head_dim
-        return SlotLayout(*self.config.layers, heads, width, dtype, x.device)
-
-    def _start(
-        self,
-        e: Tensor,
-        context: Context,
-        generator: torch.Generator | None,
-        seed: int | Tensor | None,
-    ) -> Tensor:
-        """s_0 when the caller gave none."""
-        if generator is None and seed is None and self.training:
-            generator = torch.default_generator  # as dropout does
-        seed = 0 if seed is None else seed
-        return self.initial_state(e, generator=generator, seed=seed, positions=context.positions)
-
-    def _step(self, s: Tensor, e: Tensor, context: Context, i: int) -> Tensor:
-        """`iterate`, recomputed in the backward pass if gradient checkpointing is on."""
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(self._iterate, s, e, context, i)
-        return self.iterate(s, e, context, recurrence=i)
-
-    def _iterate(self, s: Tensor, e: Tensor, context: Context, i: int) -> Tensor:
-        return self.iterate(s, e, context, recurrence=i)
-
-    # -- training
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **of_loss)
+        rest = {name: value for name, value in out.items() if name != "last_hidden_state"}
+        return HuginnOutput(loss=loss, logits=logits, **rest)
 
     def loss(self, batch: dict[str, Tensor], state: dict[str, Tensor] | None, draws: Draws) -> Loss:
         """Next-token cross-entropy at a sampled depth (section 3.3); see `train.loss`."""
-        from inward.methods.huginn.train import loss
-
         return loss(self, batch, draws)
-
-    # -- files, generation, cost
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """The paper's initialisation ("takase", section 3.2), normals cut at +-3 sigma; the up half
-        of the MLP has the plain sigma, as in training."""
-        if isinstance(module, nn.Linear | nn.Embedding):
-            out = isinstance(module, OutProjection)
-            sigma = self.config.init_std_out if out else self.config.init_std
-            nn.init.trunc_normal_(module.weight, std=sigma, a=-3 * sigma, b=3 * sigma)
-        elif isinstance(module, RMSNorm):
-            nn.init.ones_(module.weight)
-        elif isinstance(module, Attention):
-            nn.init.zeros_(module.qk_bias)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, but names that are missing, unexpected or of wrong shape, NaN, and
-        two different embeddings in a model that ties them, are errors."""
-        loaded = strict(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        tied = model.lm_head.weight is model.transformer.wte.weight
-        if model.config.tie_embeddings and not tied:
-            raise ValueError(
-                f"{pretrained_model_name_or_path}: lm_head.weight and transformer.wte.weight "
-                "differ, but the configuration ties them; set tie_embeddings to false, or remove "
-                "one of them"
-            )
-        return loaded
-
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with the table of rotary angles that the published layout holds."""
-        tensors = kwargs.pop("state_dict", None)
-        tensors = dict(self.state_dict() if tensors is None else tensors)
-        positions = torch.arange(self.config.block_size)[None]
-        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_base)
-        tensors["freqs_cis"] = torch.stack(angles, dim=-1)
-        return super().save_pretrained(save_directory, *args, state_dict=tensors, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.transformer.wte
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.transformer.wte = cast(ScaledEmbedding, value)
-
-    def generate(
-        self, *args: Any, cache: Any = None, past_key_values: Any = None, **kwargs: Any
-    ) -> Any:
-        """As in transformers, with the cache under either name."""
-        given = given_cache(cache, past_key_values)
-        if given is not None:
-            kwargs[CACHE] = given
-        return super().generate(*args, **kwargs)  # pyright: ignore - as below
-
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        """`generate` would make a cache of num_hidden_layers slots, too few for a loop: give it one
-        that counts recurrences."""
-        if model_kwargs.get("state") is not None:
-            raise ValueError(
-                "generate cannot take one state for tokens that are not there yet; use "
-                "state_seed, or state_init='zero' in the configuration"
-            )
-        plain = generation_config.cache_implementation in (None, "dynamic")
-        if model_kwargs.get(CACHE) is None and generation_config.use_cache and plain:
-            model_kwargs[CACHE] = RecurrentCache()
-            return None
-        # (transformers types self as a protocol that no model class satisfies)
-        prepare = super()._prepare_cache_for_generation  # pyright: ignore
-        return prepare(generation_config, model_kwargs, *args, **kwargs)
 
     def forward_cost(
         self,
@@ -497,7 +547,7 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> Cost:
         """What a forward of `rows` new tokens behind `past` cached ones takes, if the logits of
         `reads` of them are made; see `inward.common.costs`."""
-        depth = sum(split_depth(num_steps, self.config, self.training))
+        depth = sum(split_depth(num_steps, self.config))
         return HuginnCosts(self.config, self.dtype).forward(past, rows, reads, depth)
 
     def flops(self, context: int = 0) -> tuple[float, float]:
@@ -509,4 +559,5 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 AutoConfig.register(HuginnConfig.model_type, HuginnConfig, exist_ok=True)
+AutoModel.register(HuginnConfig, HuginnModel, exist_ok=True)
 AutoModelForCausalLM.register(HuginnConfig, HuginnForCausalLM, exist_ok=True)

@@ -1,7 +1,7 @@
 """Training of Huginn: how deep each step goes, what of it is differentiated, and what is watched.
 
 "Scaling up Test-Time Compute with Latent Reasoning", arXiv 2502.05171, section 3.3 and appendix;
-the model itself is in `huginn.py`.
+the model itself is in `model.py`.
 
     tau ~ Normal(log(mean) - sigma^2 / 2, sigma),   sigma = 0.5
     r   ~ Poisson(exp(tau)) + 1                      so the mean depth is mean + 1
@@ -74,6 +74,32 @@ def sample_depth(config: HuginnConfig, generator: torch.Generator) -> tuple[int,
     return split(int(sample_recurrences(config.mean_recurrence, generator)[0]), config)
 
 
+def drawn_depth(config: HuginnConfig, device: torch.device) -> tuple[int, int]:
+    """(n, k) for a forward in training that was told no depth: drawn as `sampling_scheme` says from
+    torch's own generator, as dropout is, so that a trainer who saves its state resumes exactly.
+
+    All processes of a run take the depth of the first: with sharded weights they gather the same
+    blocks the same number of times, and none waits for another.
+
+    device: of the model, for the message between processes.
+    Raises:
+        ValueError: depths are not drawn by this scheme here.
+    """
+    if config.sampling_scheme == "fixed":
+        return split(config.mean_recurrence, config)
+    if config.sampling_scheme != "poisson-lognormal-filling":
+        raise ValueError(
+            f"sampling_scheme is {config.sampling_scheme!r}; depths are drawn as "
+            "'poisson-lognormal-filling', or are 'fixed'; choose one, or pass num_steps=(n, k)"
+        )
+    depth = sample_recurrences(config.mean_recurrence, torch.default_generator)
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        depth = depth.to(device)
+        distributed.broadcast(depth, src=0)
+    return split(int(depth), config)
+
+
 def split(depth: int, config: HuginnConfig) -> tuple[int, int]:
     """(n, k): the last k = mean_backprop_depth of `depth` recurrences are differentiated."""
     k = min(depth, config.mean_backprop_depth)
@@ -119,9 +145,9 @@ def _step_of_first(
 ) -> Tensor:
     """Recurrence i for the first `num` rows; the others keep their state."""
     if num == len(s):
-        return model._step(s, e, context, i)
+        return model.transformer.step(s, e, context, i)
     some = context.select(torch.arange(num, device=s.device), len(s))
-    return torch.cat([model._step(s[:num], e[:num], some, i), s[num:]])
+    return torch.cat([model.transformer.step(s[:num], e[:num], some, i), s[num:]])
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,0 +1,129 @@
+"""How Huginn's models meet transformers: what their outputs are called, how their files are read
+and written, what `generate` must know of a loop.
+
+Shape letters as in model.py; P, R and C are the numbers of blocks in prelude, core and coda.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from inward.common.bases import both_cache_names, cache_field, given_cache
+from inward.common.weights import strict
+from inward.methods.huginn.cache import RecurrentCache
+from inward.methods.huginn.context import rotary_angles
+
+if TYPE_CHECKING:
+    from transformers import GenerationMixin
+    from transformers.modeling_utils import PreTrainedModel
+else:  # transformers looks for its own classes among a model's direct bases
+    GenerationMixin = PreTrainedModel = object
+
+PASSED_ON = {"num_items_in_batch", "shift_labels", "ignore_index"}
+"""Arguments of transformers' loss."""
+CACHE = cache_field(CausalLMOutputWithPast)
+"""What the installed transformers calls a cache, in `generate` and in outputs; we take both names.
+"""
+
+
+@both_cache_names
+@dataclass
+class HuginnModelOutput(BaseModelOutputWithPast):
+    """As of any model in transformers; at depth r, P + R r + C blocks have run, in this order.
+
+    last_hidden_state: (B, S, d) what the head reads.
+    hidden_states: with output_hidden_states, P + R r + C + 1 of (B, S, d): the embeddings, then the
+        output of each block that ran; the last one is last_hidden_state.
+    attentions: with output_attentions (and attn_implementation="eager"), P + R r + C of (B, N, S,
+        K), the weights of each block that ran.
+    latents: (B, S, d) ln_f(s_r), what the coda reads.
+    states: s_1 .. s_r, each (B, S, d), raw; only with output_states.
+    """
+
+    latents: Tensor | None = None
+    states: tuple[Tensor, ...] | None = None
+
+
+@both_cache_names
+@dataclass
+class HuginnOutput(CausalLMOutputWithPast):
+    """As of any causal LM in transformers; hidden_states, attentions, latents and states as in
+    `HuginnModelOutput`."""
+
+    latents: Tensor | None = None
+    states: tuple[Tensor, ...] | None = None
+
+
+# --------------------------------------------------------------------------------------------------
+# Files
+
+
+class HuginnFiles(PreTrainedModel):
+    """The published layout, read strictly and written back."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^freqs_cis$"]  # noqa: RUF012
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, but names that are missing, unexpected or of wrong shape, NaN, and
+        two different embeddings in a model that ties them, are errors."""
+        loaded = strict(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        head = getattr(model, "lm_head", None)
+        apart = head is not None and head.weight is not model.transformer.wte.weight
+        if model.config.tie_embeddings and apart:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: lm_head.weight and transformer.wte.weight "
+                "differ, but the configuration ties them; set tie_embeddings to false, or remove "
+                "one of them"
+            )
+        return loaded
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with the table of rotary angles that the published layout holds."""
+        tensors = kwargs.pop("state_dict", None)
+        tensors = dict(self.state_dict() if tensors is None else tensors)
+        positions = torch.arange(self.config.block_size)[None]
+        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_base)
+        tensors["freqs_cis"] = torch.stack(angles, dim=-1)
+        return super().save_pretrained(save_directory, *args, state_dict=tensors, **kwargs)
+
+
+# --------------------------------------------------------------------------------------------------
+# Generation
+
+
+class Generates(GenerationMixin):
+    """`generate` for a model whose cache has more slots than it has layers."""
+
+    def generate(
+        self, *args: Any, cache: Any = None, past_key_values: Any = None, **kwargs: Any
+    ) -> Any:
+        """As in transformers, with the cache under either name."""
+        given = given_cache(cache, past_key_values)
+        if given is not None:
+            kwargs[CACHE] = given
+        return super().generate(*args, **kwargs)  # pyright: ignore - as below
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """`generate` would make a cache of num_hidden_layers slots, too few for a loop: give it one
+        that counts recurrences."""
+        if model_kwargs.get("state") is not None:
+            raise ValueError(
+                "generate cannot take one state for tokens that are not there yet; use "
+                "state_seed, or state_init='zero' in the configuration"
+            )
+        plain = generation_config.cache_implementation in (None, "dynamic")
+        if model_kwargs.get(CACHE) is None and generation_config.use_cache and plain:
+            model_kwargs[CACHE] = RecurrentCache()
+            return None
+        # (transformers types self as a protocol that no model class satisfies)
+        prepare = super()._prepare_cache_for_generation  # pyright: ignore
+        return prepare(generation_config, model_kwargs, *args, **kwargs)
