@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,9 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from inward.train.settings import OptimSettings
+
+if TYPE_CHECKING:
+    from inward.train.shards import Shards
 
 
 @runtime_checkable
@@ -195,6 +199,8 @@ class ELLISAdam(Optimizer):
         _check_rates(lr, weight_decay, betas)
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps}
         super().__init__(params, defaults)
+        self.means: Callable[[list[Tensor]], list[Tensor]] = _means
+        """Of whole tensors, given what this process holds of them (`Shards.means`)."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; the group's rate becomes its base rate unless it names one."""
@@ -208,12 +214,19 @@ class ELLISAdam(Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
-                _ellis_adam(params, [_adam_state(self, p) for p in params], group)
+                _ellis_adam(params, [_adam_state(self, p) for p in params], group, self.means)
         return loss
 
 
+def _means(values: list[Tensor]) -> list[Tensor]:
+    return [value.mean() for value in values]
+
+
 def _ellis_adam(
-    params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]
+    params: list[Tensor],
+    states: list[dict[str, Tensor]],
+    group: dict[str, Any],
+    means_of: Callable[[list[Tensor]], list[Tensor]],
 ) -> None:
     lr, (beta1, beta2), eps = group["lr"], group["betas"], group["eps"]
     share = lr / group["initial_lr"] if group["initial_lr"] else 0.0
@@ -231,13 +244,14 @@ def _ellis_adam(
     torch._foreach_mul_(squares, beta2)
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
     torch._foreach_clamp_min_(squares, eps**2)
-    rho = [g.square().div_(v).mean().sqrt_() for g, v in zip(grads, squares, strict=True)]
+    ratios = [g.square().div_(v) for g, v in zip(grads, squares, strict=True)]
+    rho = [mean.sqrt() for mean in means_of(ratios)]
     updates = torch._foreach_sqrt(squares)
     torch._foreach_div_(updates, [math.sqrt(1 - beta2**t) for t in counts])
     for update, mean in zip(updates, means, strict=True):
         torch.atan2(mean, update, out=update)  # torch has no foreach form of it
     # One tensor per factor: a number would wait for the device to know rho.
-    factors = [r.clamp_(min=1.0).reciprocal_() for r in rho]
+    factors = [r.clamp(min=1.0).reciprocal() for r in rho]
     torch._foreach_mul_(updates, factors)
     torch._foreach_mul_(updates, [-lr / (1 - beta1**t) for t in counts])
     torch._foreach_mul_(params, 1 - share * group["weight_decay"])
@@ -353,7 +367,7 @@ class Muon(torch.optim.Muon):
                 self._views.append((param, view, first))
                 named.append((f"{name}[{first}:{last}]", view))
         super().__init__(
-            named,
+            named or [{"params": [], "param_names": []}],  # a process that owns no matrix
             lr=lr,
             weight_decay=weight_decay,
             momentum=momentum,
@@ -395,22 +409,26 @@ def _row_spans(name: str, param: Tensor, rows: tuple[int, ...]) -> list[tuple[in
 # --- from settings to optimizers ----------------------------------------------------------------
 
 
-def build_optimizers(model: nn.Module, settings: OptimSettings) -> list[Optimizer]:
+def build_optimizers(
+    model: nn.Module, settings: OptimSettings, shards: Shards | None = None
+) -> list[Optimizer]:
     """Optimizers for all trainable parameters; each group keeps its base rate in "initial_lr".
+
+    shards: what this process holds of the dense ones, if the model is sharded.
 
     Raises ValueError if Muon is asked for and no parameter suits it, or if a model names
     parameters for Muon that it does not have.
     """
-    dense = dense_parameters(model)
+    cut = shards is not None and bool(shards.cut)
+    dense: dict[str, Tensor] = dict(shards.rows) if shards else {**dense_parameters(model)}
     optimizers: list[Optimizer] = []
     name = settings.name
     if name == "muon":
         parts = _muon_parts(model, split=settings.muon_split)
+        matrices = {n: dense.pop(n) for n in parts}
         optimizers.append(
-            Muon(
-                {n: dense.pop(n) for n in parts},
-                parts,
-                settings.lr if settings.muon_lr is None else settings.muon_lr,
+            _muon_of(shards if cut else matrices, parts)(
+                lr=settings.lr if settings.muon_lr is None else settings.muon_lr,
                 weight_decay=settings.weight_decay,
                 momentum=settings.muon_momentum,
             )
@@ -421,6 +439,8 @@ def build_optimizers(model: nn.Module, settings: OptimSettings) -> list[Optimize
         kind = kinds[name]
         groups = _decay_groups(dense, settings)
         optimizers.append(kind(groups, lr=settings.lr, betas=settings.betas))
+        if cut and isinstance(optimizers[-1], ELLISAdam):
+            optimizers[-1].means = shards.means
     sparse = sparse_parameters(model)
     if sparse:
         decay = settings.sparse_weight_decay
@@ -431,6 +451,16 @@ def build_optimizers(model: nn.Module, settings: OptimSettings) -> list[Optimize
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def _muon_of(
+    matrices: Shards | dict[str, Tensor], parts: dict[str, tuple[int, ...]]
+) -> Callable[..., Optimizer]:
+    from inward.train.shards import MuonOfShards, Shards  # it knows this module
+
+    if isinstance(matrices, Shards):
+        return partial(MuonOfShards, matrices, parts)
+    return partial(Muon, matrices, parts)
 
 
 def _muon_parts(model: nn.Module, *, split: bool) -> dict[str, tuple[int, ...]]:
@@ -447,7 +477,7 @@ def _muon_parts(model: nn.Module, *, split: bool) -> dict[str, tuple[int, ...]]:
     return parts
 
 
-def _decay_groups(dense: dict[str, nn.Parameter], settings: OptimSettings) -> list[dict[str, Any]]:
+def _decay_groups(dense: dict[str, Tensor], settings: OptimSettings) -> list[dict[str, Any]]:
     if settings.decay_vectors:
         return [{"params": list(dense.items()), "weight_decay": settings.weight_decay}]
     # A bias is a vector whatever its shape (Huginn's bias on q and k has one row per head).
