@@ -3,6 +3,7 @@ number of them."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
+from inward.common.files import write_manifest
+from inward.train.rows import carries_of, saved_rows, slices
 from inward.train.settings import OptimSettings
-from tests.train.toy import (
-    rows_of,
-    start_ranks,
-    toy_train,
-)
+from inward.train.sharding import check_parallel
+from tests.train.toy import rows_of, start_ranks, timeless, toy_settings, toy_train
 
 PLAIN: dict[str, Any] = {"save_every": 5, "keep": 9, "eval_every": 5, "source": {"weighted": True}}
 
@@ -126,3 +126,113 @@ def test_torchs_own_reader_reads_a_sharded_state(tmp_path):
         pieces = [part[name] for part in parts if name in part]
         assert torch.equal(tensor, torch.cat(pieces)), name
     assert any(name.startswith("optim.0.") for name in names & parts[1].keys())
+
+
+def test_sharded_processes_resume_bit_for_bit(tmp_path):
+    """Dropout, method state in two micro-batches, Muon's owners: all of it from the files."""
+    options: dict[str, Any] = {
+        "parallel": "fsdp",
+        "dropout": 0.2,
+        "accumulation": 2,
+        "eval_every": 3,
+    }
+    options["optim"] = optim("muon")
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    start_ranks(2, several, [(whole, options), (cut, options | {"steps": 6}), (cut, options)])
+    assert timeless(cut) == timeless(whole)
+    for path in sorted((whole / "states/step-000000010").glob("state-*")):
+        assert path.read_bytes() == (cut / "states/step-000000010" / path.name).read_bytes()
+
+
+def as_format_1(folder: Path) -> None:
+    """A state as it was written before states were divided."""
+    path = folder / "state.safetensors"
+    content = json.loads((folder / "state.json").read_text())
+    numbers = content.pop("numbers")
+    tensors = {n: t.reshape(()) if n in numbers else t for n, t in load_file(path).items()}
+    save_file(tensors, path)
+    for name in ("rows", "files"):
+        content.pop(name)
+    for name in ("parallel", "recompute", "shard_processes"):
+        assert name not in content["identity"]["settings"]
+    (folder / "state.json").write_text(json.dumps(content | {"format": 1}))
+    write_manifest(folder)
+
+
+def test_states_of_before_go_on(tmp_path, alone):
+    """With as many processes as wrote them, bit for bit, and with another number."""
+    options = PLAIN | {"optim": optim("adamw")}
+    for name in ("one", "two"):
+        several([(tmp_path / name, options | {"steps": 5})])
+        as_format_1(tmp_path / name / "states/step-000000005")
+    several([(tmp_path / "one", options)])
+    start_ranks(2, several, [(tmp_path / "two", options | {"parallel": "fsdp"})])
+    assert timeless(tmp_path / "one") == timeless(alone / "adamw")
+    assert_same(tmp_path / "two", alone / "adamw")
+
+
+# --- rows ---------------------------------------------------------------------------------------
+
+
+def test_carries_are_found_by_their_rows():
+    """Eight rows of two processes with two micro-batches each, read by one and by four."""
+    whole = {"z": torch.arange(16.0).view(8, 2), "age": torch.arange(8)}
+    content = {"world_size": 2, "micro_batches": 2, "rows": 8, "identity": {}}
+    saved = saved_rows(content)
+    assert saved == {
+        (0, 0): range(2),
+        (0, 1): range(2, 4),
+        (1, 0): range(4, 6),
+        (1, 1): range(6, 8),
+    }
+
+    def read(place):
+        span = saved[place]
+        return {name: value[span.start : span.stop] for name, value in whole.items()}
+
+    for world_size, parts in ((1, 1), (1, 2), (4, 1), (2, 1), (8, 1)):
+        for rank in range(world_size):
+            wanted = slices(8, parts, rank, world_size)
+            for rows, carry in zip(wanted, carries_of(wanted, saved, read, "run"), strict=True):
+                assert carry is not None and carry.keys() == whole.keys()
+                for name, value in whole.items():
+                    assert torch.equal(carry[name], value[rows.start : rows.stop])
+    assert carries_of(slices(8, 1, 0, 1), saved, lambda place: None, "run") == [None]
+
+
+def test_what_does_not_lie_row_by_row_is_refused_elsewhere():
+    """It goes on where the rows are the same."""
+    saved = {(0, 0): range(4), (1, 0): range(4, 8)}
+
+    def read(place):
+        return {"sum": torch.ones(3) * place[0]}
+
+    (found,) = carries_of([range(4, 8)], saved, read, "run")
+    assert found is not None and torch.equal(found["sum"], torch.ones(3))
+    with pytest.raises(
+        ValueError, match=r"run holds method state 'sum' of shape \(3,\) for 4 rows"
+    ):
+        carries_of([range(8)], saved, read, "run")
+
+
+@pytest.mark.parametrize(
+    "changes, processes, told",
+    [
+        ({"parallel": "fsdp"}, 1, "this is one process"),
+        ({"parallel": "hsdp", "shard_processes": 3}, 4, "at least two groups"),
+        ({"parallel": "hsdp", "shard_processes": 4}, 4, "at least two groups"),
+        ({"parallel": "hsdp", "shard_processes": 1}, 4, "at least two groups"),
+    ],
+)
+def test_what_cannot_be_spread_is_refused(changes, processes, told):
+    with pytest.raises(ValueError, match=told):
+        check_parallel(toy_settings(**changes), processes)
+
+
+def test_settings_of_sharding_are_kept_or_refused(tmp_path):
+    with pytest.raises(ValueError, match="parallel is 'zero'"):
+        toy_settings(parallel="zero")
+    with pytest.raises(ValueError, match="shard_processes is 2"):
+        toy_settings(shard_processes=2)
+    with pytest.raises(ValueError, match="recompute: Toy cannot"):
+        toy_train(tmp_path, recompute=True)

@@ -60,7 +60,7 @@ def parts_of(path: Path, remedy: str = "delete its folder") -> dict[str, Part]:
 def header(parts: Mapping[str, Held]) -> dict[str, str]:
     """Words for the header of a file that holds these parts."""
     places = {n: {_OFFSETS: [p.first, *[0] * (p.tensor.ndim - 1)]} for n, p in parts.items()}
-    return {_PLACES: json.dumps(places)}
+    return {_PLACES: json.dumps(places, sort_keys=True)}
 
 
 def whole_shape(parts: list[Part], folder: Path, name: str) -> tuple[int, ...]:
