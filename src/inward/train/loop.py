@@ -53,7 +53,7 @@ from inward.train.ema import EMA
 from inward.train.generators import Generators, kept_generators
 from inward.train.identity import extend, identity_of, other_data
 from inward.train.log import Log, Window, progress_bar, say, start_trackers
-from inward.train.optim import build_optimizers, sparse_parameters
+from inward.train.optim import build_optimizers, dense_parameters, sparse_parameters
 from inward.train.place import RunFolder, locked
 from inward.train.process import (
     Signals,
@@ -127,7 +127,7 @@ class _Loop:
         self.watch = Stopwatch()
         self.cpu_watch = Stopwatch(time.process_time)
         self.module = prepare_model(accelerator, run.model, settings)
-        self.shards = Shards(run.model)
+        self.shards = Shards(dense_parameters(run.model))
         self.sparse = sparse_parameters(run.model)
         ema = None
         if settings.ema_decay:

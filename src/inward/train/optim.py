@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -27,9 +26,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from inward.train.settings import OptimSettings
-
-if TYPE_CHECKING:
-    from inward.train.shards import Shards
+from inward.train.shards import Shards, held, whole
 
 
 @runtime_checkable
@@ -406,6 +403,59 @@ def _row_spans(name: str, param: Tensor, rows: tuple[int, ...]) -> list[tuple[in
     return [(end - size, end) for end, size in zip(ends, rows, strict=True)]
 
 
+class MuonOfShards(Muon):
+    """Muon where the matrices are cut: each belongs to one process, in turn.
+
+    Its owner gathers weight and gradient, keeps the momentum, and does what Muon does with a whole
+    matrix, so that equal gradients give equal bits; then everybody takes their rows of the result.
+    """
+
+    def __init__(
+        self, shards: Shards, parts: Mapping[str, tuple[int, ...]], lr: float, **options: Any
+    ) -> None:
+        rank, world = dist.get_rank(), dist.get_world_size()
+        self._shards = shards
+        self._owners = {name: number % world for number, name in enumerate(parts)}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """Of the parts of all matrices, whoever owns them."""
+        for name, sizes in parts.items():
+            rows, columns = shards.params[name].shape
+            first = 0
+            for size in sizes or (rows,):
+                self.shapes[f"{name}[{first}:{first + size}]"] = (size, columns)
+                first += size
+        self._own = {
+            name: shards.rows[name].new_empty(shards.params[name].shape)
+            for name, owner in self._owners.items()
+            if owner == rank
+        }
+        super().__init__(self._own, {name: parts[name] for name in self._own}, lr, **options)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update; every process calls it."""
+        assert closure is None, "a closure cannot be called by the owners alone"
+        for name in self._owners:
+            param = self._shards.params[name]
+            if param.grad is None:
+                continue
+            weight, grad = whole(param), whole(param.grad)
+            if name in self._own:
+                self._own[name].copy_(weight)
+                self._own[name].grad = grad
+        super().step()
+        for name, owner in self._owners.items():
+            param = self._shards.params[name]
+            if param.grad is None:
+                continue
+            own = held(param)
+            new = self._own[name] if name in self._own else own.tensor.new_empty(param.shape)
+            dist.broadcast(new, owner)
+            own.tensor.copy_(new[own.first : own.first + len(own.tensor)])
+        for matrix in self._own.values():
+            matrix.grad = None
+
+
 # --- from settings to optimizers ----------------------------------------------------------------
 
 
@@ -419,27 +469,25 @@ def build_optimizers(
     Raises ValueError if Muon is asked for and no parameter suits it, or if a model names
     parameters for Muon that it does not have.
     """
-    cut = shards is not None and bool(shards.cut)
     dense: dict[str, Tensor] = dict(shards.rows) if shards else {**dense_parameters(model)}
     optimizers: list[Optimizer] = []
     name = settings.name
     if name == "muon":
         parts = _muon_parts(model, split=settings.muon_split)
         matrices = {n: dense.pop(n) for n in parts}
-        optimizers.append(
-            _muon_of(shards if cut else matrices, parts)(
-                lr=settings.lr if settings.muon_lr is None else settings.muon_lr,
-                weight_decay=settings.weight_decay,
-                momentum=settings.muon_momentum,
-            )
-        )
+        lr = settings.lr if settings.muon_lr is None else settings.muon_lr
+        more = {"weight_decay": settings.weight_decay, "momentum": settings.muon_momentum}
+        if shards is not None and shards.cut:
+            optimizers.append(MuonOfShards(shards, parts, lr, **more))
+        else:
+            optimizers.append(Muon(matrices, parts, lr, **more))
         name = settings.muon_rest
     if dense:
         kinds = {"adam_atan2": AdamATan2, "ellis_adam": ELLISAdam, "adamw": torch.optim.AdamW}
         kind = kinds[name]
         groups = _decay_groups(dense, settings)
         optimizers.append(kind(groups, lr=settings.lr, betas=settings.betas))
-        if cut and isinstance(optimizers[-1], ELLISAdam):
+        if shards is not None and shards.cut and isinstance(optimizers[-1], ELLISAdam):
             optimizers[-1].means = shards.means
     sparse = sparse_parameters(model)
     if sparse:
@@ -451,16 +499,6 @@ def build_optimizers(
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
-
-
-def _muon_of(
-    matrices: Shards | dict[str, Tensor], parts: dict[str, tuple[int, ...]]
-) -> Callable[..., Optimizer]:
-    from inward.train.shards import MuonOfShards, Shards  # it knows this module
-
-    if isinstance(matrices, Shards):
-        return partial(MuonOfShards, matrices, parts)
-    return partial(Muon, matrices, parts)
 
 
 def _muon_parts(model: nn.Module, *, split: bool) -> dict[str, tuple[int, ...]]:

@@ -37,7 +37,7 @@ def opened(path: Path, remedy: str = "delete its folder") -> Iterator[Any]:
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """Rows of a tensor in a file: those from `first` on."""
 
     path: Path
@@ -45,7 +45,7 @@ class Part:
     shape: tuple[int, ...]
 
 
-def parts_of(path: Path, remedy: str = "delete its folder") -> dict[str, Part]:
+def parts_of(path: Path, remedy: str = "delete its folder") -> dict[str, FilePart]:
     """Name -> what a file holds of each tensor."""
     with opened(path, remedy) as file:
         places = json.loads((file.metadata() or {}).get(_PLACES, "{}"))
@@ -53,7 +53,7 @@ def parts_of(path: Path, remedy: str = "delete its folder") -> dict[str, Part]:
         for name in file.keys():  # noqa: SIM118 (no mapping)
             first = places.get(name, {_OFFSETS: [0]})[_OFFSETS]
             shape = tuple(file.get_slice(name).get_shape())
-            found[name] = Part(path, first[0] if first else 0, shape)
+            found[name] = FilePart(path, first[0] if first else 0, shape)
         return found
 
 
@@ -63,7 +63,7 @@ def header(parts: Mapping[str, Held]) -> dict[str, str]:
     return {_PLACES: json.dumps(places, sort_keys=True)}
 
 
-def whole_shape(parts: list[Part], folder: Path, name: str) -> tuple[int, ...]:
+def whole_shape(parts: list[FilePart], folder: Path, name: str) -> tuple[int, ...]:
     """Of the tensor whose parts these are."""
     if len(parts) == 1 and not parts[0].shape:
         return ()
@@ -81,13 +81,13 @@ def beginning(path: Path, prefix: str, remedy: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): file.get_tensor(n).clone() for n in names}
 
 
-def number_of(parts: list[Part], name: str) -> Tensor:
+def number_of(parts: list[FilePart], name: str) -> Tensor:
     """A count of an optimizer's; those stay on the CPU."""
     with opened(parts[0].path) as file:
         return file.get_tensor(name).reshape(()).clone()
 
 
-def beside(parts: list[Part], name: str, like: Held) -> Tensor:
+def beside(parts: list[FilePart], name: str, like: Held) -> Tensor:
     """A new tensor for optimizer state: on the parameter's device, as many rows."""
     with opened(parts[0].path) as file:
         dtype = file.get_slice(name)[:0].dtype
@@ -96,7 +96,7 @@ def beside(parts: list[Part], name: str, like: Held) -> Tensor:
     return into
 
 
-def fill(parts: list[Part], name: str, own: Held) -> None:
+def fill(parts: list[FilePart], name: str, own: Held) -> None:
     """Copy this process's rows out of the files that have them."""
     if own.tensor.ndim == 0 or not own.tensor.numel():
         if own.tensor.numel():

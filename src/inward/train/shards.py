@@ -5,21 +5,18 @@ i * c to (i + 1) * c with c = ceil(n / p), which may be none. The model then reg
 what optimizers, averages and states deal with are these rows as plain tensors in the same memory,
 so that an optimizer that works number by number is the same code on one process and on a thousand.
 Two are not of that kind: ELLISAdam takes a mean over a whole tensor (`Shards.means`), and Muon
-wants whole matrices (`MuonOfShards`).
+wants whole matrices (`optim.MuonOfShards`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
-
-from inward.train.optim import Muon, dense_parameters
 
 
 @dataclass(frozen=True)
@@ -72,8 +69,9 @@ class Shards:
         rows of it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.params = dense_parameters(model)
+    def __init__(self, params: Mapping[str, Tensor]) -> None:
+        """Of `params`, the dense parameters of a model by name."""
+        self.params = dict(params)
         self.cut = {n: p for n, p in self.params.items() if isinstance(p, DTensor)}
         self.rows: dict[str, Tensor] = {
             name: held(param).tensor if name in self.cut else param
@@ -122,56 +120,3 @@ class Shards:
         both = torch.stack([sums, sizes])
         dist.all_reduce(both, group=self._group)
         return list((both[0] / both[1]).unbind())
-
-
-class MuonOfShards(Muon):
-    """Muon where the matrices are cut: each belongs to one process, in turn.
-
-    Its owner gathers weight and gradient, keeps the momentum, and does what Muon does with a whole
-    matrix, so that equal gradients give equal bits; then everybody takes their rows of the result.
-    """
-
-    def __init__(
-        self, shards: Shards, parts: Mapping[str, tuple[int, ...]], lr: float, **options: Any
-    ) -> None:
-        rank, world = dist.get_rank(), dist.get_world_size()
-        self._shards = shards
-        self._owners = {name: number % world for number, name in enumerate(parts)}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        """Of the parts of all matrices, whoever owns them."""
-        for name, sizes in parts.items():
-            rows, columns = shards.params[name].shape
-            first = 0
-            for size in sizes or (rows,):
-                self.shapes[f"{name}[{first}:{first + size}]"] = (size, columns)
-                first += size
-        self._own = {
-            name: shards.rows[name].new_empty(shards.params[name].shape)
-            for name, owner in self._owners.items()
-            if owner == rank
-        }
-        super().__init__(self._own, {name: parts[name] for name in self._own}, lr, **options)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update; every process calls it."""
-        assert closure is None, "a closure cannot be called by the owners alone"
-        for name in self._owners:
-            param = self._shards.params[name]
-            if param.grad is None:
-                continue
-            weight, grad = whole(param), whole(param.grad)
-            if name in self._own:
-                self._own[name].copy_(weight)
-                self._own[name].grad = grad
-        super().step()
-        for name, owner in self._owners.items():
-            param = self._shards.params[name]
-            if param.grad is None:
-                continue
-            own = held(param)
-            new = self._own[name] if name in self._own else own.tensor.new_empty(param.shape)
-            dist.broadcast(new, owner)
-            own.tensor.copy_(new[own.first : own.first + len(own.tensor)])
-        for matrix in self._own.values():
-            matrix.grad = None

@@ -52,8 +52,9 @@ from inward.common.files import (
 from inward.common.weights import complain
 from inward.train.ema import EMA
 from inward.train.generators import Generators
+from inward.train.optim import MuonOfShards
 from inward.train.parts import (
-    Part,
+    FilePart,
     beginning,
     beside,
     fill,
@@ -63,7 +64,7 @@ from inward.train.parts import (
     whole_shape,
 )
 from inward.train.rows import Carry, Place, carries_of, saved_rows
-from inward.train.shards import Held, MuonOfShards, held
+from inward.train.shards import Held, held
 
 FORMAT = 2
 READ = (1, 2)
@@ -331,7 +332,7 @@ class StateFolder:
         folder, remedy = self.path(step), self._remedy(step)
         content = self.content(step) if content is None else content
         self._check(content, state, folder)
-        parts: dict[str, list[Part]] = {}
+        parts: dict[str, list[FilePart]] = {}
         for file in content.get("files", ["state.safetensors"]):
             for name, part in parts_of(folder / file, remedy).items():
                 parts.setdefault(name, []).append(part)
@@ -427,7 +428,7 @@ class StateFolder:
 
     def _check_names(
         self,
-        parts: dict[str, list[Part]],
+        parts: dict[str, list[FilePart]],
         state: TrainState,
         folder: Path,
         content: dict[str, Any],
@@ -482,7 +483,7 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _place(parts: dict[str, list[Part]], state: TrainState, content: dict[str, Any]) -> None:
+def _place(parts: dict[str, list[FilePart]], state: TrainState, content: dict[str, Any]) -> None:
     for name, part in state.weight_pieces().items():
         fill(parts[name], name, part)
     by_prefix: dict[str, list[str]] = {}
