@@ -23,7 +23,7 @@ from inward.common.sampling import NotFiniteError, Sampling
 from inward.methods.tidar.adapter import DraftAdapter
 from inward.methods.tidar.model import TiDAR
 from inward.thinker import Thinker
-from inward.train.state import Generators
+from inward.train.generators import Generators
 from tests.methods.tidar.toys import MASK, V, llama
 from tests.test_promises import BYTES, IDS, METHODS, Promise, asked, made, options
 

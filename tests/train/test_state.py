@@ -12,11 +12,12 @@ from safetensors import safe_open
 from torch import nn
 
 from inward.common.files import new_folder, write_tensors
-from inward.train import state as state_module
+from inward.train import parts as parts_module
 from inward.train.ema import EMA
+from inward.train.generators import Generators, kept_generators
 from inward.train.optim import build_optimizers, dense_parameters
 from inward.train.settings import OptimSettings
-from inward.train.state import Generators, StateFolder, TrainState, differences, kept_generators
+from inward.train.state import StateFolder, TrainState, differences
 from tests.train.toy import Toy
 
 CPU = torch.device("cpu")
@@ -95,7 +96,7 @@ def test_large_tensors_are_read_in_slices(tmp_path, monkeypatch):
     folder = folder_for(tmp_path)
     saved = made_state()
     folder.save(saved, Generators.capture(CPU))
-    monkeypatch.setattr(state_module, "_SLICE_BYTES", 100)
+    monkeypatch.setattr(parts_module, "_SLICE_BYTES", 100)
     fresh = made_state(steps=0, seed=5)
     folder.load(fresh, 2, CPU)
     for name, tensor in saved.tensors().items():
@@ -111,19 +112,19 @@ def test_a_slice_holds_as_many_rows_as_fit(tmp_path, monkeypatch):
     """The file is opened once for each: a table of a million rows must not be read by the row."""
     table = torch.arange(40.0).view(10, 4)  # 16 bytes a row
     write_tensors(tmp_path / "x.safetensors", {"table": table})
-    opened, really = [], state_module._open
+    times_opened, really = [], parts_module.opened
 
     def counted(*args):
-        opened.append(args)
+        times_opened.append(args)
         return really(*args)
 
-    monkeypatch.setattr(state_module, "_open", counted)
+    monkeypatch.setattr(parts_module, "opened", counted)
     for limit, times in ((160, 1), (159, 2), (64, 3), (63, 4), (16, 10), (1, 10)):
-        monkeypatch.setattr(state_module, "_SLICE_BYTES", limit)
+        monkeypatch.setattr(parts_module, "_SLICE_BYTES", limit)
         into = torch.zeros(10, 4)
-        opened.clear()
-        state_module._copy(tmp_path / "x.safetensors", "table", into)
-        assert torch.equal(into, table) and len(opened) == times, limit
+        times_opened.clear()
+        parts_module.copy_rows(tmp_path / "x.safetensors", "table", into)
+        assert torch.equal(into, table) and len(times_opened) == times, limit
 
 
 def test_each_micro_batch_gets_its_own_state_back(tmp_path):

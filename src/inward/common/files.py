@@ -99,8 +99,13 @@ def write_json(path: Path, content: object) -> None:
         raise
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Save tensors of any layout; safetensors itself refuses strided and shared memory."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Save tensors of any layout; safetensors itself refuses strided and shared memory.
+
+    metadata: words for the header.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file  # puzzles and traces are written without torch
 
@@ -112,7 +117,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         ready[name] = plain.clone() if memory in seen and plain.numel() else plain
         seen.add(memory)
     try:
-        save_file(ready, path)
+        save_file(ready, path, metadata)
     except SafetensorError as error:
         raise as_os_error(error, path) from error
 

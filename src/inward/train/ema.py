@@ -3,7 +3,9 @@
 theta_ema <- decay * theta_ema + (1 - decay) * theta after every step, started at the first weights.
 Switched off, TRM loses 7.5 points on Sudoku-Extreme (arXiv 2510.04871, ablations).
 For use, average and raw weights change places by pointer: no third copy, and the raw weights come
-back as the same bytes. The rows of a sparse identifier table are not averaged, as in the reference.
+back as the same bytes (rows of a sharded parameter change places by value, a tensor at a time:
+what gathers them knows their memory). The rows of a sparse identifier table are not averaged, as
+in the reference.
 """
 
 # torch's stubs hide the foreach functions, its documentation of optimizers does not.
@@ -21,8 +23,15 @@ from torch import Tensor
 class EMA:
     """Average of named parameters; `shadow` holds it under the same names."""
 
-    def __init__(self, params: Mapping[str, Tensor], *, decay: float, ramp: bool = False) -> None:
-        """Start at the present weights.
+    def __init__(
+        self,
+        params: Mapping[str, Tensor],
+        *,
+        decay: float,
+        ramp: bool = False,
+        by_value: bool = False,
+    ) -> None:
+        """Start at the present weights. `by_value`: these keep their memory when they are swapped.
 
         Raises ValueError for weights below float32: there a decay of 0.999 rounds to no change.
         """
@@ -34,6 +43,7 @@ class EMA:
                 )
         self.decay = decay
         self.ramp = ramp
+        self.by_value = by_value
         self.num_updates = 0
         self.params = dict(params)
         self.shadow = {name: param.detach().clone() for name, param in params.items()}
@@ -62,6 +72,12 @@ class EMA:
         finally:
             self._swap()
 
+    @torch.no_grad()
     def _swap(self) -> None:
         for name, param in self.params.items():
-            param.data, self.shadow[name] = self.shadow[name], param.data
+            if self.by_value:
+                raw = param.clone()
+                param.copy_(self.shadow[name])
+                self.shadow[name].copy_(raw)
+            else:
+                param.data, self.shadow[name] = self.shadow[name], param.data

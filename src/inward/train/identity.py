@@ -19,11 +19,15 @@ HARMLESS = (
     "eval_every",
     "keep",
     "log_every",
+    "parallel",
     "progress",
+    "recompute",
     "save_every",
+    "shard_processes",
     "trackers",
 )
-"""Settings that may change between a run and its continuation: they do not touch the weights."""
+"""Settings that may change between a run and its continuation: they do not touch the weights, or
+in their last bits alone (parallel, as the number of processes does)."""
 
 
 def identity_of(settings: TrainSettings, config: dict[str, Any]) -> dict[str, Any]:

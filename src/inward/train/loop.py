@@ -16,8 +16,9 @@ What is unusual:
   one line that says what is safe: a full disk, a folder that somebody deleted.
 
 Steps done are counted from 0 (the number of the next batch), rows of the log from 1. Devices,
-autocast, DistributedDataParallel and trackers are accelerate's; the loop itself only sums one short
-vector of statistics over the processes. Resume state is our own, because accelerate's is pickled.
+autocast, DistributedDataParallel and trackers are accelerate's, sharding is torch's (sharding.py);
+the loop itself only sums one short vector of statistics over the processes. Resume state is our
+own, because accelerate's is pickled.
 
 Output folder: config.json, log.jsonl, states/, best/ (on request), model/ (averaged weights, as
 `save_pretrained` writes them) with model.manifest.json, summary.json; run.lock while it runs.
@@ -25,20 +26,18 @@ Output folder: config.json, log.jsonl, states/, best/ (on request), model/ (aver
 
 from __future__ import annotations
 
-import json
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor
 
 from inward.common.draws import Batch, Draws, Loss
@@ -51,6 +50,7 @@ from inward.common.files import (
     write_tensors,
 )
 from inward.train.ema import EMA
+from inward.train.generators import Generators, kept_generators
 from inward.train.identity import extend, identity_of, other_data
 from inward.train.log import Log, Window, progress_bar, say, start_trackers
 from inward.train.optim import build_optimizers, dense_parameters, sparse_parameters
@@ -59,19 +59,20 @@ from inward.train.process import (
     Signals,
     Stopwatch,
     agreement,
+    check_run,
     evaluation_mode,
     peak_memory,
     prepare_model,
     started_accelerator,
     widest_float,
 )
+from inward.train.rows import slices
 from inward.train.run import NonFiniteError, Run, SavesItself
 from inward.train.schedule import lr_factor
 from inward.train.settings import TrainSettings
-from inward.train.state import Generators, StateFolder, TrainState, kept_generators
-
-if TYPE_CHECKING:
-    pass
+from inward.train.sharding import gathered, whole_on_first
+from inward.train.shards import Shards, held
+from inward.train.state import StateFolder, TrainState
 
 _NOT_TOLD = ("log", "planned_steps", "window")
 """Entries of the record that the summary leaves out"""
@@ -95,7 +96,7 @@ def train(run: Run, settings: TrainSettings, out: str | Path) -> dict[str, Any]:
     """
     out = Path(out)
     with started_accelerator(settings, out) as accelerator, Signals() as signals:
-        _check(run, settings, accelerator)
+        check_run(run, settings, accelerator)
         with locked(accelerator, out) as place:
             loop = _Loop(run, settings, out, accelerator, signals, place)
             try:
@@ -125,17 +126,28 @@ class _Loop:
         self.device = accelerator.device
         self.watch = Stopwatch()
         self.cpu_watch = Stopwatch(time.process_time)
-        self.module = prepare_model(accelerator, run.model)
-        self.dense = dense_parameters(run.model)
+        self.module = prepare_model(accelerator, run.model, settings)
+        self.shards = Shards(dense_parameters(run.model))
         self.sparse = sparse_parameters(run.model)
         ema = None
         if settings.ema_decay:
-            ema = EMA(self.dense, decay=settings.ema_decay, ramp=settings.ema_ramp)
+            ema = EMA(
+                self.shards.rows,
+                decay=settings.ema_decay,
+                ramp=settings.ema_ramp,
+                by_value=bool(self.shards.cut),
+            )
         self.state = TrainState(
             model=run.model,
-            optimizers=build_optimizers(run.model, settings.optim),
+            optimizers=build_optimizers(run.model, settings.optim, self.shards),
             ema=ema,
             carries=[None] * settings.accumulation,
+            rows=slices(
+                settings.batch_rows,
+                settings.accumulation,
+                accelerator.process_index,
+                accelerator.num_processes,
+            ),
         )
         self.store = StateFolder(
             out / "states",
@@ -147,6 +159,7 @@ class _Loop:
             agree=agreement(accelerator),
         )
         self.extension = self.changed_data = ""
+        self.divided = 0  # how many processes wrote the state, if they were not as many as now
         self.saved_step: int | None = None
         self.resumed = self._start_or_resume()
         self.finished = self._finished_summary()
@@ -183,16 +196,24 @@ class _Loop:
             content = self.store.content(steps[-1])
             self.extension = extend(content, self.settings)
             self.changed_data = self._other_data(content)
-            self.store.load(self.state, steps[-1], self.device, content).restore(self.device)
+            generators = self.store.load(self.state, steps[-1], self.device, content)
+            if generators is not None:
+                generators.restore(self.device)
+            else:
+                self._seed(self.settings.seed, steps[-1], self.state.rows[0].start)
+                self.divided = content["world_size"]
             self._check_decay()
             self.saved_step = steps[-1]
         else:
-            words = np.random.SeedSequence([self.settings.seed, self.store.rank])
-            set_seed(int(words.generate_state(1)[0]))
+            self._seed(self.settings.seed, self.store.rank)
         if self.accelerator.is_main_process:
             with self._writing():
                 write_json(self.out / "config.json", self.run.config)
         return bool(steps)
+
+    @staticmethod
+    def _seed(*words: int) -> None:
+        set_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
 
     def _other_data(self, content: dict[str, Any]) -> str:
         """Let a saved state fit a run on other data, if that is allowed; what that is, in words."""
@@ -225,6 +246,12 @@ class _Loop:
             self._say(f"resuming {self.out} after step {self.state.step}")
             if self.extension:
                 self._say(f"{self.out} is {self.extension}")
+            if self.divided:
+                self._say(
+                    f"{self.out} was written by {self.divided} processes, now there are "
+                    f"{self.store.world_size}: rows keep their data, their state and what is drawn "
+                    "for them; only dropout is drawn anew"
+                )
             if self.changed_data:
                 self._say(f"{self.out} {self.changed_data}")
             if self._evaluation_due():
@@ -253,8 +280,13 @@ class _Loop:
     def _repair_model(self) -> None:
         """Write the model of a finished run again if files of it are gone."""
         folder, manifest = self.out / "model", self.out / "model.manifest.json"
-        fault = manifest_fault(folder, manifest) if manifest.exists() else ""
-        if not folder.is_dir() or not any(folder.iterdir()) or fault.endswith("is missing"):
+        fault = ""
+        if self.accelerator.is_main_process:  # the others would see it while it is written
+            fault = manifest_fault(folder, manifest) if manifest.exists() else ""
+            if not folder.is_dir() or not any(folder.iterdir()):
+                fault = f"{folder} is missing"
+        fault = self.store.agree(fault)
+        if fault.endswith("is missing"):
             self._say(f"{folder} is not whole; it is written again")
             self._save_model(folder)
         elif fault:
@@ -271,7 +303,7 @@ class _Loop:
         summary = {
             "steps": self.state.step,
             "rows": self.state.step * self.settings.batch_rows,
-            "parameters": sum(p.numel() for p in self.dense.values()),
+            "parameters": sum(p.numel() for p in self.shards.params.values()),
             "sparse_parameters": sum(p.numel() for p in self.sparse.values()),
             "processes": self.accelerator.num_processes,
             "device": self.device.type,
@@ -300,12 +332,14 @@ class _Loop:
         """Do one optimizer step; true if somebody asked to stop."""
         watch = Stopwatch()
         if self.state.step in self.run.resets:
-            self.state.optimizers = build_optimizers(self.run.model, self.settings.optim)
+            self.state.optimizers = build_optimizers(
+                self.run.model, self.settings.optim, self.shards
+            )
         before = Generators.capture(self.device)
-        slices = self._slices()
-        batches = [self._batch(rows) for rows in slices]
+        batches = [self._batch(rows) for rows in self.state.rows]
         weight = self._global_weight(batches)
-        losses = self._backward(slices, batches, weight)
+        losses = self._backward(batches, weight)
+        self.shards.take_gradients()
         stats = self._reduce(losses, weight)
         if stats.gone:
             raise self.place.told_gone(self.state.step)
@@ -323,13 +357,6 @@ class _Loop:
         self._log_step(stats, lr)
         return stats.stop
 
-    def _slices(self) -> list[range]:
-        """Rows of the global batch that each micro-batch of this process owns."""
-        parts = self.settings.accumulation
-        size = self.settings.batch_rows // (parts * self.accelerator.num_processes)
-        first = self.accelerator.process_index * parts
-        return [range(n * size, (n + 1) * size) for n in range(first, first + parts)]
-
     def _batch(self, rows: range) -> Batch:
         batch = self.run.source.batch(self.state.step, rows, self.settings.batch_rows)
         return {name: value.to(self.device) for name, value in batch.items()}
@@ -346,10 +373,10 @@ class _Loop:
             raise ValueError(f"batch {self.state.step} has a weight of {total}: nothing to learn")
         return total
 
-    def _backward(self, slices: list[range], batches: list[Batch], weight: float) -> list[Loss]:
+    def _backward(self, batches: list[Batch], weight: float) -> list[Loss]:
         scale = self.accelerator.num_processes / weight  # DDP takes the mean over processes
         losses: list[Loss] = []
-        for rows, batch, carry in zip(slices, batches, self.state.carries, strict=True):
+        for rows, batch, carry in zip(self.state.rows, batches, self.state.carries, strict=True):
             draws = Draws(
                 self.settings.seed,
                 self.state.step,
@@ -360,7 +387,7 @@ class _Loop:
             last = len(losses) + 1 == len(batches)
             # Gradients travel between processes once per step, with the last micro-batch.
             with nullcontext() if last else self.accelerator.no_sync(self.module):
-                loss = self.module(batch, carry, draws)
+                loss = Loss(*self.module(batch, carry, draws))
                 self.accelerator.backward(loss.total * scale)
             attached = [n for n, t in (loss.state or {}).items() if t.requires_grad]
             assert not attached, f"method state {attached} must be detached"
@@ -383,10 +410,14 @@ class _Loop:
         sums += [total(bad)] if bad else [torch.zeros((), device=self.device, dtype=wide)]
         flags = (self.signals.asked, self.place.gone())
         sums += [torch.tensor(float(flag), device=self.device, dtype=wide) for flag in flags]
+        cut = bool(self.shards.cut)
+        sums += [self.shards.square_sum(wide) if cut else torch.zeros_like(sums[0])]
         summed = cast(Tensor, self.accelerator.reduce(torch.stack(sums), reduction="sum"))
-        grads = [p.grad for p in self.dense.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads).to(self.device)
-        loss, *values, num_bad, stop, gone, grad_norm = [*summed.tolist(), float(norm)]
+        loss, *values, num_bad, stop, gone, squares = summed.tolist()
+        grad_norm = math.sqrt(squares)
+        if not cut:
+            grads = list(self.shards.gradients().values())
+            grad_norm = float(torch.nn.utils.get_total_norm(grads))
         metrics = dict(zip(names, zip(values[0::2], values[1::2], strict=True), strict=True))
         finite = math.isfinite(loss) and math.isfinite(grad_norm) and num_bad == 0
         return _Stats(loss / weight, grad_norm, metrics, finite, stop > 0, gone > 0)
@@ -400,13 +431,14 @@ class _Loop:
         clip = self.settings.clip
         if clip:
             norm = torch.tensor(grad_norm, device=self.device)
-            torch.nn.utils.clip_grads_with_norm_(self.dense.values(), clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.shards.rows.values(), clip, norm)
         factor = lr_factor(self.settings, self.state.step + 1)
         for optimizer in self.state.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
             optimizer.step()
-        for param in [*self.dense.values(), *self.sparse.values()]:
+        self.shards.drop_gradients()
+        for param in self.sparse.values():
             param.grad = None
         if self.state.ema is not None:
             self.state.ema.update()
@@ -439,7 +471,8 @@ class _Loop:
 
     def _suspects(self, batches: list[Batch], losses: list[Loss]) -> Iterator[tuple[str, Tensor]]:
         """Tensors in the order in which a bad value travels through a step."""
-        yield from ((f"parameter {n}", p.detach()) for n, p in self.run.model.named_parameters())
+        params = self.run.model.named_parameters()
+        yield from ((f"parameter {n}", held(p.detach()).tensor) for n, p in params)
         # Infinity in a buffer is usually meant (masks), NaN never.
         buffers = self.run.model.named_buffers()
         yield from ((f"buffer {n}", b.masked_fill(b.isinf(), 0)) for n, b in buffers)
@@ -447,8 +480,7 @@ class _Loop:
             yield from ((f"batch entry {n}", v) for n, v in batch.items())
             yield from ((f"method state {n}", v) for n, v in (carry or {}).items())
         yield from (("the loss", loss.total) for loss in losses)
-        dense = {n: p.grad for n, p in self.dense.items() if p.grad is not None}
-        grads = {**dense, **self._sparse_grads()}
+        grads = {**self.shards.gradients(), **self._sparse_grads()}
         yield from ((f"the gradient of {n}", g) for n, g in grads.items())
         yield "the gradient norm", torch.tensor(math.nan)  # finite gradients, infinite norm
 
@@ -466,6 +498,7 @@ class _Loop:
         watch = Stopwatch()
         with (
             self._averaged(),
+            gathered(self.module),
             kept_generators(self.device),
             evaluation_mode(self.run.model),
             torch.no_grad(),
@@ -524,15 +557,20 @@ class _Loop:
         return self.earlier.get("seconds", 0.0) + self.watch.seconds()
 
     def _save_model(self, folder: Path) -> None:
-        if self.accelerator.is_main_process:
-            with self._writing(), self._averaged():
-                with new_folder(folder) as hidden:
-                    if isinstance(self.run.model, SavesItself):
-                        self.run.model.save_pretrained(hidden)
-                    else:
-                        write_tensors(hidden / "model.safetensors", self.run.model.state_dict())
-                write_manifest(folder, folder.with_name(f"{folder.name}.manifest.json"))
+        first = self.accelerator.is_main_process
+        with self._averaged(), whole_on_first(self.run.model, first=first):
+            if first:
+                with self._writing():
+                    self._write_model(folder)
         self.accelerator.wait_for_everyone()
+
+    def _write_model(self, folder: Path) -> None:
+        with new_folder(folder) as hidden:
+            if isinstance(self.run.model, SavesItself):
+                self.run.model.save_pretrained(hidden)
+            else:
+                write_tensors(hidden / "model.safetensors", self.run.model.state_dict())
+        write_manifest(folder, folder.with_name(f"{folder.name}.manifest.json"))
 
 
 @dataclass(frozen=True)
@@ -546,30 +584,6 @@ class _Stats:
     stop: bool
     gone: bool
     """The folder of the run is not there any more."""
-
-
-def _check(run: Run, settings: TrainSettings, accelerator: Accelerator) -> None:
-    """User errors that would otherwise show up late or never."""
-    parts = settings.accumulation * accelerator.num_processes
-    if settings.batch_rows % parts:
-        raise ValueError(
-            f"batch_rows is {settings.batch_rows}, but must be a multiple of {parts} "
-            f"(accumulation {settings.accumulation} x {accelerator.num_processes} processes)"
-        )
-    kinds = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    if accelerator.distributed_type not in kinds:
-        raise ValueError(
-            f"the launcher asks for {accelerator.distributed_type}; resume states are written for "
-            "one process or DDP. Use torchrun, or accelerate launch --multi_gpu"
-        )
-    if settings.best_metric and run.evaluate is None:
-        raise ValueError(f"best_metric is {settings.best_metric!r}, but the run has no evaluate")
-    if settings.eval_every and run.evaluate is None:
-        warnings.warn("eval_every is ignored: the run has no evaluate", stacklevel=3)
-    try:
-        json.dumps(run.config)
-    except TypeError as error:
-        raise ValueError(f"run.config must hold JSON values only: {error}") from error
 
 
 def _due(step: int, every: int) -> bool:

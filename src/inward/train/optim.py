@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from inward.train.settings import OptimSettings
+from inward.train.shards import Shards, held, whole
 
 
 @runtime_checkable
@@ -195,6 +196,8 @@ class ELLISAdam(Optimizer):
         _check_rates(lr, weight_decay, betas)
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps}
         super().__init__(params, defaults)
+        self.means: Callable[[list[Tensor]], list[Tensor]] = _means
+        """Of whole tensors, given what this process holds of them (`Shards.means`)."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; the group's rate becomes its base rate unless it names one."""
@@ -208,12 +211,19 @@ class ELLISAdam(Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
-                _ellis_adam(params, [_adam_state(self, p) for p in params], group)
+                _ellis_adam(params, [_adam_state(self, p) for p in params], group, self.means)
         return loss
 
 
+def _means(values: list[Tensor]) -> list[Tensor]:
+    return [value.mean() for value in values]
+
+
 def _ellis_adam(
-    params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]
+    params: list[Tensor],
+    states: list[dict[str, Tensor]],
+    group: dict[str, Any],
+    means_of: Callable[[list[Tensor]], list[Tensor]],
 ) -> None:
     lr, (beta1, beta2), eps = group["lr"], group["betas"], group["eps"]
     share = lr / group["initial_lr"] if group["initial_lr"] else 0.0
@@ -231,13 +241,14 @@ def _ellis_adam(
     torch._foreach_mul_(squares, beta2)
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
     torch._foreach_clamp_min_(squares, eps**2)
-    rho = [g.square().div_(v).mean().sqrt_() for g, v in zip(grads, squares, strict=True)]
+    ratios = [g.square().div_(v) for g, v in zip(grads, squares, strict=True)]
+    rho = [mean.sqrt() for mean in means_of(ratios)]
     updates = torch._foreach_sqrt(squares)
     torch._foreach_div_(updates, [math.sqrt(1 - beta2**t) for t in counts])
     for update, mean in zip(updates, means, strict=True):
         torch.atan2(mean, update, out=update)  # torch has no foreach form of it
     # One tensor per factor: a number would wait for the device to know rho.
-    factors = [r.clamp_(min=1.0).reciprocal_() for r in rho]
+    factors = [r.clamp(min=1.0).reciprocal() for r in rho]
     torch._foreach_mul_(updates, factors)
     torch._foreach_mul_(updates, [-lr / (1 - beta1**t) for t in counts])
     torch._foreach_mul_(params, 1 - share * group["weight_decay"])
@@ -353,7 +364,7 @@ class Muon(torch.optim.Muon):
                 self._views.append((param, view, first))
                 named.append((f"{name}[{first}:{last}]", view))
         super().__init__(
-            named,
+            named or [{"params": [], "param_names": []}],  # a process that owns no matrix
             lr=lr,
             weight_decay=weight_decay,
             momentum=momentum,
@@ -392,35 +403,92 @@ def _row_spans(name: str, param: Tensor, rows: tuple[int, ...]) -> list[tuple[in
     return [(end - size, end) for end, size in zip(ends, rows, strict=True)]
 
 
+class MuonOfShards(Muon):
+    """Muon where the matrices are cut: each belongs to one process, in turn.
+
+    Its owner gathers weight and gradient, keeps the momentum, and does what Muon does with a whole
+    matrix, so that equal gradients give equal bits; then everybody takes their rows of the result.
+    """
+
+    def __init__(
+        self, shards: Shards, parts: Mapping[str, tuple[int, ...]], lr: float, **options: Any
+    ) -> None:
+        rank, world = dist.get_rank(), dist.get_world_size()
+        self._shards = shards
+        self._owners = {name: number % world for number, name in enumerate(parts)}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """Of the parts of all matrices, whoever owns them."""
+        for name, sizes in parts.items():
+            rows, columns = shards.params[name].shape
+            first = 0
+            for size in sizes or (rows,):
+                self.shapes[f"{name}[{first}:{first + size}]"] = (size, columns)
+                first += size
+        self._own = {
+            name: shards.rows[name].new_empty(shards.params[name].shape)
+            for name, owner in self._owners.items()
+            if owner == rank
+        }
+        super().__init__(self._own, {name: parts[name] for name in self._own}, lr, **options)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update; every process calls it."""
+        assert closure is None, "a closure cannot be called by the owners alone"
+        for name in self._owners:
+            param = self._shards.params[name]
+            if param.grad is None:
+                continue
+            weight, grad = whole(param), whole(param.grad)
+            if name in self._own:
+                self._own[name].copy_(weight)
+                self._own[name].grad = grad
+        super().step()
+        for name, owner in self._owners.items():
+            param = self._shards.params[name]
+            if param.grad is None:
+                continue
+            own = held(param)
+            new = self._own[name] if name in self._own else own.tensor.new_empty(param.shape)
+            dist.broadcast(new, owner)
+            own.tensor.copy_(new[own.first : own.first + len(own.tensor)])
+        for matrix in self._own.values():
+            matrix.grad = None
+
+
 # --- from settings to optimizers ----------------------------------------------------------------
 
 
-def build_optimizers(model: nn.Module, settings: OptimSettings) -> list[Optimizer]:
+def build_optimizers(
+    model: nn.Module, settings: OptimSettings, shards: Shards | None = None
+) -> list[Optimizer]:
     """Optimizers for all trainable parameters; each group keeps its base rate in "initial_lr".
+
+    shards: what this process holds of the dense ones, if the model is sharded.
 
     Raises ValueError if Muon is asked for and no parameter suits it, or if a model names
     parameters for Muon that it does not have.
     """
-    dense = dense_parameters(model)
+    dense: dict[str, Tensor] = dict(shards.rows) if shards else {**dense_parameters(model)}
     optimizers: list[Optimizer] = []
     name = settings.name
     if name == "muon":
         parts = _muon_parts(model, split=settings.muon_split)
-        optimizers.append(
-            Muon(
-                {n: dense.pop(n) for n in parts},
-                parts,
-                settings.lr if settings.muon_lr is None else settings.muon_lr,
-                weight_decay=settings.weight_decay,
-                momentum=settings.muon_momentum,
-            )
-        )
+        matrices = {n: dense.pop(n) for n in parts}
+        lr = settings.lr if settings.muon_lr is None else settings.muon_lr
+        more = {"weight_decay": settings.weight_decay, "momentum": settings.muon_momentum}
+        if shards is not None and shards.cut:
+            optimizers.append(MuonOfShards(shards, parts, lr, **more))
+        else:
+            optimizers.append(Muon(matrices, parts, lr, **more))
         name = settings.muon_rest
     if dense:
         kinds = {"adam_atan2": AdamATan2, "ellis_adam": ELLISAdam, "adamw": torch.optim.AdamW}
         kind = kinds[name]
         groups = _decay_groups(dense, settings)
         optimizers.append(kind(groups, lr=settings.lr, betas=settings.betas))
+        if shards is not None and shards.cut and isinstance(optimizers[-1], ELLISAdam):
+            optimizers[-1].means = shards.means
     sparse = sparse_parameters(model)
     if sparse:
         decay = settings.sparse_weight_decay
@@ -447,7 +515,7 @@ def _muon_parts(model: nn.Module, *, split: bool) -> dict[str, tuple[int, ...]]:
     return parts
 
 
-def _decay_groups(dense: dict[str, nn.Parameter], settings: OptimSettings) -> list[dict[str, Any]]:
+def _decay_groups(dense: dict[str, Tensor], settings: OptimSettings) -> list[dict[str, Any]]:
     if settings.decay_vectors:
         return [{"params": list(dense.items()), "weight_decay": settings.weight_decay}]
     # A bias is a vector whatever its shape (Huginn's bias on q and k has one row per head).

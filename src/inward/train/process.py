@@ -5,16 +5,18 @@ Everything that knows accelerate or the operating system is here, so that loop.p
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -22,27 +24,36 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
     GradientAccumulationPlugin,
     broadcast,
 )
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from inward.common.draws import Batch, Draws, Loss, Trainable
+from inward.common.draws import Batch, Draws, Trainable
 from inward.train.log import check_trackers
 from inward.train.optim import sparse_parameters
+from inward.train.run import Run
 from inward.train.settings import TrainSettings
+from inward.train.sharding import check_parallel, shard
 
 
 class LossModule(nn.Module):
-    """Makes `model.loss` a forward, because that is where DDP and autocast hook in."""
+    """Makes `model.loss` a forward, because that is where DDP, FSDP and autocast hook in.
+
+    It gives the fields of `Loss` one by one: FSDP looks for tensors in tuples, not in dataclasses.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, state: dict[str, Tensor] | None, draws: Draws) -> Loss:
-        return cast(Trainable, self.model).loss(batch, state, draws)
+    def forward(
+        self, batch: Batch, state: dict[str, Tensor] | None, draws: Draws
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]], dict[str, Tensor] | None]:
+        loss = cast(Trainable, self.model).loss(batch, state, draws)
+        return loss.total, loss.metrics, loss.state
 
 
 @contextmanager
@@ -73,14 +84,34 @@ def started_accelerator(settings: TrainSettings, out: Path) -> Iterator[Accelera
         AcceleratorState._shared_state.update(others)
 
 
-def prepare_model(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """Move the model to its device and wrap `loss` for autocast and DDP.
+@runtime_checkable
+class Recomputes(Protocol):
+    """A model that can run parts of its forward again in the backward pass."""
+
+    def recompute(self) -> None:
+        """Do so from now on; a ValueError says why it cannot."""
+        ...
+
+
+def prepare_model(accelerator: Accelerator, model: nn.Module, settings: TrainSettings) -> nn.Module:
+    """Move the model to its device and wrap `loss` for autocast and DDP or FSDP.
 
     Sparse tables are kept out of DDP by its list of names to ignore (the mechanism that torch's
     own sharded embeddings use): their optimizer sums the touched rows itself, where DDP would
     exchange them a second time. DDP then does not copy them from the first process either.
     """
-    module = LossModule(model).to(accelerator.device)
+    if settings.recompute:
+        if not isinstance(model, Recomputes):
+            raise ValueError(f"recompute: {type(model).__name__} cannot; leave it out")
+        model.recompute()
+    module: nn.Module = LossModule(model)
+    if settings.parallel != "ddp":
+        # accelerate's own FSDP turns into DDP on CPUs without a word; from it comes autocast alone
+        module = accelerator.prepare_model(module, device_placement=False, evaluation_mode=True)
+        shard(module, model, settings, accelerator.device)
+        model.train()
+        return module
+    module.to(accelerator.device)
     sparse = sparse_parameters(module)
     if accelerator.use_distributed:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(sparse))
@@ -92,6 +123,31 @@ def prepare_model(accelerator: Accelerator, model: nn.Module) -> nn.Module:
         assert not reduced, f"DDP would also reduce {reduced}"
     model.train()
     return prepared
+
+
+def check_run(run: Run, settings: TrainSettings, accelerator: Accelerator) -> None:
+    """User errors that would otherwise show up late or never."""
+    check_parallel(settings, accelerator.num_processes)
+    parts = settings.accumulation * accelerator.num_processes
+    if settings.batch_rows % parts:
+        raise ValueError(
+            f"batch_rows is {settings.batch_rows}, but must be a multiple of {parts} "
+            f"(accumulation {settings.accumulation} x {accelerator.num_processes} processes)"
+        )
+    kinds = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if accelerator.distributed_type not in kinds:
+        raise ValueError(
+            f"the launcher asks for {accelerator.distributed_type}; start with torchrun, or "
+            "accelerate launch --multi_gpu, and say parallel = fsdp or hsdp here"
+        )
+    if settings.best_metric and run.evaluate is None:
+        raise ValueError(f"best_metric is {settings.best_metric!r}, but the run has no evaluate")
+    if settings.eval_every and run.evaluate is None:
+        warnings.warn("eval_every is ignored: the run has no evaluate", stacklevel=3)
+    try:
+        json.dumps(run.config)
+    except TypeError as error:
+        raise ValueError(f"run.config must hold JSON values only: {error}") from error
 
 
 class Signals:

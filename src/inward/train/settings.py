@@ -92,6 +92,14 @@ class TrainSettings:
     """Evaluation metric (larger is better) whose best model is kept in `best/`; empty: none."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast of matrix products; weights, averages and optimizers stay float32."""
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """What several processes (torchrun) hold. ddp: each the whole model. fsdp: each a share of
+    weights, gradients, averages and optimizer states. hsdp: fsdp within groups of processes."""
+    shard_processes: int = 0
+    """hsdp: processes of a group; 0: those of one machine."""
+    recompute: bool = False
+    """Run what lies between recurrences (Huginn), evaluations of f (TRM) or layers (TiDAR) again in
+    the backward pass instead of keeping what it computed."""
     device: Literal["auto", "cpu"] = "auto"
     trackers: tuple[str, ...] = ()
     """Trackers that accelerate knows (tensorboard, wandb, trackio, ...), beside the JSONL log."""
@@ -103,17 +111,27 @@ class TrainSettings:
         need(self.steps >= least, "steps", self.steps, f"{least} or more")
         for name in ("batch_rows", "accumulation", "keep", "log_every"):
             need(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("seed", "warmup", "decay_steps", "eval_every", "save_every"):
+        for name in (
+            "seed",
+            "warmup",
+            "decay_steps",
+            "eval_every",
+            "save_every",
+            "shard_processes",
+        ):
             need(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         need(0 <= self.clip < float("inf"), "clip", self.clip, "0 (off) or a positive number")
         need(0 <= self.min_ratio <= 1, "min_ratio", self.min_ratio, "in [0, 1]")
         need(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
+        grouped = self.parallel == "hsdp" or not self.shard_processes
+        need(grouped, "shard_processes", self.shard_processes, "0 without parallel = hsdp")
         self._check_choices()
 
     def _check_choices(self) -> None:
         for name, choices in (
             ("schedule", ("constant", "cosine", "linear", "late")),
             ("precision", ("float32", "bfloat16")),
+            ("parallel", ("ddp", "fsdp", "hsdp")),
             ("device", ("auto", "cpu")),
             ("progress", ("auto", "on", "off")),
         ):

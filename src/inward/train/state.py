@@ -1,14 +1,24 @@
 """Resume state: everything that decides the next step, as safetensors and JSON, never pickle.
 
     <run>/states/step-000000120/
-        state.safetensors       raw weights, average, optimizer states
+        state.safetensors       raw weights, average, optimizer states (one process, or ddp)
+        state-00000.safetensors ... of each process that holds rows of a sharded model
         state.json              step, identity of the run, optimizer scalars, the loop's record
         rank-00000.safetensors  what differs between processes: method state, torch generators
-        rank-00000.json         generators of numpy and Python
+        rank-00000.json         which rows these are; generators of numpy and Python
         manifest.json           length and SHA-256 of each of these, whatever they are
 
 A killed run goes on with the same bits, so nothing may be left out: the data position is the step
 (sources are pure functions of it), and `dropout` draws from global generators, which are here too.
+
+Any number of processes, sharded or not, goes on with it: tensors are found by their rows, and so is
+method state, whose rows are those of the global batch. Only global generators belong to a process;
+another number of them draws dropout anew.
+
+The files are what torch.distributed.checkpoint's HuggingFaceStorageReader reads (the header says
+where a part begins; numbers have shape (1,)). We write and read them ourselves, because its writer
+builds the bytes of a process's whole share in memory before it writes them, and its reader keeps
+a file mapped until all of it was read: a table of identifiers would be there twice.
 A state is written to a hidden folder, flushed, and renamed; what a kill leaves half-written or
 half-deleted is a hidden folder, which the next start removes. What a disk or a hand changed later
 does not fit the manifest; the message then names the state before it.
@@ -17,23 +27,20 @@ does not fit the manifest; the message then names the state before it.
 from __future__ import annotations
 
 import errno
-import random
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from inward.common.files import (
     MANIFEST,
+    flush,
     manifest_fault,
     publish,
     read_object,
@@ -44,62 +51,24 @@ from inward.common.files import (
 )
 from inward.common.weights import complain
 from inward.train.ema import EMA
+from inward.train.generators import Generators
+from inward.train.optim import MuonOfShards
+from inward.train.parts import (
+    FilePart,
+    beginning,
+    beside,
+    fill,
+    header,
+    number_of,
+    parts_of,
+    whole_shape,
+)
+from inward.train.rows import Carry, Place, carries_of, saved_rows
+from inward.train.shards import Held, held
 
-FORMAT = 1
-_SLICE_BYTES = 1 << 26
-"""Tensors larger than this are read in slices: a table of identifiers has gigabytes."""
-
-
-# --- folders and files --------------------------------------------------------------------------
-
-
-# --- random generators --------------------------------------------------------------------------
-
-
-@dataclass
-class Generators:
-    """The global generators at one moment: torch (CPU and device), numpy, Python."""
-
-    tensors: dict[str, Tensor]
-    scalars: dict[str, Any]
-
-    @classmethod
-    def capture(cls, device: torch.device) -> Generators:
-        """Read them all; costs microseconds."""
-        tensors = {"cpu": torch.get_rng_state()}
-        if device.type != "cpu":
-            tensors[device.type] = torch.get_device_module(device).get_rng_state()
-        numbers: Any = np.random.get_state(legacy=False)
-        version, words, gauss = random.getstate()
-        tensors["numpy"] = torch.from_numpy(numbers["state"]["key"].astype(np.int64))
-        tensors["python"] = torch.tensor(words)
-        scalars = {
-            "numpy": [numbers["state"]["pos"], numbers["has_gauss"], numbers["gauss"]],
-            "python": [version, gauss],
-        }
-        return cls(tensors, scalars)
-
-    def restore(self, device: torch.device) -> None:
-        """Put them back; warns if the state comes from a machine with another kind of device."""
-        torch.set_rng_state(self.tensors["cpu"])
-        if device.type != "cpu" and device.type in self.tensors:
-            torch.get_device_module(device).set_rng_state(self.tensors[device.type])
-        elif device.type != "cpu":
-            warnings.warn(f"no {device.type} generator in the state: dropout differs", stacklevel=2)
-        key = self.tensors["numpy"].numpy().astype(np.uint32)
-        np.random.set_state(("MT19937", key, *self.scalars["numpy"]))
-        version, gauss = self.scalars["python"]
-        random.setstate((version, tuple(self.tensors["python"].tolist()), gauss))
-
-
-@contextmanager
-def kept_generators(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn inside the block leaves no trace outside it."""
-    before = Generators.capture(device)
-    try:
-        yield
-    finally:
-        before.restore(device)
+FORMAT = 2
+READ = (1, 2)
+"""1: of one process, or of ddp, without a word about rows"""
 
 
 # --- the state ----------------------------------------------------------------------------------
@@ -117,24 +86,59 @@ class TrainState:
     """Steps done, which is also the number of the next batch."""
     record: dict[str, Any] = field(default_factory=dict)
     """JSON values that the loop keeps: best metric, open log window, seconds so far."""
+    rows: list[range] = field(default_factory=list)
+    """Rows of the global batch that each micro-batch owns; empty: not known."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that are the same on every process, under their names in the file."""
-        found = self.weights()
-        for name, state in self._optimizer_states():
-            found.update({f"{name}{k}": v for k, v in state.items() if isinstance(v, Tensor)})
-        return found
+        """What this process holds of all tensors, under their names in the file."""
+        return {name: part.tensor for name, part in self.pieces().items()}
 
     def weights(self) -> dict[str, Tensor]:
+        """The same for raw weights, persistent buffers and the average."""
+        return {name: part.tensor for name, part in self.weight_pieces().items()}
+
+    def pieces(self) -> dict[str, Held]:
+        """`tensors`, with the place of each in the whole."""
+        found, likes = self.weight_pieces(), self.likes()
+        for name, state in self._optimizer_states():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    found[f"{name}{key}"] = likes[name].of(value)
+        return found
+
+    def weight_pieces(self) -> dict[str, Held]:
         """Raw weights and persistent buffers (a tied weight once), and the average."""
-        found: dict[str, Tensor] = {}
+        found: dict[str, Held] = {}
         seen: set[int] = set()
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             if id(tensor) not in seen:
-                found[f"model.{name}"] = tensor.detach()
+                part = held(tensor)
+                found[f"model.{name}"] = replace(part, tensor=part.tensor.detach())
                 seen.add(id(tensor))
         if self.ema is not None:
-            found.update({f"ema.{name}": value for name, value in self.ema.shadow.items()})
+            params = dict(self.model.named_parameters())
+            for name, value in self.ema.shadow.items():
+                found[f"ema.{name}"] = held(params[name]).of(value)
+        return found
+
+    def likes(self) -> dict[str, Held]:
+        """Prefix of the state in the file -> what this process holds of the parameter."""
+        params = dict(self.model.named_parameters())
+        found: dict[str, Held] = {}
+        for prefix, (optimizer, param) in self.optimized().items():
+            name = prefix.split(".", 2)[2].removesuffix("/")
+            if isinstance(optimizer, MuonOfShards):
+                found[prefix] = Held(param, tuple(param.shape), writes=True)
+            else:  # Muon's parts are no parameters of the model
+                found[prefix] = held(params.get(name, param))
+        return found
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Prefix of the state in the file -> shape of the parameter, whichever process has it."""
+        found = {prefix: like.shape for prefix, like in self.likes().items()}
+        for number, optimizer in enumerate(self.optimizers):
+            if isinstance(optimizer, MuonOfShards):
+                found |= {f"optim.{number}.{n}/": shape for n, shape in optimizer.shapes.items()}
         return found
 
     def scalars(self) -> dict[str, Any]:
@@ -225,11 +229,11 @@ class StateFolder:
 
         def write() -> None:
             self._write_rank(hidden, state, generators)
-            if self.rank == 0:
-                self._write_shared(hidden, state)
+            self._write_tensors(hidden, state)
 
         def end() -> None:
             if self.rank == 0:
+                self._write_content(hidden, state)
                 write_manifest(hidden)
                 publish(hidden, target)
                 for step in self.steps()[: -self.keep]:
@@ -260,18 +264,37 @@ class StateFolder:
             number, rank, why = fault.split(" ", 2)
             raise OtherProcessError(int(number), why, int(rank), self.world_size) from own
 
-    def _write_shared(self, folder: Path, state: TrainState) -> None:
-        write_tensors(folder / "state.safetensors", state.tensors())
+    def _write_tensors(self, folder: Path, state: TrainState) -> None:
+        """What this process has to write: all if nothing is sharded and it is the first one."""
+        pieces = state.pieces()
+        cut = any(part.writes is not None for part in pieces.values())
+        first = self.rank == 0
+        own = {n: p for n, p in pieces.items() if (first if p.writes is None else p.writes)}
+        if not own:
+            return
+        path = folder / (f"state-{self.rank:05d}.safetensors" if cut else "state.safetensors")
+        tensors = {n: p.tensor.reshape(p.tensor.shape or 1) for n, p in own.items()}
+        write_tensors(path, tensors, header(own))
+        if not first:
+            flush(path)  # the first one flushes the folder, of a disk that others may cache
+
+    def _write_content(self, folder: Path, state: TrainState) -> None:
+        files = sorted(path.name for path in folder.glob("state*.safetensors"))
+        names = {name for file in files for name in parts_of(folder / file)}
+        numbers = [name for name, tensor in state.tensors().items() if tensor.ndim == 0]
         content = {
             "format": FORMAT,
             "step": state.step,
             "world_size": self.world_size,
             "micro_batches": len(state.carries),
+            "rows": sum(len(rows) for rows in state.rows) * self.world_size or None,
             "ema_updates": state.ema.num_updates if state.ema else 0,
             "identity": self.identity,
             "record": state.record,
             "optimizer_scalars": state.scalars(),
-            "optimizer_tensors": sorted(state.tensors().keys() - state.weights().keys()),
+            "optimizer_tensors": sorted(names - state.weight_pieces().keys()),
+            "numbers": sorted(numbers),
+            "files": files,
             "manifest": MANIFEST,
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
@@ -293,8 +316,9 @@ class StateFolder:
         step: int,
         device: torch.device,
         content: dict[str, Any] | None = None,
-    ) -> Generators:
-        """Read the state of `step` into the live objects; returns the generators of that moment.
+    ) -> Generators | None:
+        """Read the state of `step` into the live objects; returns the generators of that moment,
+        None if another number of processes had them.
 
         content: what `content` gave, if it was asked before (it reads every byte).
 
@@ -302,20 +326,44 @@ class StateFolder:
 
         Raises:
             ValueError: the state belongs to another run (each difference is listed), was made by
-                another number of processes or micro-batches, or its files are damaged.
+                another number of micro-batches, carries what another number of processes cannot
+                divide, or its files are damaged.
         """
-        folder = self.path(step)
+        folder, remedy = self.path(step), self._remedy(step)
         content = self.content(step) if content is None else content
         self._check(content, state, folder)
-        own = _read_json(folder / f"rank-{self.rank:05d}.json", self._remedy(step))
-        with self._open_state(step, "state") as shared:
-            self._check_names(shared, state, folder, content)
-        with self._open_state(step, f"rank-{self.rank:05d}") as rank:
-            _place(folder / "state.safetensors", state, content)
-            state.carries = _carries(rank, own["carried"], device)
-            names = [n for n in rank.keys() if n.startswith("rng.")]  # noqa: SIM118 (no mapping)
-            generators = {n.removeprefix("rng."): rank.get_tensor(n).clone() for n in names}
-        return Generators(generators, own["rng"])
+        parts: dict[str, list[FilePart]] = {}
+        for file in content.get("files", ["state.safetensors"]):
+            for name, part in parts_of(folder / file, remedy).items():
+                parts.setdefault(name, []).append(part)
+        self._check_names(parts, state, folder, content)
+        carries = self._carries(content, state, folder, device)
+        generators = None
+        if content["world_size"] == self.world_size:
+            stem = folder / f"rank-{self.rank:05d}"
+            scalars = _read_json(stem.with_suffix(".json"), remedy)["rng"]
+            tensors = beginning(stem.with_suffix(".safetensors"), "rng.", remedy)
+            generators = Generators(tensors, scalars)
+        _place(parts, state, content)
+        state.carries = carries
+        return generators
+
+    def _carries(
+        self, content: dict[str, Any], state: TrainState, folder: Path, device: torch.device
+    ) -> list[Carry]:
+        remedy = self._remedy(content["step"])
+
+        def read(place: Place) -> Carry:
+            stem = folder / f"rank-{place[0]:05d}"
+            if not _read_json(stem.with_suffix(".json"), remedy)["carried"][place[1]]:
+                return None
+            path = stem.with_suffix(".safetensors")
+            tensors = beginning(path, f"carry.{place[1]}.", remedy)
+            return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+        if content["world_size"] == self.world_size:
+            return [read((self.rank, number)) for number in range(len(state.carries))]
+        return carries_of(state.rows, saved_rows(content), read, folder)
 
     def content(self, step: int) -> dict[str, Any]:
         """What state.json of this step says, after all files were held against the manifest.
@@ -327,8 +375,11 @@ class StateFolder:
         if fault := self.agree(self._fault(folder) if self.rank == 0 else ""):
             raise ValueError(f"{fault}; {remedy}")
         content = _read_json(folder / "state.json", remedy)
-        if content.get("format") != FORMAT:
-            raise ValueError(f"{folder} has format {content.get('format')}, this version: {FORMAT}")
+        if content.get("format") not in READ:
+            raise ValueError(
+                f"{folder} has format {content.get('format')}, this version reads "
+                f"{' and '.join(map(str, READ))}; {remedy}"
+            )
         if content.get("step") != step:
             raise ValueError(
                 f"{folder / 'state.json'} is the state of step {content.get('step')}, its folder's "
@@ -352,9 +403,6 @@ class StateFolder:
         only = "" if older else " (there is no older state)"
         return f"delete {self.path(step)} {after}{only}"
 
-    def _open_state(self, step: int, stem: str) -> Any:
-        return _open(self.path(step) / f"{stem}.safetensors", self._remedy(step))
-
     def _check(self, content: dict[str, Any], state: TrainState, folder: Path) -> None:
         told = differences(content["identity"], self.identity)
         if told:
@@ -362,11 +410,14 @@ class StateFolder:
                 f"{folder} belongs to a run with other settings; restore them or train into "
                 f"another folder. {'; '.join(told)}"
             )
-        for name, now in (("world_size", self.world_size), ("micro_batches", len(state.carries))):
+        told = (("micro_batches", len(state.carries)),)
+        if not (state.rows and saved_rows(content)):
+            told += (("world_size", self.world_size),)
+        for name, now in told:
             if content[name] != now:
                 raise ValueError(
                     f"{folder} was written with {name} {content[name]}, this run has {now}: method "
-                    "state and generators cannot be divided anew. Start it as it was started"
+                    "state cannot be divided anew. Start it as it was started"
                 )
         if content["threads"] != torch.get_num_threads():
             warnings.warn(
@@ -376,11 +427,16 @@ class StateFolder:
             )
 
     def _check_names(
-        self, file: Any, state: TrainState, folder: Path, content: dict[str, Any]
+        self,
+        parts: dict[str, list[FilePart]],
+        state: TrainState,
+        folder: Path,
+        content: dict[str, Any],
     ) -> None:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        expected = {name: tuple(value.shape) for name, value in state.weights().items()}
-        optimized = {name: tuple(p.shape) for name, (_, p) in state.optimized().items()}
+        numbers = set(content.get("numbers", ()))
+        found = {n: () if n in numbers else whole_shape(p, folder, n) for n, p in parts.items()}
+        expected = {name: part.shape for name, part in state.weight_pieces().items()}
+        optimized = state.shapes()
         unexpected, wrong = [], []
         for name, shape in found.items():
             # Optimizers make their state at the first step: any tensor of a known parameter fits
@@ -426,26 +482,21 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any]:
         raise ValueError(f"cannot read {path} ({error}); {remedy}") from error
 
 
-@contextmanager
-def _open(path: Path, remedy: str = "delete its folder") -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot read {path} ({error}); {remedy}") from error
-
-
 @torch.no_grad()
-def _place(path: Path, state: TrainState, content: dict[str, Any]) -> None:
-    with _open(path) as file:
-        names = list(file.keys())
-    for name, tensor in state.weights().items():
-        _copy(path, name, tensor)
+def _place(parts: dict[str, list[FilePart]], state: TrainState, content: dict[str, Any]) -> None:
+    for name, part in state.weight_pieces().items():
+        fill(parts[name], name, part)
+    by_prefix: dict[str, list[str]] = {}
+    for name in parts:
+        by_prefix.setdefault(name.rpartition("/")[0] + "/", []).append(name)
+    numbers, likes = set(content.get("numbers", ())), state.likes()
     for prefix, (optimizer, param) in state.optimized().items():
         values: dict[str, Any] = {}
-        for name in names:
-            if name.startswith(prefix):
-                values[name.removeprefix(prefix)] = _load_beside(path, name, param)
+        for name in by_prefix.get(prefix, ()):
+            number = name in numbers or not parts[name][0].shape
+            values[name.removeprefix(prefix)] = (
+                number_of(parts[name], name) if number else beside(parts[name], name, likes[prefix])
+            )
         for name, value in content["optimizer_scalars"].items():
             if name.startswith(prefix):
                 values[name.removeprefix(prefix)] = value
@@ -456,44 +507,3 @@ def _place(path: Path, state: TrainState, content: dict[str, Any]) -> None:
         state.ema.num_updates = content["ema_updates"]
     state.step = content["step"]
     state.record = content["record"]
-
-
-def _load_beside(path: Path, name: str, param: Tensor) -> Tensor:
-    """A new tensor for optimizer state: on the parameter's device, scalars (counts) on CPU."""
-    with _open(path) as file:
-        saved = file.get_slice(name)
-        if not saved.get_shape():
-            return file.get_tensor(name).clone()
-        into = torch.empty_like(param, dtype=saved[:0].dtype)
-    _copy(path, name, into)
-    return into
-
-
-def _copy(path: Path, name: str, into: Tensor) -> None:
-    """Fill `into` from the file, which is opened anew for every tensor and every large slice.
-
-    What was read of a mapped file counts as memory of the process until the file is closed; a
-    table of identifiers would be there twice.
-    """
-    size = into.numel() * into.element_size()
-    if into.ndim == 0 or size <= _SLICE_BYTES:
-        with _open(path) as file:
-            into.copy_(file.get_tensor(name))
-        return
-    rows = max(1, _SLICE_BYTES * into.shape[0] // size)
-    for first in range(0, into.shape[0], rows):
-        with _open(path) as file:
-            into[first : first + rows].copy_(file.get_slice(name)[first : first + rows])
-
-
-def _carries(
-    file: Any, carried: list[bool], device: torch.device
-) -> list[dict[str, Tensor] | None]:
-    carries: list[dict[str, Tensor] | None] = []
-    for number, present in enumerate(carried):
-        prefix = f"carry.{number}."
-        names = [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118 (no mapping)
-        # Cloned, because kernels may add in another order on memory that torch did not align.
-        read = {n.removeprefix(prefix): file.get_tensor(n).clone().to(device) for n in names}
-        carries.append(read if present else None)
-    return carries
