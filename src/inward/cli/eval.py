@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from inward.cli.ask import Asking, command
+from inward.cli.ask import Asking, command, spelled_out
 from inward.cli.options import _console, _go
 from inward.common.files import check_targets
 
@@ -29,7 +29,7 @@ def eval(words: list[str]) -> int:
         from inward.cli.puzzles import eval_puzzles
 
         return eval_puzzles(words)
-    return _go(command(TextEval), "eval", words)
+    return _go(command(TextEval), "eval", spelled_out(words))
 
 
 def _reads_text(words: list[str]) -> bool:

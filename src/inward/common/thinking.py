@@ -44,12 +44,12 @@ class Memory:
     """What a conversation has read so far, so that its next turn reads only what is new. It belongs
     to one model, whose weights stay as they are, and to one request at a time.
 
-    tokens: those that are kept. past: of each layer their keys and values (heads, length, head
-        width). key: of whom. reused: tokens that the last request took over.
+    tokens: those that are kept. past: their keys and values, in the method's own form. key: of
+        whom. reused: tokens that the last request took over.
     """
 
     tokens: list[int] = field(default_factory=list)
-    past: list[tuple[Any, Any]] = field(default_factory=list)
+    past: Any = None
     key: Any = None
     reused: int = 0
 

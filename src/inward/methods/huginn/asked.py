@@ -99,7 +99,20 @@ def text_of(model: HuginnForCausalLM, request: Request, number: int) -> HuginnTe
         whole("seed", request.seed, 0)
         chosen = replace(chosen, sampling=replace(chosen.sampling, seed=request.seed))
     own |= {"draft_steps": draft_steps_of(chosen, own), "draft_tokens": own.get("draft_tokens", 4)}
-    return HuginnText(number, chosen, _prompt(model, request), Sampler(chosen.sampling), own=own)
+    text = HuginnText(number, chosen, _prompt(model, request), Sampler(chosen.sampling), own=own)
+    if request.memory is not None:
+        text.memory, text.memory_key = request.memory, _memory_key(chosen, mode)
+    return text
+
+
+def _memory_key(chosen: HuginnPlan, mode: str) -> tuple[Any, ...] | None:
+    """What keys and values depend on beside model and tokens; None: on how deep each token was
+    thought of, on what its neighbours left in a shared slot, or on a state it started from, so that
+    words said are not what they would be when read."""
+    same = chosen.rule == Never() and chosen.warm is None and chosen.sharing in SEPARATE
+    if mode != "plain" or not same or "prompt" in (chosen.trace or ()):
+        return None
+    return chosen.max_steps, str(chosen.sharing), chosen.state_seed, chosen.start
 
 
 def _state_seed(request: Request) -> int:

@@ -47,8 +47,7 @@ CHUNK = 64
 """Columns are allocated in multiples of it."""
 
 
-# --------------------------------------------------------------------------------------------------
-# Sharing
+# -- sharing
 
 
 class Sharing(Protocol):
@@ -435,6 +434,14 @@ class RecurrentCache(Cache):
             mine[:, :slots, at, :, :columns] = theirs
             mine[:, slots:, at, :, :columns] = theirs[:, -1:]  # they have not come so deep
         self.lengths[rows.cpu()], self.depth[rows.cpu()] = other.lengths, other.depth
+
+    def row(self, row: int, num_tokens: int) -> RecurrentCache:
+        """A copy of the first tokens of one row, for `insert`."""
+        own, part = RecurrentCache(self.sharing, num_rows=1), slice(row, row + 1)
+        own.layout, own.store = self.layout, [s[:, :, part, :, :num_tokens] for s in self.store]
+        own.store = [store.clone() for store in own.store]
+        own.lengths[0], own.depth[0] = num_tokens, self.depth[row]
+        return own
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.select(beam_idx)

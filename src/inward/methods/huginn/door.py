@@ -27,5 +27,6 @@ METHOD = Method(
     traces=TRACES,
     unit=("max_steps", "recurrences"),
     steps="recurrences",
+    remembers=True,
     budget=("max_steps", "recurrences a token"),
 )

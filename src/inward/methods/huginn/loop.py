@@ -191,7 +191,8 @@ class HuginnLoop:
         self.cache.reserve(plan.max_steps, columns=self._columns(text))
         self.cache.lengths[seat] = 0
         text.restart()
-        tokens = torch.tensor([text.prompt], device=self.device)
+        reused = self._recall(row, text)
+        tokens = torch.tensor([text.prompt[reused:]], device=self.device)
         e, context = self.model.embed(tokens, cache=self.cache, rows=row)
         seen = Seen(1, self.model.config.vocab_size, self.device)
         thought = think(self.model, text, e, context, None, seen, self.costs)
@@ -200,12 +201,39 @@ class HuginnLoop:
         self.cache.commit(context.place, thought.steps)
         self.passes += thought.steps
         text.say(token, thought.steps, thought.logits)
+        if text.stopped:
+            self._remember(seat, text)
         return thought
+
+    def _recall(self, row: Tensor, text: HuginnText) -> int:
+        """Put what a conversation has read before into the text's row; how many tokens that is."""
+        memory, key = text.memory, text.memory_key
+        if memory is None or key is None:
+            return 0
+        reused = memory.take(text.prompt, (self.given, *key))
+        if reused:
+            self.cache.insert(row, memory.past)
+            self.cache.lengths[row] = reused
+        text.facts |= {"reused": reused, "num_prompt": len(text.prompt)}
+        return reused
+
+    def _remember(self, seat: int, text: HuginnText) -> None:
+        """Keep for the conversation what the text has read, before its row is another's."""
+        memory, key = text.memory, text.memory_key
+        if memory is None:
+            return
+        if key is None or text.hurried:  # its tokens differ in depth: a fresh reading would not
+            memory.tokens, memory.past, memory.key = [], None, None
+            return
+        length = int(self.cache.lengths[seat])
+        memory.past = self.cache.row(seat, length)
+        memory.tokens, memory.key = text.ids[:length], (self.given, *key)
 
     def end_if_stopped(self, seat: int) -> bool:
         """Empty the seat of a text that has ended."""
         text = self.text(seat)
         if text.stopped:
+            self._remember(seat, text)
             self.texts[seat] = None
             self.empty.append(seat)
             self._ends(text)
@@ -220,6 +248,7 @@ class HuginnLoop:
         else:
             seat = self.texts.index(text)
             self._leave(seat)
+            self._remember(seat, text)
             self.texts[seat] = None
             self.empty.append(seat)
         text.end("cancelled")

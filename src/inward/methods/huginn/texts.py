@@ -27,7 +27,7 @@ from inward.common import halting
 from inward.common.requests import Prompts, end_tokens, prompts_of
 from inward.common.sampling import Sampler, Sampling, check_logits, sampling_of
 from inward.common.speaking import StopWords
-from inward.common.thinking import Answer, Event
+from inward.common.thinking import Answer, Event, Memory
 from inward.common.trace import Cost, Span, Step, Trace, plane
 from inward.methods.huginn.cache import PerDepth, Sharing, sharing_of
 from inward.methods.huginn.costs import Took
@@ -235,7 +235,8 @@ class HuginnText:
     """One row: the prompt, the tokens said so far, the recurrences each took, and the record.
 
     number: of the request in its lane, or the row of `generate`. told: where its events go.
-    own: settings, facts: numbers that belong to one way to generate. most: recurrences that a token
+    own: settings, facts: numbers that belong to one way to generate. memory: of its conversation;
+    memory_key: what its keys and values depend on beside the tokens, None: more than that. most: recurrences that a token
     may take; hurried: and no more than now.
     """
 
@@ -254,6 +255,8 @@ class HuginnText:
     spent: Spent = field(default_factory=Spent)
     facts: dict[str, int] = field(default_factory=dict)
     own: dict[str, Any] = field(default_factory=dict)
+    memory: Memory | None = None
+    memory_key: tuple[Any, ...] | None = None
     hurried: bool = False
     most: int = 0
 
