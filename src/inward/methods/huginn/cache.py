@@ -388,8 +388,6 @@ class RecurrentCache(Cache):
             part = store[:, :, row, :, columns]
             part[:, filled:] = part[:, filled - 1 : filled]
 
-    # -- rows
-
     def crop(self, tokens_to_remove: int | Tensor) -> None:
         """Roll back. A tensor (rows,): keep so many tokens of each row; a negative number: remove
         so many from every row; a positive one: keep at most so many; 0: nothing.
@@ -438,8 +436,8 @@ class RecurrentCache(Cache):
     def row(self, row: int, num_tokens: int) -> RecurrentCache:
         """A copy of the first tokens of one row, for `insert`."""
         own, part = RecurrentCache(self.sharing, num_rows=1), slice(row, row + 1)
-        own.layout, own.store = self.layout, [s[:, :, part, :, :num_tokens] for s in self.store]
-        own.store = [store.clone() for store in own.store]
+        store = [kept[:, :, part, :, :num_tokens].clone() for kept in self.store]
+        own.layout, own.store = self.layout, store
         own.lengths[0], own.depth[0] = num_tokens, self.depth[row]
         return own
 

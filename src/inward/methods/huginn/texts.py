@@ -236,8 +236,8 @@ class HuginnText:
 
     number: of the request in its lane, or the row of `generate`. told: where its events go.
     own: settings, facts: numbers that belong to one way to generate. memory: of its conversation;
-    memory_key: what its keys and values depend on beside the tokens, None: more than that. most: recurrences that a token
-    may take; hurried: and no more than now.
+    memory_key: what its keys and values depend on beside the tokens, None: more than that.
+    most: recurrences that a token may take; hurried: and no more than now.
     """
 
     number: int
