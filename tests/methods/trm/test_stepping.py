@@ -243,6 +243,8 @@ def test_cost_is_that_of_the_model_that_runs(model):
         ({"own": {"symmetries": 3}}, "symmetries are 3"),
         ({"own": {"symmetries": [Dihedral((3, 4), 1)], "grid": (3, 4)}}, "must keep the shape"),
         ({"own": {"noise": "0.3"}}, "expected a number"),
+        ({"own": {"noise": None}}, "noise is None, expected a number"),
+        ({"own": {"noise": True}}, "noise is True, expected a number"),
         ({"own": {"abstain_below": 1.5}}, "abstain_below is 1.5"),
         ({"own": {"first_to_halt": "yes"}}, "True or False"),
         ({"max_new_tokens": 12}, "max_new_tokens"),

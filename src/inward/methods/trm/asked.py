@@ -284,7 +284,8 @@ def _check_choices(own: dict[str, Any]) -> None:
     _whole("rollouts", own["rollouts"], 1)
     noise, select, below = own["noise"], own["select"], own["abstain_below"]
     for name in ("noise", "abstain_below"):
-        if not isinstance(own[name], int | float | np.number | None):
+        number = isinstance(own[name], int | float | np.number) and not isinstance(own[name], bool)
+        if not number and not (name == "abstain_below" and own[name] is None):
             raise ValueError(f"trm: {name} is {own[name]!r}, expected a number")
     if not isinstance(own["first_to_halt"], bool):
         raise ValueError(f"trm: first_to_halt is {own['first_to_halt']!r}, expected True or False")
