@@ -303,3 +303,21 @@ def test_a_model_around_which_nothing_was_saved_needs_a_tokenizer(tmp_path):
 def test_nothing_is_no_question_for_a_model_that_was_trained_on_questions(question):
     with pytest.raises(ValueError, match="the question is empty"):
         open_thinker("prosqa").ask(question)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"stop": 3}, "stop is 3; give a text"),
+        ({"stop": True}, "stop is True"),
+        ({"sampling": "greedy"}, "sampling is 'greedy'; give a Sampling"),
+        ({"sampling": 1.0}, "sampling is 1.0"),
+        ({"mode": []}, "mode is"),
+        ({"max_steps": 10**12}, "max_steps is 1000000000000.*at most 65,536"),
+        ({"effort": 10**12}, "at most 65,536"),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_named(wrong, told):
+    question = "d>b a>d c>a b>f e>j f>e g>h h>i i>c j>g | a ."
+    with pytest.raises(ValueError, match=told):
+        open_thinker("huginn-hops").ask(question, **wrong)

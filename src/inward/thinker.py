@@ -11,7 +11,7 @@ how a method thinks. A `Thinker` holds no state between calls and changes nothin
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -323,6 +323,8 @@ class Thinker:
         """What is asked of every question alike, checked."""
         self.method.check_options(own, [m for m in hub.doors() if m.name != self.method.name])
         words = _words(stop)
+        if sampling is not None and not hasattr(sampling, "rule"):  # (importing it is slow)
+            raise ValueError(f"sampling is {sampling!r:.60}; give a Sampling, or None")
         if not isinstance(logprobs, bool):
             raise ValueError(f"logprobs is {logprobs!r}; give True for those of every token said")
         if max_new_tokens is not None and (not _whole(max_new_tokens) or max_new_tokens < 1):
@@ -489,6 +491,8 @@ def _whole(value: Any) -> bool:
 
 
 def _words(stop: str | Sequence[str]) -> tuple[str, ...]:
+    if stop is not None and not isinstance(stop, str | Sequence | Set):
+        raise ValueError(f"stop is {stop!r:.60}; give a text, or a list of texts")
     words = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if not all(isinstance(word, str) and word for word in words):
         raise ValueError(f"stop is {stop!r}; give texts that are not empty")

@@ -45,7 +45,7 @@ def mode_of(own: Mapping[str, Any]) -> str:
     """The mode; ValueErrors for one that is none, and for options of another mode."""
     check_options(NAME, OPTIONS, own)
     mode = own.get("mode", "plain")
-    if mode not in TAKES:
+    if not isinstance(mode, str) or mode not in TAKES:
         raise ValueError(f"mode is {mode!r}; there are {', '.join(TAKES)}")
     if wrong := sorted(set(own) - TAKES[mode]):
         raise ValueError(

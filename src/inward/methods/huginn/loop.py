@@ -188,7 +188,9 @@ class HuginnLoop:
     def _prefill(self, seat: int, text: HuginnText) -> Thought:
         """Think about a prompt and say its first token."""
         row, plan = torch.tensor([seat]), text.plan
-        self.cache.reserve(plan.max_steps, columns=self._columns(text))
+        # what a rule will hardly reach is made when it is reached
+        slots = min(plan.max_steps, 4 * self.model.config.mean_recurrence)
+        self.cache.reserve(slots, columns=self._columns(text))
         self.cache.lengths[seat] = 0
         text.restart()
         reused = self._recall(row, text)

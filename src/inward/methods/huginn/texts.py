@@ -40,6 +40,8 @@ Start = Literal["noise", "zero"]
 Warm = Literal["raw", "normed"]
 LENS = 5
 """Tokens of a lens."""
+MOST_STEPS = 65_536
+"""Recurrences of a token: 2,000 times those of the published training."""
 SEEDS = 1 << 63
 """Seeds of states are below it."""
 
@@ -132,6 +134,11 @@ def plan(
         ("lens", LENS if lens is None else lens, 1),
     ):
         whole(name, value, least)
+    if depth > MOST_STEPS:
+        raise ValueError(
+            f"max_steps is {depth}; each recurrence keeps keys and values of its own, so there are "
+            f"at most {MOST_STEPS:,}"
+        )
     if state_seed >= SEEDS:
         raise ValueError(f"state_seed is {state_seed}, must be below {SEEDS}")
     rule = halting.depth_rule(halt, max_steps=depth, min_steps=min_steps, every=check_every)
