@@ -415,6 +415,14 @@ class HuginnForCausalLM(PreTrainedModel, GenerationMixin):
 
         return loss(self, batch, draws)
 
+    def sharded_blocks(self) -> list[nn.Module]:
+        """What runs once a forward; the core runs r times and stays gathered."""
+        return [*self.transformer.prelude, *self.transformer.coda]
+
+    def recompute(self) -> None:
+        """Run each recurrence again in the backward pass instead of keeping what it computed."""
+        self.gradient_checkpointing_enable()
+
     # -- files, generation, cost
 
     @torch.no_grad()
