@@ -546,6 +546,14 @@ class HuginnForCausalLM(HuginnPreTrainedModel, Generates, GenerationMixin):
         """Next-token cross-entropy at a sampled depth (section 3.3); see `train.loss`."""
         return loss(self, batch, draws)
 
+    def sharded_blocks(self) -> list[nn.Module]:
+        """What runs once a forward; the core runs r times and stays gathered."""
+        return [*self.transformer.prelude, *self.transformer.coda]
+
+    def recompute(self) -> None:
+        """Run each recurrence again in the backward pass instead of keeping what it computed."""
+        self.gradient_checkpointing_enable()
+
     def get_input_embeddings(self) -> nn.Module:
         return self.transformer.wte
 
