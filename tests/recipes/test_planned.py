@@ -134,7 +134,7 @@ def test_tidar_takes_what_is_planned():
     batch = {"input_ids": ids, "weight": torch.tensor(4.0 * 63)}
     found = counted(tidar, batch, 4)
     needs = needs_of(recipe)
-    assert planned_peak(needs, recipe.train) == pytest.approx(found, rel=0.1)
+    assert planned_peak(needs, recipe.train) == pytest.approx(found, rel=0.15)
     exact(recipe, needs, tidar)
 
 
@@ -239,7 +239,7 @@ def test_what_cannot_be_is_refused():
         needs_of(recipe, identifiers=3)
     with pytest.raises(ValueError, match="shard is 3, but ddp has no groups"):
         Cluster(shard=3)
-    with pytest.raises(ValueError, match="shard is 3, must be a divisor of 8"):
+    with pytest.raises(ValueError, match="shard is 3, but must be a divisor of 8"):
         Cluster(parallel="hsdp", shard=3)
     with pytest.raises(ValueError, match="mfu"):
         Cluster(mfu=1.5)
@@ -249,4 +249,6 @@ def test_what_cannot_be_is_refused():
 
 def test_nothing_fits_a_grain_of_sand():
     recipe = huginn()
-    assert advise(needs_of(recipe), recipe.train, Cluster(gpus=1, memory=1e-3)) is None
+    sand = Cluster(gpus=32_768, memory=1e-3, parallel="fsdp")
+    settings = replace(recipe.train, batch_rows=65_536)
+    assert advise(needs_of(recipe), settings, sand, checkpointing=True) is None

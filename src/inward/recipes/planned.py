@@ -470,9 +470,7 @@ def _read_in_pieces(config: Any, settings: TiDARSettings, rows: int, precision: 
         one = trace(head, loss, precision=precision)
     pieces = rows / at_once
     kept = 4.0 * rows * config.hidden_size  # the rows that count, and in backward their gradients
-    return Traced(
-        *(kept, 2 * kept + one.peak, 0.0), *(pieces * one.forward, pieces * one.backward)
-    )
+    return Traced(*(kept, 2 * kept + one.peak, 0.0), *(pieces * one.forward, pieces * one.backward))
 
 
 def _coconut(recipe: CoconutRecipe, length: int) -> Needs:

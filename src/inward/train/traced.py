@@ -134,8 +134,8 @@ def trace(
               torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back,
               }  # fmt: skip
     try:
-        # the counter wants real gradients of modules only where it is told a model: it is not
-        with FlopCounterMode(display=False, custom_mapping=counts) as counter, Alive(known) as alive:
+        counter = FlopCounterMode(display=False, custom_mapping=counts)
+        with counter, Alive(known) as alive:
             with cast:
                 total = loss()
             activations = alive.now
