@@ -1,6 +1,7 @@
 """The command `inward`: which verbs there are, how their options are read, how errors are told.
 
-    inward demo | ask | chat | serve | train | plan | eval | effort | arc | convert | data | bench | env
+    inward demo | ask | chat | serve | train | plan | eval | effort | arc | convert | data | bench
+           | env
 
 The top-level help is written by hand and imports nothing, so it costs what Python costs to start.
 A verb has a file of its name here (see `HOMES`): dataclasses whose fields are the options, which

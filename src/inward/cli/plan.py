@@ -17,11 +17,11 @@ ABOUT = """{about}
 A plan: bytes on each device and hours of {name}, before it is started. Any field of the recipe can
 be changed as in `inward train {name}`.
 
---gpus devices, --memory GB (10^9 bytes) of each; --parallel ddp (a copy on each), fsdp (one copy
-over all) or hsdp (one over each group of --shard); --checkpointing: recurrences, layers or
-evaluations are run again in backward; --tflops the peak of a device (H100, bfloat16: 989), --mfu
-the share of it that is reached (0: what is known of the method); --length tokens of a record,
---identifiers rows of TRM's table, where only the data know; --json for programs.
+--gpus devices, --memory GB (10^9 bytes) of each; --parallel is --train.parallel: ddp (a copy on
+each), fsdp (one copy over all) or hsdp (one over each group of --train.shard-processes, here 8);
+--tflops the peak of a device (H100, bfloat16: 989), --mfu the share of it that is reached (0: what
+is known of the method); --length tokens of a record, --identifiers rows of TRM's table, where only
+the data know; --json for programs.
 """
 
 
@@ -37,16 +37,14 @@ def plan(words: list[str]) -> int:
         raise UsageError(f"name the recipe before its options: inward plan RECIPE {name} ...")
     recipe = recipe_named(name)
     given = parse(_options(recipe), rest, f"inward plan {name}")
-    return 0 if given is None else _planned(recipe, given, name, rest)
+    return 0 if given is None else _planned(recipe, given)
 
 
 def _options(recipe: Any) -> type:
     extra: list[Any] = [
         ("gpus", int, field(default=8)),
         ("memory", float, field(default=80.0)),
-        ("parallel", Literal["ddp", "fsdp", "hsdp"], field(default="ddp")),
-        ("shard", int, field(default=0)),
-        ("checkpointing", bool, field(default=False)),
+        ("parallel", Literal["", "ddp", "fsdp", "hsdp"], field(default="")),
         ("tflops", float, field(default=989.0)),
         ("mfu", float, field(default=0.0)),
         ("length", int, field(default=0)),
@@ -57,7 +55,7 @@ def _options(recipe: Any) -> type:
     return make_dataclass("Plan", [*recipe_entries(recipe), *extra], namespace={"__doc__": about})
 
 
-def _planned(recipe: Any, given: Any, name: str, rest: list[str]) -> int:
+def _planned(recipe: Any, given: Any) -> int:
     from inward import hub
     from inward.recipes.planned import needs_of
     from inward.train import planning
@@ -67,22 +65,26 @@ def _planned(recipe: Any, given: Any, name: str, rest: list[str]) -> int:
                                 if f.name in own})  # fmt: skip
     names = [f.name for f in fields(planning.Cluster)]
     cluster = planning.Cluster(**{name: getattr(given, name) for name in names})
+    settings = recipe.train
+    if given.parallel:
+        if settings.parallel not in ("ddp", given.parallel):
+            raise ValueError(
+                f"--parallel is {given.parallel} and --train.parallel {settings.parallel}; say one"
+            )
+        settings = replace(settings, parallel=given.parallel)
     with hub.quiet():
         needs = needs_of(recipe, length=given.length, identifiers=given.identifiers)
-        found = planning.plan(needs, recipe.train, cluster, checkpointing=given.checkpointing)
-        other = planning.plan(needs, recipe.train, cluster, checkpointing=not given.checkpointing)
-        better = None
-        if not found.fits:
-            better = planning.advise(
-                needs, recipe.train, cluster, checkpointing=given.checkpointing
-            )
+        found = planning.plan(needs, settings, cluster)
+        turned = replace(settings, recompute=not settings.recompute)
+        other = planning.plan(needs, turned, cluster)
+        better = None if found.fits else planning.advise(needs, settings, cluster)
     if given.json:
         advised = None if better is None else better.to_dict()
         print(json.dumps({**found.to_dict(), "asked_bytes": needs.asked_bytes, "advised": advised}))
         return 0
     for line in told(needs, found, other):
         _console().print(line, highlight=False, soft_wrap=True)
-    for line in advice(found, better, name, rest):
+    for line in advice(found, better):
         _console().print(line, highlight=False, soft_wrap=True)
     return 0
 
@@ -93,28 +95,28 @@ def told(needs: Needs, found: Plan, other: Plan) -> list[str]:
 
     cluster = found.cluster
     spread = {"ddp": "a copy on each", "fsdp": "one copy over all"}
-    groups = spread.get(cluster.parallel, f"one copy over each {cluster.width}")
+    groups = spread.get(found.parallel, f"one copy over each {found.shared_by}")
     lines = [
         f"{found.name}: {found.parameters:,} trainable parameters; {cluster.gpus} devices of "
-        f"{cluster.memory:g} GB, {cluster.parallel} ({groups})",
+        f"{cluster.memory:g} GB, {found.parallel} ({groups})",
         f"  a row is {needs.rows_in}; {found.micro_rows:,} rows at a time on each, "
-        f"{found.accumulation} times a step"
-        + (", with checkpointing" if found.checkpointing else ""),
+        f"{found.accumulation} times a step" + (", recomputing" if found.recompute else ""),
         "",
     ]
     lines += [f"  {part:<13}{gb(size):>12}" for part, size in found.bytes.items() if size]
     limit = f"{USABLE:.0%} of {cluster.memory:g} GB is {USABLE * cluster.memory:.1f} GB"
     verdict = "it fits" if found.fits else "it does not fit"
     lines += [f"  {'together':<13}{gb(found.total):>12}   {limit}: {verdict}", ""]
-    word = "without" if found.checkpointing else "with"
+    word = "without" if found.recompute else "with"
     lines.append(
-        f"  {word} checkpointing: activations {gb(other.bytes['activations'])}, together "
+        f"  {word} recomputing: activations {gb(other.bytes['activations'])}, together "
         f"{gb(other.total)}, FLOPs times {other.flops / found.flops:.2f}"
     )
-    lines.append(
-        f"  a text of full length, when the model is asked: {gb(needs.asked_bytes)} of keys and "
-        "values (bfloat16)"
-    ) if needs.asked_bytes else None
+    if needs.asked_bytes:
+        lines.append(
+            f"  a text of full length, when the model is asked: {gb(needs.asked_bytes)} of keys "
+            "and values (bfloat16)"
+        )
     if found.steps:
         source = "given" if cluster.mfu else needs.mfu_from
         lines.append(
@@ -129,7 +131,7 @@ def told(needs: Needs, found: Plan, other: Plan) -> list[str]:
     return lines + [f"  {line}" for line in found.told]
 
 
-def advice(found: Plan, better: Plan | None, name: str, rest: list[str]) -> list[str]:
+def advice(found: Plan, better: Plan | None) -> list[str]:
     """What to change so that it fits."""
     if found.fits:
         return []
@@ -138,10 +140,10 @@ def advice(found: Plan, better: Plan | None, name: str, rest: list[str]) -> list
     words = []
     if better.cluster.gpus != found.cluster.gpus:
         words += [f"--gpus {better.cluster.gpus}"]
-    if better.cluster.parallel != found.cluster.parallel:
-        words += [f"--parallel {better.cluster.parallel}"]
-    if better.checkpointing and not found.checkpointing:
-        words += ["--checkpointing"]
+    if better.parallel != found.parallel:
+        words += [f"--train.parallel {better.parallel}"]
+    if better.recompute and not found.recompute:
+        words += ["--train.recompute"]
     if better.accumulation != found.accumulation:
         words += [f"--train.accumulation {better.accumulation}"]
     return [

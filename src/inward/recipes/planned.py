@@ -12,6 +12,8 @@ sizes that the recipes name.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -101,13 +103,12 @@ def needs_of(recipe: Any, *, length: int = 0, identifiers: int = 0) -> Needs:
     raise TypeError(f"{type(recipe).__name__} is no recipe that can be planned")
 
 
-def _sizes(model: nn.Module, recipe: Any, block: type | tuple[type, ...] = ()) -> dict[str, Any]:
-    """What `Needs` asks of a model: weights, states, and how they lie in blocks of that class."""
+def _sizes(model: nn.Module, recipe: Any, blocks: Sequence[nn.Module] = ()) -> dict[str, Any]:
+    """What `Needs` asks of a model: weights, states, and how they lie in blocks that are gathered
+    one by one."""
     dense, sparse = dense_parameters(model), sparse_parameters(model)
     trained = {id(p) for p in (*dense.values(), *sparse.values())}
     frozen = [p for p in model.parameters() if id(p) not in trained]
-    blocks = [m for m in model.modules() if block and isinstance(m, block)]
-    largest = max((_count(m) for m in blocks), default=0)
     tables = sum(p.numel() for p in sparse.values())
     return {
         "name": recipe.name,
@@ -115,9 +116,8 @@ def _sizes(model: nn.Module, recipe: Any, block: type | tuple[type, ...] = ()) -
         "sparse": tables,
         "frozen_bytes": sum(p.numel() * p.element_size() for p in frozen),
         "state_bytes": state_bytes(build_optimizers(model, recipe.train.optim)),
-        "root": _count(model) - tables - sum(map(_count, blocks)),
-        "repeated": 0,
-        "block": largest,
+        "common": _count(model) - tables - sum(map(_count, blocks)),
+        "block": max(map(_count, blocks), default=0),
     }
 
 
@@ -151,8 +151,14 @@ def _huginn(recipe: HuginnRecipe) -> Needs:
         with shapes_only():
             model = HuginnForCausalLM(config)
             model.tie_weights()
-            few = [_huginn_run(model, rows, length, i, again, recipe) for i in (1, 2)]
-        found = few[0].deeper(few[1], k - 1, again=again)
+            few = [_huginn_run(model, rows, length, i, False, recipe) for i in (1, 2)]
+            part = few[1].activations - few[0].activations
+            if again:
+                few = [_huginn_run(model, rows, length, i, True, recipe) for i in (1, 2)]
+        found = few[0].deeper(few[1], k - 1)
+        if again:
+            head = _head_run(config.n_embd, config.vocab_size, rows * length, recipe)
+            found = found.recomputing(part, head)
         each = few[1].forward - few[0].forward, few[1].backward - few[0].backward
         return Traced(
             found.activations,
@@ -165,14 +171,12 @@ def _huginn(recipe: HuginnRecipe) -> Needs:
     with shapes_only():
         model = HuginnForCausalLM(config)
         model.tie_weights()
-        blocks = type(model.transformer.core_block[0])
-        sizes = _sizes(HuginnTraining(model, depth=recipe.depth), recipe, blocks)
-        core = _count(model.transformer.core_block) + _count(model.transformer.adapter)
-        sizes["root"] -= _count(model.transformer.adapter)
+        apart = [*model.transformer.prelude, *model.transformer.coda]
+        sizes = _sizes(HuginnTraining(model, depth=recipe.depth), recipe, apart)
     slots = HuginnCosts(config, torch.bfloat16)
     blocks = config.effective_expected_depth
     return Needs(
-        **{**sizes, "repeated": core},
+        **sizes,
         micro=cache(run),
         asked_bytes=slots.cached * blocks * recipe.block_size,
         rows_in=f"{length} tokens",
@@ -180,7 +184,7 @@ def _huginn(recipe: HuginnRecipe) -> Needs:
         mfu_from="the published run reached 52 to 64 of 191.5 TFLOP/s",
         told=(
             f"depth: {deep:.1f} recurrences on average, {kept:.2f} of them with gradient",
-            "checkpointing: each recurrence keeps its state alone",
+            "recomputed: each recurrence, and each block around, keeps its input alone",
         ),
     )
 
@@ -198,6 +202,17 @@ def _mean_depth(recipe: HuginnRecipe) -> tuple[float, float]:
     return float(drawn.mean()), float(drawn.clamp(max=depth.backprop).mean())
 
 
+def _head_run(width: int, vocab_size: int, rows: int, recipe: Any) -> Traced:
+    """The head alone, and the loss."""
+    with shapes_only():
+        head = nn.Linear(width, vocab_size, bias=False)
+
+        def loss() -> Tensor:
+            return _cross_entropy(head(torch.zeros(rows, width, requires_grad=True) + 0))
+
+        return trace(head, loss, precision=recipe.train.precision)
+
+
 def _huginn_run(
     model: HuginnForCausalLM, rows: int, length: int, num: int, again: bool, recipe: HuginnRecipe
 ) -> Traced:
@@ -211,12 +226,12 @@ def _huginn_run(
     model.train()
 
     def loss() -> Tensor:
-        x = model.transformer.wte(torch.zeros(rows, length, dtype=torch.long))
-        for p, block in enumerate(model.transformer.prelude):
-            x = block(x, context, p)
+        below = model.transformer
+        x = below.wte(torch.zeros(rows, length, dtype=torch.long))
+        x = below._blocks(below.prelude, x, context, range(len(below.prelude)))
         s = torch.zeros_like(x)
         for i in range(num):
-            s = model._step(s, x, context, i)
+            s = below.step(s, x, context, i)
         _, hidden = model.decode(s, context)
         return _cross_entropy(model.lm_head(hidden))
 
@@ -228,10 +243,8 @@ def _huginn_run(
 
 
 def _trm(recipe: TRMRecipe, identifiers: int) -> Needs:
-    from dataclasses import replace
     from pathlib import Path
 
-    from inward.methods.trm.model import Block
     from inward.recipes.trm_data import FolderData
 
     settings, told = recipe.model, []
@@ -248,7 +261,7 @@ def _trm(recipe: TRMRecipe, identifiers: int) -> Needs:
     with shapes_only():
         model = TRM(settings)
         first = model.first_with_gradient(T, n)
-        sizes = _sizes(model, recipe, Block)
+        sizes = _sizes(model, recipe)
         states = model.initial_state(1, settings.seq_len)
         carried = sum(t.numel() * t.element_size() for t in states.values())
         carried += 2 * 8 * settings.seq_len + 17
@@ -272,7 +285,7 @@ def _trm(recipe: TRMRecipe, identifiers: int) -> Needs:
         rows_in=f"a grid of {settings.seq_len} cells",
         mfu=0.15,
         mfu_from="the published ARC-1 run, 3 days on 4 H100",
-        told=(*told, "checkpointing: each evaluation of f with gradient keeps its inputs alone"),
+        told=(*told, "recomputed: each evaluation of f with gradient keeps its inputs alone"),
     )
 
 
@@ -346,9 +359,10 @@ def _made(config: Any, **options: Any) -> Any:
     return model.train()
 
 
-def _blocks_of(model: Any) -> tuple[type, ...]:
+def _blocks_of(model: Any) -> list[nn.Module]:
+    """The layers of a causal LM."""
     names = set(model._no_split_modules or ())
-    return tuple({type(m) for m in model.modules() if type(m).__name__ in names})
+    return [m for m in model.modules() if type(m).__name__ in names]
 
 
 def _asked_bytes(config: Any, length: int) -> int:
@@ -396,7 +410,10 @@ def _lm_run(
 
             return trace(model, loss, precision=precision, attended=attended)
 
-    return run(1).deeper(run(2), config.num_hidden_layers - 1, again=again)
+    one, two = run(1), run(2)
+    found = one.deeper(two, config.num_hidden_layers - 1)
+    # of more layers than one the trace holds what was run again, see `Traced.recomputing`
+    return replace(found, peak=found.activations + one.working) if again else found
 
 
 def _tidar(recipe: TiDARRecipe) -> Needs:
@@ -425,14 +442,14 @@ def _tidar(recipe: TiDARRecipe) -> Needs:
         model = _made(config, dtype=getattr(torch, recipe.dtype))
         if recipe.draft_only:
             model.requires_grad_(False)
-        sizes = _sizes(_Adapted(model, recipe) if recipe.draft_only else model, recipe,
-                       _blocks_of(model))  # fmt: skip
+        trained = _Adapted(model, recipe) if recipe.draft_only else model
+        sizes = _sizes(trained, recipe, _blocks_of(model))
     return Needs(
         **sizes,
         micro=cache(run),
         asked_bytes=_asked_bytes(config, length // 2),
         rows_in=f"{length // 2} tokens",
-        told=(*told, "checkpointing: each layer keeps its input alone"),
+        told=(*told, "recomputed: each layer keeps its input alone"),
     )
 
 
@@ -496,13 +513,12 @@ def _coconut(recipe: CoconutRecipe, length: int) -> Needs:
     with torch.device("meta"), no_init_weights(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of PEFT's about transformers
         model = _made(config)
-        blocks = _blocks_of(model)
         if isinstance(base, PretrainedBase) and base.lora_rank:
             model = adapted(model, base, [0, 1, 2])
             told.append("activations as if the base were trained: an upper bound for LoRA")
-        sizes = _sizes(model, recipe, blocks)
+        sizes = _sizes(model, recipe)
     told.append("thoughts add passes of one token each, whose keys and values are counted once")
-    told.append("checkpointing: each layer keeps its input alone (a cache excludes it in thoughts)")
+    told.append("recomputed: each layer keeps its input alone (a cache excludes it in thoughts)")
     return Needs(
         **sizes,
         micro=cache(run),

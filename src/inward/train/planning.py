@@ -11,15 +11,16 @@ The sum, for each device, of numbers that lie there at once:
     optimizer    AdamW, AdamATan2, ELLISAdam: two numbers a weight; Muon: one; sparse rows: none
     average      EMA of dense weights
     carried      what a method keeps from step to step (TRM's slots)
-    gathered     fsdp, hsdp: what is whole at once: the root (embedding, head, norms), blocks that
-                 run again and again (Huginn's core, gathered once a forward), two more blocks
+    gathered     fsdp, hsdp: what is whole at once, weights and gradients: the common group (all
+                 that runs several times a forward, and what is in no block), two more blocks
     activations  what forward keeps for backward
     working      the most that forward and backward need besides
 
 The last two are counted on a run of the training code with shapes alone (`inward.train.traced`).
-ddp keeps autocast's bfloat16 copies of the weights with the activations; sharded, the gathered
-weights are those copies. What the accelerator's runtime, communication buffers and fragmentation
-take is no part of the sum: a share of the memory is left for them (`USABLE`).
+Autocast's bfloat16 copies of the weights count as activations; blocks that are sharded (see
+`inward.train.sharding`) are gathered in bfloat16 and need none. What the accelerator's runtime,
+communication buffers and fragmentation take is no part of the sum: a share of the memory is left
+for them (`USABLE`).
 
 Hours are FLOPs, recomputed ones included, over devices x peak FLOP/s x the share of it that is
 reached (MFU); the rest of a run (evaluation, data, saving) is not in them.
@@ -29,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -47,15 +48,11 @@ PARTS = ("weights", "gradients", "optimizer", "average", "carried", "gathered", 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The devices, and how a model is spread over them."""
+    """The devices; how a model is spread over them the training's settings say."""
 
     gpus: int = 8
     memory: float = 80.0
     """GB (10^9 bytes) of each"""
-    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
-    """ddp: a whole copy on each; fsdp: one copy over all; hsdp: one over each group of `shard`"""
-    shard: int = 0
-    """hsdp: devices that share a copy; 0: 8, or all if there are fewer"""
     tflops: float = 989.0
     """peak of a device in the precision of the run, 10^12 FLOP/s (H100, bfloat16: 989)"""
     mfu: float = 0.0
@@ -66,23 +63,16 @@ class Cluster:
         need(0 < self.memory < 1e6, "memory", self.memory, "a positive number of GB")
         need(0 < self.tflops < 1e6, "tflops", self.tflops, "a positive number of TFLOP/s")
         need(0 <= self.mfu <= 1, "mfu", self.mfu, "in (0, 1], or 0 for what is known")
-        kinds = ("ddp", "fsdp", "hsdp")
-        need(self.parallel in kinds, "parallel", self.parallel, f"one of {', '.join(kinds)}")
-        if self.shard and self.parallel != "hsdp":
-            raise ValueError(
-                f"shard is {self.shard}, but {self.parallel} has no groups; leave it out, or take "
-                "--parallel hsdp"
-            )
-        if self.parallel == "hsdp":
-            good = 2 <= self.width <= self.gpus and self.gpus % self.width == 0
-            need(good, "shard", self.width, f"a divisor of {self.gpus} gpus, 2 or more")
 
-    @property
-    def width(self) -> int:
-        """Devices that share one copy of the model."""
-        if self.parallel == "hsdp":
-            return self.shard or min(8, self.gpus)
-        return self.gpus if self.parallel == "fsdp" else 1
+    def width(self, settings: TrainSettings) -> int:
+        """Devices that share one copy of the model; ValueError if they cannot be grouped so."""
+        if settings.parallel != "hsdp":
+            return self.gpus if settings.parallel == "fsdp" else 1
+        size = settings.shard_processes or 8
+        good = 1 < size < self.gpus and self.gpus % size == 0
+        limit = f"a divisor of {self.gpus} gpus that makes two groups or more, of two or more"
+        need(good, "shard_processes", size, limit)
+        return size
 
 
 @dataclass(frozen=True)
@@ -90,10 +80,11 @@ class Needs:
     """What of a recipe a plan depends on.
 
     dense, sparse: trainable weights; frozen_bytes: of those that are not trained. state_bytes: of
-    the optimizers. root, repeated, block: weights outside all blocks, in blocks that run again and
-    again, and in the largest other block. carried: bytes a row from step to step. micro: (rows,
-    checkpointing) -> one micro-batch. asked_bytes: keys and values of one text of full length when
-    the model is asked, in bfloat16. rows_in: what a row is. told: what was taken for granted.
+    the optimizers. common, block: weights in the group that is gathered for a whole forward, and in
+    the largest block that is gathered by itself (0: there are none). carried: bytes a row from step
+    to step. micro: (rows, recompute) -> one micro-batch. asked_bytes: keys and values of one text
+    of full length when the model is asked, in bfloat16. rows_in: what a row is. told: what was
+    taken for granted.
     """
 
     name: str
@@ -101,8 +92,7 @@ class Needs:
     sparse: int
     frozen_bytes: int
     state_bytes: int
-    root: int
-    repeated: int
+    common: int
     block: int
     micro: Callable[[int, bool], Traced]
     carried: int = 0
@@ -119,9 +109,11 @@ class Plan:
 
     name: str
     cluster: Cluster
+    parallel: str
+    shared_by: int
     micro_rows: int
     accumulation: int
-    checkpointing: bool
+    recompute: bool
     parameters: int
     bytes: dict[str, float]
     step_flops: float
@@ -156,15 +148,14 @@ class Plan:
         return row | {"flops": self.flops, "hours": self.hours}
 
 
-def plan(
-    needs: Needs, settings: TrainSettings, cluster: Cluster, *, checkpointing: bool = False
-) -> Plan:
+def plan(needs: Needs, settings: TrainSettings, cluster: Cluster) -> Plan:
     """The sum at the top of this file.
 
     Raises:
-        ValueError: the rows of a batch do not divide by devices x accumulation.
+        ValueError: the rows of a batch do not divide by devices x accumulation, or the devices by
+            the groups of hsdp.
     """
-    world = cluster.gpus * settings.accumulation
+    world, width = cluster.gpus * settings.accumulation, cluster.width(settings)
     if settings.batch_rows % world:
         raise ValueError(
             f"batch_rows is {settings.batch_rows}, which {cluster.gpus} gpus x accumulation "
@@ -172,28 +163,30 @@ def plan(
             "--train.batch-rows"
         )
     rows = settings.batch_rows // world
-    micro = needs.micro(rows, checkpointing)
-    sharded = cluster.width > 1
-    part = 1 / cluster.width
-    kept = micro.copies if sharded else 0.0  # gathered weights take the copies' place
-    gathered = needs.root + needs.repeated + 2 * needs.block
-    each = 2 if settings.precision == "bfloat16" else 4
+    micro = needs.micro(rows, settings.recompute)
+    part, each = 1 / width, 2 if settings.precision == "bfloat16" else 4
+    gathered = copied = 0.0
+    if width > 1:
+        gathered = 8.0 * needs.common + (2 * each + 4) * needs.block
+        copied = min(micro.copies, 2.0 * (needs.dense - needs.common))
     found = {
-        "weights": 4 * (needs.dense + needs.sparse) * part + needs.frozen_bytes * part,
+        "weights": 4 * needs.dense * part + 4 * needs.sparse + needs.frozen_bytes * part,
         "gradients": 4 * needs.dense * part,
         "optimizer": needs.state_bytes * part,
         "average": 4 * needs.dense * part if settings.ema_decay else 0.0,
         "carried": float(needs.carried * rows * settings.accumulation),
-        "gathered": float(each * gathered) if sharded else 0.0,
-        "activations": max(0.0, micro.activations - kept),
-        "working": micro.peak - micro.activations,
+        "gathered": gathered,
+        "activations": micro.activations - (copied if each == 2 else 0.0),
+        "working": micro.working,
     }
     return Plan(
         name=needs.name,
         cluster=cluster,
+        parallel=settings.parallel,
+        shared_by=width,
         micro_rows=rows,
         accumulation=settings.accumulation,
-        checkpointing=checkpointing,
+        recompute=settings.recompute,
         parameters=needs.dense + needs.sparse,
         bytes=found,
         step_flops=(micro.forward + micro.backward) * world,
@@ -203,40 +196,41 @@ def plan(
     )
 
 
-def advise(
-    needs: Needs, settings: TrainSettings, cluster: Cluster, *, checkpointing: bool = False
-) -> Plan | None:
-    """The first plan that fits, of: more accumulation, then also checkpointing, then fsdp, then
+def advise(needs: Needs, settings: TrainSettings, cluster: Cluster) -> Plan | None:
+    """The first plan that fits, of: more accumulation, then also recomputing, then fsdp, then
     twice, four times ... the devices; None: not even one row on 65,536 of them."""
-    for wider, again in _candidates(cluster, checkpointing):
+    for wider, changed in _candidates(cluster, settings):
         parts = [
             n
             for n in range(settings.accumulation, settings.batch_rows // wider.gpus + 1)
             if settings.batch_rows % (n * wider.gpus) == 0
         ]
-        tried = [replace(settings, accumulation=n) for n in parts]
+        tried = [replace(changed, accumulation=n) for n in parts]
         # fewer rows at a time take less: the first that fits, by halves
         low, high = 0, len(tried)
         while low < high:
             middle = (low + high) // 2
-            found = plan(needs, tried[middle], wider, checkpointing=again)
-            low, high = (low, middle) if found.fits else (middle + 1, high)
+            fits = plan(needs, tried[middle], wider).fits
+            low, high = (low, middle) if fits else (middle + 1, high)
         if low < len(tried):
-            return plan(needs, tried[low], wider, checkpointing=again)
+            return plan(needs, tried[low], wider)
     return None
 
 
-def _candidates(cluster: Cluster, again: bool) -> Iterator[tuple[Cluster, bool]]:
-    yield cluster, again
-    if not again:
-        yield cluster, True
-    fsdp = replace(cluster, parallel="fsdp", shard=0)
-    if cluster.parallel == "ddp" and cluster.gpus > 1:
-        yield fsdp, again
-        yield fsdp, True
-    while fsdp.gpus < 65_536:
-        fsdp = replace(fsdp, gpus=2 * fsdp.gpus)
-        yield fsdp, True
+def _candidates(
+    cluster: Cluster, settings: TrainSettings
+) -> Iterator[tuple[Cluster, TrainSettings]]:
+    yield cluster, settings
+    again = replace(settings, recompute=True)
+    if not settings.recompute:
+        yield cluster, again
+    fsdp: dict[str, Any] = {"parallel": "fsdp", "shard_processes": 0}
+    if settings.parallel == "ddp" and cluster.gpus > 1:
+        yield cluster, replace(settings, **fsdp)
+        yield cluster, replace(again, **fsdp)
+    while cluster.gpus < 65_536:
+        cluster = replace(cluster, gpus=2 * cluster.gpus)
+        yield cluster, replace(again, **fsdp)
 
 
 def state_bytes(optimizers: list[Optimizer]) -> int:

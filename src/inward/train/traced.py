@@ -63,15 +63,21 @@ class Traced:
             *(getattr(self, n) + times * (getattr(other, n) - getattr(self, n)) for n in names)
         )
 
-    def deeper(self, other: Traced, times: float, *, again: bool = False) -> Traced:
-        """The same for layers and recurrences: they keep more, and work with what one needs.
-
-        With checkpointing (`again`) that is what the first trace says, which must be of one such
-        part: what is run again is freed at once, but of fake tensors only when circles are swept.
-        """
+    def deeper(self, other: Traced, times: float) -> Traced:
+        """The same for layers and recurrences: they keep more, and work with what one needs."""
         found = self.towards(other, times)
-        working = self.working if again else max(self.working, other.working)
+        working = max(self.working, other.working)
         return replace(found, peak=found.activations + working)
+
+    def recomputing(self, part: float, head: Traced) -> Traced:
+        """With parts that are run again in backward, each of which keeps `part` bytes by then; the
+        head is done with before the first of them.
+
+        Not traced, because what is run again is freed at once of real tensors, but of fake ones
+        only when circles are swept.
+        """
+        below = self.activations - head.activations
+        return replace(self, peak=below + max(head.peak, part))
 
 
 class Alive(TorchDispatchMode):

@@ -127,7 +127,11 @@ class SlottedBlock(nn.Module):
         return self.norm_4(a + self.mlp(self.norm_3(a)))
 
 
-@support_torch_compile
+TOKENS = {"input_ids": 0, "positions": -1, "intermediate_tensors": 0, "inputs_embeds": 0}
+"""The dimension of each argument that is the number of tokens: the compiled graph serves any."""
+
+
+@support_torch_compile(dynamic_arg_dims=TOKENS)
 class HuginnTrunk(nn.Module):
     """All but the head: P, s_0, R r times, C up to its last norm."""
 
@@ -241,11 +245,11 @@ class HuginnInVLLM(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Of 77 tensors (the head twice, a table of angles) or 76; ValueError for missing ones."""
-        skipped = ["lm_head."] if self.config.tie_embeddings else []
-        loaded = AutoWeightsLoader(self, skip_prefixes=skipped).load_weights(
-            (name, tensor) for name, tensor in weights if name != "freqs_cis"
-        )
         tied = {"lm_head.weight"} if self.config.tie_embeddings else set()
+        left_out = tied | {"freqs_cis"}
+        loaded = AutoWeightsLoader(self).load_weights(
+            (name, tensor) for name, tensor in weights if name not in left_out
+        )
         missing = sorted({name for name, _ in self.named_parameters()} - loaded - tied)
         if missing:
             raise ValueError(f"the folder lacks {', '.join(missing[:5])} ({len(missing)} in all)")
