@@ -94,7 +94,7 @@ def test_huginn_with_checkpointing_takes_what_is_planned():
     needs = needs_of(recipe)
     found = counted(run.model, batch, rows)
     again = planned_peak(needs, recipe.train, recompute=True)
-    assert 0.97 * found < again < 1.2 * found
+    assert again == pytest.approx(found, rel=0.1)
     assert again < 0.6 * planned_peak(needs, recipe.train)
 
 
@@ -193,6 +193,7 @@ def test_the_published_tidars():
 # What is refused, and what changes what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["sudoku9-cube", "maze11", "trm-maze-hard", "tidar-smollm-adapter", "coconut-prosqa"]
 )
@@ -243,6 +244,7 @@ def test_what_cannot_be_is_refused():
         needs_of(find("cot")())
 
 
+@pytest.mark.slow
 def test_nothing_fits_a_grain_of_sand():
     recipe = huginn()
     sand = Cluster(gpus=32_768, memory=1e-3)

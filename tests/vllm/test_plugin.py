@@ -18,6 +18,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 import torch
 from vllm import LLM, SamplingParams
+from vllm.exceptions import VLLMValidationError
 
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.model import HuginnForCausalLM
@@ -103,7 +104,7 @@ def test_a_slot_for_each_recurrence_and_layer(engine):
 
 
 def test_a_depth_of_one_request_is_refused(engine):
-    with pytest.raises(ValueError, match="Huginn's depth is one for all"):
+    with pytest.raises(VLLMValidationError, match="Huginn's depth is one for all"):
         said(engine, [[1, 2, 3]], 1, extra_args={"num_steps": 4})
 
 
