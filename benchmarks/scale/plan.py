@@ -85,7 +85,7 @@ def main() -> None:
         fits = "fits" if found.fits else "does not fit"
         print(
             f"| {name} | {said} | {found.flops:.3g} FLOP; {hours(found.hours)} at {found.mfu:.0%} "
-            f"of {cluster.tflops:g} TFLOP/s; {gb(found.total)} of {cluster.memory:g} GB: {fits} |"
+            f"of {found.tflops:g} TFLOP/s; {gb(found.total)} of {cluster.memory:g} GB: {fits} |"
         )
     partial = ROWS.with_suffix(".partial")
     partial.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")

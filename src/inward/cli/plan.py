@@ -19,8 +19,8 @@ be changed as in `inward train {name}`.
 
 --gpus devices, --memory GB (10^9 bytes) of each; --parallel is --train.parallel: ddp (a copy on
 each), fsdp (one copy over all) or hsdp (one over each group of --train.shard-processes, here 8);
---tflops the peak of a device (H100, bfloat16: 989), --mfu the share of it that is reached (0: what
-is known of the method); --length tokens of a record, --identifiers rows of TRM's table, where only
+--tflops the peak of a device (0: an H100's, 989 in bfloat16, 67 in float32), --mfu the share of it
+that is reached (0: what is known of the method); --length tokens of a record, --identifiers rows of TRM's table, where only
 the data know; --json for programs.
 """
 
@@ -45,7 +45,7 @@ def _options(recipe: Any) -> type:
         ("gpus", int, field(default=8)),
         ("memory", float, field(default=80.0)),
         ("parallel", Literal["", "ddp", "fsdp", "hsdp"], field(default="")),
-        ("tflops", float, field(default=989.0)),
+        ("tflops", float, field(default=0.0)),
         ("mfu", float, field(default=0.0)),
         ("length", int, field(default=0)),
         ("identifiers", int, field(default=0)),
@@ -122,7 +122,7 @@ def told(needs: Needs, found: Plan, other: Plan) -> list[str]:
         lines.append(
             f"  {found.flops:.3g} FLOP in {found.steps:,} steps: {hours(found.hours)}, "
             f"{found.hours * cluster.gpus:,.4g} device hours, at {found.mfu:.0%} of "
-            f"{cluster.tflops:g} TFLOP/s ({source})"
+            f"{found.tflops:g} TFLOP/s ({source})"
         )
     else:
         lines.append(

@@ -118,6 +118,7 @@ def _sizes(model: nn.Module, recipe: Any, blocks: Sequence[nn.Module] = ()) -> d
         "state_bytes": state_bytes(build_optimizers(model, recipe.train.optim)),
         "common": _count(model) - tables - sum(map(_count, blocks)),
         "block": max(map(_count, blocks), default=0),
+        "precision": recipe.train.precision,
     }
 
 
@@ -279,7 +280,7 @@ def _trm(recipe: TRMRecipe, identifiers: int) -> Needs:
 
     told.append(f"a step: {T * cycle} evaluations of f, {T * cycle - first} with gradient")
     return Needs(
-        **sizes,
+        **{**sizes, "precision": settings.compute_dtype},
         micro=cache(run),
         carried=carried,
         rows_in=f"a grid of {settings.seq_len} cells",

@@ -42,6 +42,9 @@ from inward.train.traced import Traced
 USABLE = 0.92
 """Share of a device's memory that a plan fills."""
 
+PEAK = {"bfloat16": 989.0, "float32": 67.0}
+"""TFLOP/s of an H100 (SXM, dense; float32 without TF32)."""
+
 PARTS = ("weights", "gradients", "optimizer", "average", "carried", "gathered", "activations",
          "working")  # fmt: skip
 
@@ -53,15 +56,15 @@ class Cluster:
     gpus: int = 8
     memory: float = 80.0
     """GB (10^9 bytes) of each"""
-    tflops: float = 989.0
-    """peak of a device in the precision of the run, 10^12 FLOP/s (H100, bfloat16: 989)"""
+    tflops: float = 0.0
+    """peak of a device in the precision of the run, 10^12 FLOP/s; 0: an H100's, see `PEAK`"""
     mfu: float = 0.0
     """share of the peak that is reached; 0: what is known of the method"""
 
     def __post_init__(self) -> None:
         need(self.gpus >= 1, "gpus", self.gpus, "1 or more")
         need(0 < self.memory < 1e6, "memory", self.memory, "a positive number of GB")
-        need(0 < self.tflops < 1e6, "tflops", self.tflops, "a positive number of TFLOP/s")
+        need(0 <= self.tflops < 1e6, "tflops", self.tflops, "a number of TFLOP/s, or 0")
         need(0 <= self.mfu <= 1, "mfu", self.mfu, "in (0, 1], or 0 for what is known")
 
     def width(self, settings: TrainSettings) -> int:
@@ -83,7 +86,8 @@ class Needs:
     the optimizers. common, block: weights in the group that is gathered for a whole forward, and in
     the largest block that is gathered by itself (0: there are none). carried: bytes a row from step
     to step. micro: (rows, recompute) -> one micro-batch. asked_bytes: keys and values of one text
-    of full length when the model is asked, in bfloat16. rows_in: what a row is. told: what was
+    of full length when the model is asked, in bfloat16. rows_in: what a row is. precision: of
+    matrix products. told: what was
     taken for granted.
     """
 
@@ -100,6 +104,7 @@ class Needs:
     rows_in: str = ""
     mfu: float = 0.4
     mfu_from: str = "assumed"
+    precision: str = "float32"
     told: tuple[str, ...] = ()
 
 
@@ -119,6 +124,7 @@ class Plan:
     step_flops: float
     steps: int
     mfu: float
+    tflops: float
     told: tuple[str, ...] = field(default=())
 
     @property
@@ -139,7 +145,7 @@ class Plan:
     @property
     def hours(self) -> float:
         """Of the whole run on the wall."""
-        rate = self.cluster.gpus * self.cluster.tflops * 1e12 * self.mfu
+        rate = self.cluster.gpus * self.tflops * 1e12 * self.mfu
         return self.flops / rate / 3600
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,6 +198,7 @@ def plan(needs: Needs, settings: TrainSettings, cluster: Cluster) -> Plan:
         step_flops=(micro.forward + micro.backward) * world,
         steps=settings.steps,
         mfu=cluster.mfu or needs.mfu,
+        tflops=cluster.tflops or PEAK[needs.precision],
         told=needs.told,
     )
 
