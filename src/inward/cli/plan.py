@@ -20,8 +20,8 @@ be changed as in `inward train {name}`.
 --gpus devices, --memory GB (10^9 bytes) of each; --parallel is --train.parallel: ddp (a copy on
 each), fsdp (one copy over all) or hsdp (one over each group of --train.shard-processes, here 8);
 --tflops the peak of a device (0: an H100's, 989 in bfloat16, 67 in float32), --mfu the share of it
-that is reached (0: what is known of the method); --length tokens of a record, --identifiers rows of TRM's table, where only
-the data know; --json for programs.
+that is reached (0: what is known of the method); --length tokens of a record, --identifiers rows of
+TRM's table, where only the data know; --json for programs.
 """
 
 
