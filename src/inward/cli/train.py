@@ -28,14 +28,7 @@ def train(words: list[str]) -> int:
         return 0
     if name.startswith("-"):
         raise UsageError(f"name the recipe before its options: inward train RECIPE {name} ...")
-    if name.endswith(".json"):
-        from inward.recipes.of import read_recipe
-
-        recipe = read_recipe(Path(name))
-    elif name not in RECIPES:
-        raise UsageError(unknown("recipe", name, RECIPES))
-    else:
-        recipe = find(name)()
+    recipe = recipe_named(name)
     options = parse(_overrides(recipe), rest, f"inward train {name}")
     if options is None:
         return 0
@@ -49,8 +42,21 @@ def train(words: list[str]) -> int:
     return _train_recipe(replace(recipe, **changed), out, resume=resume, other_data=other)
 
 
-def _overrides(recipe: Any) -> type:
-    """A dataclass of the recipe's fields, with its values as defaults, and where to write."""
+def recipe_named(name: str) -> Any:
+    """A recipe of that name, or of a .json file that a run or `inward convert` wrote."""
+    from inward.recipes import RECIPES, find
+
+    if name.endswith(".json"):
+        from inward.recipes.of import read_recipe
+
+        return read_recipe(Path(name))
+    if name not in RECIPES:
+        raise UsageError(unknown("recipe", name, RECIPES))
+    return find(name)()
+
+
+def recipe_entries(recipe: Any) -> list[Any]:
+    """A recipe's fields for `make_dataclass`, with its values as defaults."""
     hints = get_type_hints(type(recipe))
     entries: list[Any] = []
     for entry in fields(recipe):
@@ -59,6 +65,12 @@ def _overrides(recipe: Any) -> type:
         kind = type(value) if is_dataclass(value) else hints[entry.name]
         if entry.name not in ("name", "about"):
             entries.append((entry.name, kind, field(default=value)))
+    return entries
+
+
+def _overrides(recipe: Any) -> type:
+    """A dataclass of the recipe's fields, with its values as defaults, and where to write."""
+    entries = recipe_entries(recipe)
     entries.append(("out", Path, field(default=Path("runs") / recipe.name)))
     entries.append(("resume", bool, field(default=False)))
     entries.append(("other_data", bool, field(default=False)))

@@ -20,6 +20,9 @@ Shape letters: B batch, S sequence, D width, M inner width of SwiGLU.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import local
 from typing import Any
 
 import torch
@@ -31,10 +34,24 @@ PART_BYTES = 2 << 20
 that is more, because every product reads (and the BLAS rearranges) the weight anew."""
 
 
+_here = local()
+
+
+@contextmanager
+def left_out() -> Iterator[None]:
+    """Within, this thread takes the plain path, as on a GPU."""
+    _here.left_out = True
+    try:
+        yield
+    finally:
+        _here.left_out = False
+
+
 def suits(h: Tensor) -> bool:
     """Whether to come here: (B, S, D) on a CPU, not empty, no torch.compile or autocast at work."""
     return (
         h.device.type == "cpu"
+        and not getattr(_here, "left_out", False)
         and h.ndim == 3
         and h.numel() > 0
         and not torch.compiler.is_compiling()
