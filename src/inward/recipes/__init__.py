@@ -32,6 +32,7 @@ RECIPES = {
     "arc2-small": "inward.recipes.arc:arc2_small",
     "huginn-hops": "inward.recipes.huginn:hops",
     "huginn-add": "inward.recipes.huginn:addition",
+    "huginn-stories": "inward.recipes.huginn_stories:stories",
     "prosqa-coconut": "inward.recipes.coconut:prosqa_symbolic",
     "prosqa-interleaved": "inward.recipes.coconut:prosqa_interleaved",
     "prosqa-interleaved-learned": "inward.recipes.coconut:prosqa_learned",

@@ -544,11 +544,12 @@ class HuginnForCausalLM(HuginnPreTrainedModel, Generates, GenerationMixin):
         past: int,
         reads: int,
         num_steps: int | Sequence[int] | Tensor | None = None,
+        pairs: int | None = None,
     ) -> Cost:
         """What a forward of `rows` new tokens behind `past` cached ones takes, if the logits of
         `reads` of them are made; see `inward.common.costs`."""
         depth = sum(split_depth(num_steps, self.config))
-        return HuginnCosts(self.config, self.dtype).forward(past, rows, reads, depth)
+        return HuginnCosts(self.config, self.dtype).forward(past, rows, reads, depth, pairs)
 
     def flops(self, context: int = 0) -> tuple[float, float]:
         """FLOPs of one token that sees `context` tokens: (one recurrence, everything else)."""

@@ -24,7 +24,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,11 +33,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inward.common.bases import cache_name
-from inward.common.costs import Sizes, forward_cost, sizes_of
+from inward.common.costs import Sizes, forward_cost, parameters, sizes_of
 from inward.common.cpu.decoding import Decoding
 from inward.common.ragged import Book, RaggedCache
 from inward.common.reach import Placed, first_position, looking, reach_of
-from inward.common.trace import Cost
+from inward.common.trace import Cost, total
 from inward.methods.tidar import masks
 from inward.methods.tidar.base import check_masks, lm_of, splits, tidar_of
 
@@ -221,19 +221,49 @@ class Runner:
     def _sizes(self) -> Sizes | None:
         return None if hasattr(self.lm, "forward_cost") else sizes_of(self.lm)
 
-    def cost(self, layout: Layout, *, past: int, reads: int, seconds: float = 0.0) -> Cost:
-        """What a piece takes behind `past` cached tokens: the model says, for all its rows; an
-        adapter works on mask rows alone. `reads`: rows whose logits are used."""
-        rows = layout.num_rows
-        reads = reads if self.split else rows
-        cost = forward_cost(
-            self.lm, rows=rows, past=past, reads=reads, sizes=self._sizes, **self.options
+    def cost(
+        self, layout: Layout, *, past: int, reads: tuple[int, int], on: str, seconds: float = 0.0
+    ) -> Cost:
+        """What a piece takes behind `past` cached tokens, by the model's own account.
+
+        What its mask rows add to a forward of the others is drafting, an adapter's part included;
+        the rest goes `on` another account of `inward.common.trace.PARTS`. Seconds are shared as
+        FLOPs are.
+
+        Args:
+            reads: (others, mask rows) whose logits are made.
+        """
+        clean, masks_ = layout.num_draft, layout.num_rows - layout.num_draft
+        first = self._forward_cost(clean, past, reads[0], None) if clean else Cost()
+        if not masks_:
+            return replace(first, seconds=seconds).under(on)
+        pairs = past * layout.num_rows + int(layout.tail.sum())
+        both = self._forward_cost(layout.num_rows, past, sum(reads), pairs)
+        drafts = both.less(first)
+        flops, read = 2.0 * self._entries * masks_, float(self._entry_bytes)
+        drafts = replace(drafts, flops=drafts.flops + flops, bytes=drafts.bytes + read)
+        share = seconds * drafts.flops / (drafts.flops + first.flops)
+        costs = [replace(drafts, seconds=share).under("drafting")]
+        if clean:
+            costs.append(replace(first, seconds=seconds - share).under(on))
+        return total(costs)
+
+    def _forward_cost(self, rows: int, past: int, reads: int, pairs: int | None) -> Cost:
+        return forward_cost(
+            self.lm,
+            rows=rows,
+            past=past,
+            reads=reads if self.split else rows,
+            pairs=pairs,
+            sizes=self._sizes,
+            **self.options,
         )
-        flops, read = cost.flops, cost.bytes
-        if layout.blocks and self._entries:
-            flops += 2.0 * self._entries * (rows - layout.num_draft)
-            read += float(self._entry_bytes)
-        return Cost(cost.evaluations, flops, cost.forwards, read, seconds)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Of the model and its adapter."""
+        own = () if self.tidar is None or self.tidar.adapter is None else (self.tidar.adapter,)
+        return parameters(self.lm, *own)
 
     def __call__(self, cache: RaggedCache, pieces: Sequence[Piece]) -> Output:
         """One forward; the cache then holds all rows behind each prefix, none committed."""

@@ -291,6 +291,7 @@ class Decoder:
         settings = self.settings
         for row in rows:
             meta = {"scheme": settings.scheme, "K": self.K, "beta": self.beta}
+            row.cost = replace(row.cost, parameters=self.runner.parameters)
             answer = row.answer(self.method, {**meta, "rule": row.sampler.rule})
             self._answers[row.number] = answer
             self._events.append(Event("end", row.number, step=row.num_steps, answer=answer))
@@ -305,7 +306,7 @@ class Decoder:
         self._choose(len(rows))
         diffusion = self.scheme.name == "diffusion"
         for row in rows:
-            row.begin, row.past, row.reads = len(row.tokens), row.cached, 0
+            row.begin, row.past, row.reads = len(row.tokens), row.cached, [0, 0]
         # 1. plan
         plan = self._plan_canvas if diffusion else self._plan
         pieces = [plan(row) for row in rows]
@@ -329,7 +330,9 @@ class Decoder:
         cache.commit(counts)
         seconds = time.perf_counter() - began
         for row in rows:
-            cost = self.runner.cost(row.layout, past=row.past, reads=row.reads, seconds=seconds)
+            on = row.account(diffusion or self.scheme.name == "plain")
+            reads = row.reads[0], row.reads[1]
+            cost = self.runner.cost(row.layout, past=row.past, reads=reads, on=on, seconds=seconds)
             self._events += row.tell(cost)
 
     def _choose(self, num_rows: int) -> None:
@@ -407,6 +410,8 @@ class Decoder:
                 places += [(b, i) for i in range(begin + first, begin + width)]
         if len(places) <= READ_AHEAD:
             output.read_ahead(places)
+            for b, i in places:
+                rows[b].reads[i >= rows[b].layout.num_draft] += 1
 
     def _verify(self, rows: Sequence[TextRow], output: Output) -> list[Verdict]:
         """Judge all guesses."""
@@ -427,7 +432,9 @@ class Decoder:
                 verdict = row.sampler.verify(row.tokens, logits[own], row.offers, row.offer_laws)
             if row.request.logprobs:
                 row.odds += row.weigh(logits[own], [*row.offers[: verdict.accepted], verdict.token])
-            row.reads = (own.stop - own.start) * (1 if self.beta == 1.0 else 2)
+            if output.known is None:
+                mixed = 0 if self.beta == 1.0 else own.stop - own.start
+                row.reads = [own.stop - own.start, mixed]
             verdicts.append(verdict)
         return verdicts
 
@@ -485,7 +492,7 @@ class Decoder:
         for row, places in wanted:
             own = slice(begin, begin + len(places))
             begin = own.stop
-            row.reads += len(places)
+            row.reads[1] += 0 if output.known is not None else len(places)
             if row.sampler.is_argmax:
                 row.guesses = choices[own]
             else:
@@ -521,7 +528,7 @@ class Decoder:
                 if sure > self.settings.threshold or sure == surest or row.hurried:
                     row.canvas[i], row.sure[i] = token, math.log(max(sure, 1e-300))
             kept = len(open_) - row.canvas.count(None)
-            row.reads, row.scores = len(open_), {"kept": kept, "open": len(open_)}
+            row.reads, row.scores = [0, len(open_)], {"kept": kept, "open": len(open_)}
             row.guesses = [t for t in row.canvas if t is not None]
             if None not in row.canvas:
                 if row.request.logprobs:
