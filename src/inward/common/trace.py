@@ -78,17 +78,23 @@ class Cost:
         return Cost(*numbers, parameters=self.parameters)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON: what is 0 is left out."""
+        """As JSON: what is 0 is left out; one part alone is the name that the whole goes by."""
         row: dict[str, Any] = {name: getattr(self, name) for name in (*NUMBERS, "parameters")}
         row = {name: value for name, value in row.items() if value}
         if self.parts:
             row["parts"] = {name: part.to_dict() for name, part in self.parts.items()}
+        plain = {name: value for name, value in row.items() if name in NUMBERS}
+        if list(row.get("parts", {}).values()) == [plain]:
+            (row["parts"],) = self.parts
         return row
 
     @staticmethod
     def from_dict(row: Mapping[str, Any]) -> Cost:
         """What `to_dict` wrote."""
-        parts = {name: Cost.from_dict(part) for name, part in row.get("parts", {}).items()}
+        parts = row.get("parts", {})
+        if isinstance(parts, str):
+            return Cost(**{**row, "parts": {}}).under(parts)
+        parts = {name: Cost.from_dict(part) for name, part in parts.items()}
         return Cost(**{**row, "parts": parts})
 
 

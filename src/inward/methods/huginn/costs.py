@@ -65,6 +65,22 @@ class HuginnCosts:
         """C, and the head of `num_logits` of the tokens."""
         return self._part(self.coda_blocks, first, num, self.head, num_logits, pairs)
 
+    def uneven(self, first: int, depths: list[int], num_logits: int) -> Cost:
+        """All of it, for tokens of these depths: a recurrence is computed for those at work."""
+        num = len(depths)
+        parts = [self.prelude(first, num), self.read_out(first, num, num_logits)]
+        for i in range(max(depths)):
+            seen = [first + place + 1 for place, depth in enumerate(depths) if depth > i]
+            took = self.core(first, len(seen), sum(seen))
+            missing = num - len(seen)  # their keys and values are read as well
+            parts.append(Took(took.flops, took.bytes + self.core_blocks * self.cached * missing))
+        return Cost(
+            evaluations=max(depths),
+            flops=float(sum(part.flops for part in parts)),
+            forwards=1,
+            bytes=float(sum(part.bytes for part in parts)),
+        )
+
     def forward(
         self, first: int, num: int, num_logits: int, num_steps: int, pairs: int | None = None
     ) -> Cost:

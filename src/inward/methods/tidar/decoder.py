@@ -331,7 +331,7 @@ class Decoder:
         seconds = time.perf_counter() - began
         for row in rows:
             on = row.account(diffusion or self.scheme.name == "plain")
-            reads = row.reads[0], row.reads[1]
+            reads = self._reads(row)
             cost = self.runner.cost(row.layout, past=row.past, reads=reads, on=on, seconds=seconds)
             self._events += row.tell(cost)
 
@@ -410,8 +410,17 @@ class Decoder:
                 places += [(b, i) for i in range(begin + first, begin + width)]
         if len(places) <= READ_AHEAD:
             output.read_ahead(places)
-            for b, i in places:
-                rows[b].reads[i >= rows[b].layout.num_draft] += 1
+
+    def _reads(self, row: TextRow) -> tuple[int, int]:
+        """Rows of a text whose logits are made when it is alone, mask rows apart: the account of a
+        text does not depend on its neighbours."""
+        clean, drafted = row.reads
+        if row.layout.blocks and self.scheme.name != "diffusion":
+            first = self.lead if self.beta == 1.0 else 0
+            ahead = sum(max(0, width - first) for _, width in row.layout.blocks)
+            if clean + ahead <= READ_AHEAD:
+                return clean, ahead
+        return clean, drafted
 
     def _verify(self, rows: Sequence[TextRow], output: Output) -> list[Verdict]:
         """Judge all guesses."""
@@ -432,9 +441,8 @@ class Decoder:
                 verdict = row.sampler.verify(row.tokens, logits[own], row.offers, row.offer_laws)
             if row.request.logprobs:
                 row.odds += row.weigh(logits[own], [*row.offers[: verdict.accepted], verdict.token])
-            if output.known is None:
-                mixed = 0 if self.beta == 1.0 else own.stop - own.start
-                row.reads = [own.stop - own.start, mixed]
+            judged = own.stop - own.start
+            row.reads = [judged, 0 if self.beta == 1.0 else judged]
             verdicts.append(verdict)
         return verdicts
 
@@ -492,7 +500,7 @@ class Decoder:
         for row, places in wanted:
             own = slice(begin, begin + len(places))
             begin = own.stop
-            row.reads[1] += 0 if output.known is not None else len(places)
+            row.reads[1] += len(places)
             if row.sampler.is_argmax:
                 row.guesses = choices[own]
             else:
