@@ -40,6 +40,7 @@ RECIPES = {
     "chains-coconut": "inward.recipes.coconut:chains_symbolic",
     "tidar-stories": "inward.recipes.tidar:stories",
     "tidar-stories-adapter": "inward.recipes.tidar:stories_adapter",
+    "tidar-huginn-stories": "inward.recipes.huginn_stories:drafts",
     "tidar-smollm-adapter": "inward.recipes.tidar:smollm_adapter",
     "trm-sudoku-extreme": "inward.recipes.trm:published_sudoku_extreme",
     "trm-sudoku-extreme-attention": "inward.recipes.trm:published_sudoku_extreme_attention",

@@ -1,4 +1,4 @@
-"""A small Huginn that speaks text: it learns from stories that stories260k tells.
+"""A small Huginn that speaks text, and drafts for it: it learns from stories of stories260k.
 
 Pointer chasing shows that depth helps; to measure drafts, depth per position and speech one needs a
 Huginn with words. Its text is sampled from a model at hand (`OwnText` of the TiDAR recipes, kept in
@@ -18,8 +18,9 @@ import numpy as np
 from inward.common.files import replacing
 from inward.data.texts.text import TokenSource
 from inward.methods.huginn.settings import Depth, HuginnSettings, Watch
+from inward.methods.tidar.settings import AdapterSettings, TiDARSettings
 from inward.recipes.huginn import HuginnRecipe, TokenData
-from inward.recipes.tidar import OwnText
+from inward.recipes.tidar import OwnText, TiDARRecipe
 from inward.train.settings import OptimSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -101,13 +102,13 @@ def stories() -> StoriesRecipe:
     """One block before the core, two in it, one after it; mean depth 6."""
     return StoriesRecipe(
         name="huginn-stories",
-        about="a Huginn that tells stories, learned from stories260k; 20 minutes on one core",
+        about="a Huginn that tells stories, learned from stories260k; four core-minutes",
         model=HuginnSettings(width=96, num_heads=3, mlp_width=256, prelude=1, core=2, coda=1),
-        depth=Depth(mean=6, backprop=3, ramp=300, longest=3.0),
+        depth=Depth(mean=6, backprop=3, ramp=200, longest=3.0),
         watch=Watch(action="warn"),
         block_size=512,
         train=TrainSettings(
-            steps=1500,
+            steps=700,
             batch_rows=8,
             optim=OptimSettings(
                 name="muon",
@@ -119,10 +120,44 @@ def stories() -> StoriesRecipe:
             ),
             clip=1.0,
             schedule="linear",
-            warmup=50,
+            warmup=40,
             min_ratio=0.02,
             ema_decay=0.98,
             ema_ramp=True,
+            save_every=50,
+            log_every=10,
+        ),
+    )
+
+
+def drafts() -> TiDARRecipe:
+    """Drafts of six tokens for the Huginn of `stories`, whose words stay as they are: mask rows
+    think two recurrences, the words that they are to guess as many as the model says (six)."""
+    return TiDARRecipe(
+        name="tidar-huginn-stories",
+        about="draft-only adapter for huginn-stories, drafts of 2 recurrences; 10 minutes",
+        base="runs/huginn-stories/model",
+        draft_only=True,
+        adapter=AdapterSettings(rank=16, alpha=32.0),
+        method=TiDARSettings(
+            block_size=6, draft_steps=2, dense_masks="batch", align_answers=False, decay=0.9
+        ),
+        data=OwnText(
+            path="runs/own-text/huginn-stories-greedy.jsonl",
+            num_texts=1000,
+            max_new_tokens=150,
+            seq_len=160,
+        ),
+        train=TrainSettings(
+            steps=400,
+            batch_rows=8,
+            optim=OptimSettings(name="adamw", lr=5e-3, weight_decay=0.0, betas=(0.9, 0.99)),
+            clip=1.0,
+            schedule="cosine",
+            warmup=30,
+            min_ratio=0.05,
+            ema_decay=0.0,
+            eval_every=200,
             save_every=50,
             log_every=10,
         ),

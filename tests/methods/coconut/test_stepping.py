@@ -3,6 +3,7 @@
 import inspect
 import math
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ from tests.methods.coconut.toys import (
     make_tokenizer,
     text,
 )
+from tests.methods.tidar.toys import untimed
 
 
 @pytest.fixture(autouse=True)
@@ -104,13 +106,6 @@ class Close(float):
     __hash__ = float.__hash__
 
 
-def timeless(cost: dict[str, Any]) -> dict[str, Any]:
-    cost = {name: value for name, value in cost.items() if name != "seconds"}
-    if isinstance(parts := cost.get("parts"), dict):
-        cost["parts"] = {name: timeless(part) for name, part in parts.items()}
-    return cost
-
-
 def told(answer: Answer) -> dict[str, Any]:
     """All of an answer that is not time."""
     assert answer.logprobs is not None
@@ -125,7 +120,7 @@ def told(answer: Answer) -> dict[str, Any]:
     if answer.trace is not None:
         row = facts["trace"] = answer.trace.to_dict()
         for step in row["steps"]:
-            step["cost"] = timeless(step["cost"])
+            step["cost"] = untimed(step["cost"])
             for span in (*step.get("view", {}).values(), step.get("says")):
                 if span:
                     span["confidence"] = [Close(p) for p in span["confidence"]]

@@ -27,6 +27,16 @@ class GrowingCache(Cache):
         super().__init__(layer_class_to_replicate=layer)
         self.outer, self.core = outer, core
 
+    def check(self, outer: int, core: int, shape: tuple[int, int]) -> None:
+        """Raise a ValueError unless it was made for a model with these layers, and its keys have
+        this shape (heads, width)."""
+        found = tuple(self._held(0)[0].shape[1::2]) if self.layers else shape
+        if (self.outer, self.core, found) != (outer, core, shape):
+            raise ValueError(
+                f"this cache belongs to another model: {self.outer} layers outside the loop and "
+                f"{self.core} in it, (heads, width) {found}; here {outer}, {core} and {shape}"
+            )
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:

@@ -148,9 +148,7 @@ class Unrolled:
         else:
             n = int(at_work.sum(1).max())
             index = (~at_work).long().argsort(dim=1, stable=True)[:, :n]
-            found = SomeContext(
-                **whole, **common, index=index, at_work=at_work.gather(1, index)
-            )
+            found = SomeContext(**whole, **common, index=index, at_work=at_work.gather(1, index))
             found = self._taken_out(found, index)
         self.known = at_work, (found, index)
         return found, index
