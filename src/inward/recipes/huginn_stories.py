@@ -94,7 +94,11 @@ class StoriesRecipe(HuginnRecipe):
     def build(self) -> Run:
         """See `HuginnRecipe.build`; lets the storyteller write first."""
         run = super().build()
-        run.model.tokenizer = self.data.tokenizer()
+        trained: Any = run.model
+        trained.tokenizer = tokenizer = self.data.tokenizer()
+        for name in ("bos_token_id", "eos_token_id"):
+            for config in (trained.model.config, trained.model.generation_config):
+                setattr(config, name, getattr(tokenizer, name))
         return run
 
 
