@@ -33,8 +33,8 @@ def _adapted(**more: Any) -> TiDAR:
 
 def _checkpointed() -> Any:
     model = _huginn()
-    model.gradient_checkpointing = True
-    model._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    model.transformer.gradient_checkpointing = True
+    model.transformer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
     return model
 
 

@@ -210,6 +210,6 @@ def test_what_cannot_be_is_refused():
         other(IDS, num_steps=2, cache=cache)
     with pytest.raises(ValueError, match="one depth for all"), torch.no_grad():
         model(IDS, num_steps=DEPTHS, cache=DynamicCache())
-    model.gradient_checkpointing = True
+    model.transformer.gradient_checkpointing = True
     with pytest.raises(ValueError, match="checkpointing"):
         model.train()(IDS, num_steps=DEPTHS)

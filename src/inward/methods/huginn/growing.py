@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from inward.methods.huginn.config import HuginnConfig
+
 
 class GrowingCache(Cache):
     """See the top of the file.
@@ -27,9 +29,16 @@ class GrowingCache(Cache):
         super().__init__(layer_class_to_replicate=layer)
         self.outer, self.core = outer, core
 
-    def check(self, outer: int, core: int, shape: tuple[int, int]) -> None:
-        """Raise a ValueError unless it was made for a model with these layers, and its keys have
-        this shape (heads, width)."""
+    @staticmethod
+    def of(config: HuginnConfig, layer: Any = None) -> GrowingCache:
+        """For a model of this configuration."""
+        prelude, core, coda = config.layers
+        return GrowingCache(prelude + coda, core, layer or DynamicLayer)
+
+    def check(self, config: HuginnConfig) -> None:
+        """Raise a ValueError unless it was made for a model of this shape."""
+        prelude, core, coda = config.layers
+        outer, shape = prelude + coda, (config.n_heads, config.head_dim)
         found = tuple(self._held(0)[0].shape[1::2]) if self.layers else shape
         if (self.outer, self.core, found) != (outer, core, shape):
             raise ValueError(

@@ -552,8 +552,7 @@ class HuginnForCausalLM(HuginnPreTrainedModel, Generates, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.transformer.wte = cast(ScaledEmbedding, value)
 
-    per_position = ("num_steps",)
-    """arguments of the forward that may be a tensor with a number for each position"""
+    per_position = ("num_steps",)  # arguments that may hold a number for each position
 
     @property
     def usual_steps(self) -> int:
@@ -563,12 +562,10 @@ class HuginnForCausalLM(HuginnPreTrainedModel, Generates, GenerationMixin):
     @property
     def looped(self) -> tuple[int, int]:
         """(layers outside the loop, layers in it), as `inward.common.ragged` asks."""
-        prelude, core, coda = self.config.layers
-        return prelude + coda, core
+        return self.config.layers[0] + self.config.layers[2], self.config.layers[1]
 
     def new_cache(self, layer: Any = None) -> GrowingCache:
-        """An empty cache that keeps gradients and holds tokens of different depth; `layer` makes
-        one of its layers, default transformers' growing one."""
+        """An empty cache that keeps gradients and holds tokens of different depth; see growing.py."""
         return GrowingCache.of(self.config, layer)
 
     def forward_cost(

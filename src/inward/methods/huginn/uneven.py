@@ -17,7 +17,7 @@ Shape letters: B rows, S new tokens, n of them at work, K cached and new, N head
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +30,7 @@ from inward.methods.huginn.growing import GrowingCache
 if TYPE_CHECKING:
     from transformers import Cache
 
-    from inward.methods.huginn.model import HuginnForCausalLM
+    from inward.methods.huginn.model import HuginnModel
 
 Kept = dict[int, tuple[Tensor, Tensor]]
 """core layer -> keys and values (B, N, S, H) of all new tokens at their newest recurrence"""
@@ -54,12 +54,13 @@ def depths_of(num_steps: Any, shape: tuple[int, int]) -> Tensor | None:
     return num_steps.expand(shape)
 
 
-def check_uneven(depths: Tensor, cache: Cache | None, checkpointed: bool) -> None:
+def check_uneven(cache: Cache | None, *, checkpointed: bool, recorded: bool) -> None:
     """Refuse what cannot hold tokens of different depth, before anything is computed."""
-    if checkpointed:
+    if checkpointed or recorded:
+        told = "gradient checkpointing" if checkpointed else "hidden states or attentions"
         raise ValueError(
-            "a depth for each position and gradient checkpointing exclude each other; disable "
-            "checkpointing, or give one num_steps"
+            f"a depth for each position and {told} exclude each other; leave one out, or give one "
+            "num_steps"
         )
     if isinstance(cache, RecurrentCache):
         known = type(cache.sharing) is DeepestAvailable
@@ -112,10 +113,10 @@ def _laid(new: Tensor, old: Tensor, index: Tensor, at_work: Tensor) -> Tensor:
     return old.scatter(2, places, torch.where(at_work, new, old.gather(2, places)))
 
 
-class Unrolled:
+class Uneven:
     """The recurrences of one forward, with depths (B, S)."""
 
-    def __init__(self, model: HuginnForCausalLM, e: Tensor, context: Context, depths: Tensor):
+    def __init__(self, model: HuginnModel, e: Tensor, context: Context, depths: Tensor):
         self.model, self.e, self.context = model, e, context
         self.depths = depths.to(e.device)
         self.longest = int(depths.max())
@@ -174,4 +175,4 @@ class Unrolled:
         return replace(moved, mask=mask, causal=False, lengths=None)
 
 
-_FIELDS = ("positions", "rotary", "mask", "causal", "cache", "place", "lengths")
+_FIELDS = tuple(f.name for f in fields(Context))

@@ -352,7 +352,7 @@ class TiDAR(nn.Module):
         """The depth of each row (B, n), or of all of them, as settings.steps and draft_steps say;
         nothing where they say nothing. draft_rows: (B, n) bool; None: there are none."""
         steps, drafts = self.settings.steps, self.settings.draft_steps
-        if not steps and (not drafts or draft_rows is None):
+        if not steps and not drafts:
             return {}
         steps = steps or cast(Any, self.model).usual_steps
         if draft_rows is None or not drafts:
