@@ -27,7 +27,7 @@ class GrowingCache(Cache):
 
     def __init__(self, outer: int, core: int, layer: Any = DynamicLayer):
         super().__init__(layer_class_to_replicate=layer)
-        self.outer, self.core = outer, core
+        self.looped = self.outer, self.core = outer, core
 
     @staticmethod
     def of(config: HuginnConfig, layer: Any = None) -> GrowingCache:

@@ -552,12 +552,10 @@ class HuginnForCausalLM(HuginnPreTrainedModel, Generates, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.transformer.wte = cast(ScaledEmbedding, value)
 
-    per_position = ("num_steps",)  # arguments that may hold a number for each position
-
     @property
-    def usual_steps(self) -> int:
-        """Recurrences where nobody says how many."""
-        return self.config.mean_recurrence
+    def per_position(self) -> dict[str, int]:
+        """Arguments of the forward that may hold a number for each position, and the usual one."""
+        return {"num_steps": self.config.mean_recurrence}
 
     @property
     def looped(self) -> tuple[int, int]:
@@ -565,7 +563,7 @@ class HuginnForCausalLM(HuginnPreTrainedModel, Generates, GenerationMixin):
         return self.config.layers[0] + self.config.layers[2], self.config.layers[1]
 
     def new_cache(self, layer: Any = None) -> GrowingCache:
-        """An empty cache that keeps gradients and holds tokens of different depth; see growing.py."""
+        """An empty cache with gradients, for tokens of different depth; see growing.py."""
         return GrowingCache.of(self.config, layer)
 
     def forward_cost(

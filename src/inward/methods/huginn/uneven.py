@@ -25,7 +25,6 @@ from torch import Tensor
 
 from inward.methods.huginn.cache import DeepestAvailable, RecurrentCache
 from inward.methods.huginn.context import Context
-from inward.methods.huginn.growing import GrowingCache
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -69,7 +68,7 @@ def check_uneven(cache: Cache | None, *, checkpointed: bool, recorded: bool) -> 
                 f"the cache is shared as {cache.sharing}, but tokens of different depth need "
                 "sharing='deepest'"
             )
-    elif cache is not None and not isinstance(cache, GrowingCache):
+    elif cache is not None and getattr(cache, "looped", None) is None:
         raise ValueError(
             f"a {type(cache).__name__} knows one depth for all tokens; pass "
             "inward.methods.huginn.cache.RecurrentCache(), or with gradients model.new_cache()"

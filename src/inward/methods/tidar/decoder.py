@@ -42,7 +42,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -134,7 +134,14 @@ class Decoder:
         drafts = self.scheme.name != "plain" or self.settings.scheme == "auto"
         if not drafts and tidar_of(self.model) is None and why_alone(self.lm):
             return AloneRunner(self.lm, dict(self.settings.options))
-        return Runner(self.model, dict(self.settings.options), self.settings.packed)
+        settings, known = self.settings, tidar_of(self.model)
+        draft, verify = dict(settings.draft), dict(settings.verify)
+        trained = known is not None and (known.settings.draft_steps or known.settings.steps)
+        if known is not None and trained and "num_steps" not in settings.options:
+            usual = known.settings.steps or cast(Any, self.lm).per_position["num_steps"]
+            verify = {"num_steps": usual} | verify
+            draft = {"num_steps": known.settings.draft_steps or usual} | draft
+        return Runner(self.model, dict(settings.options), settings.packed, draft, verify)
 
     def _see(self) -> None:
         """The model as it is when a request comes: once for those that come together."""
@@ -259,7 +266,9 @@ class Decoder:
     @property
     def _memory_key(self) -> tuple[Any, ...]:
         """What keys and values of tokens depend on."""
-        return (self.lm, *sorted(self.settings.options.items()))
+        settings = self.settings
+        given = (settings.options, settings.verify, settings.draft)
+        return (self.lm, *(pair for options in given for pair in sorted(options.items())))
 
     def _recall(self, rows: Sequence[TextRow], cache: RaggedCache | OwnCaches) -> None:
         """Texts whose beginning has been read before begin behind it. Caches of the model's own

@@ -354,7 +354,7 @@ class TiDAR(nn.Module):
         steps, drafts = self.settings.steps, self.settings.draft_steps
         if not steps and not drafts:
             return {}
-        steps = steps or cast(Any, self.model).usual_steps
+        steps = steps or cast(Any, self.model).per_position["num_steps"]
         if draft_rows is None or not drafts:
             return {"num_steps": steps}
         return {"num_steps": torch.where(draft_rows, drafts, steps)}
