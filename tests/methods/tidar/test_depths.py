@@ -59,7 +59,7 @@ def plainly(model: TiDAR, prompt: list[int], depth: int, num: int = 12) -> tuple
 @pytest.mark.parametrize("scheme", ["plain", "two_pass", "one_pass", "partial"])
 def test_the_text_is_plain_decodings_at_the_verifying_depth(model, scheme, verify):
     want = [plainly(model, prompt, verify) for prompt in PROMPTS]
-    assert len({tokens for tokens in want}) == 3 and len({*want[0]}) > 2
+    assert len(set(want)) == 3 and len({token for tokens in want for token in tokens}) > 4
     for draft in (1, 2, 7) if scheme != "plain" else (None,):
         own: dict[str, Any] = {"scheme": scheme, "verify": {"num_steps": verify}}
         if draft is not None:
