@@ -1,4 +1,4 @@
-"""Examples of docs/ask.md and docs/see.md run; ask.md knows every option of every method."""
+"""Examples of docs/ask.md, see.md and meter.md run; ask.md knows every option of every method."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "ask.md").read_text(encoding="utf-8")
 EXAMPLES = [
     (name, example)
-    for name in ("ask", "see")
+    for name in ("ask", "see", "meter")
     for example in re.findall(
         r"```python\n(.*?)```", (DOCS / f"{name}.md").read_text(encoding="utf-8"), re.DOTALL
     )

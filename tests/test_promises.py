@@ -27,6 +27,7 @@ from inward.methods.coconut.model import Coconut
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.model import HuginnForCausalLM
 from inward.methods.tidar.model import TiDAR
+from inward.methods.tidar.settings import TiDARSettings
 from inward.methods.trm.model import TRM
 from inward.methods.trm.settings import TRMSettings
 from inward.tasks.processors import PuzzleProcessor, TextProcessor
@@ -132,6 +133,12 @@ METHODS = {
     "tidar(huginn)": Promise(
         lambda: TiDAR(_huginn(), MASK, 3), None, lambda: TiDAR(_huginn(BYTES, 64), BYTES - 1, 3),
         TEXTS, {"options": {"num_steps": 2}},
+    ),
+    "tidar(huginn)-depths": Promise(
+        lambda: TiDAR(_huginn(), MASK, TiDARSettings(block_size=3, draft_steps=1)),
+        lambda _: {"input_ids": IDS, "weight": torch.tensor(20.0)},
+        lambda: TiDAR(_huginn(BYTES, 64), BYTES - 1, TiDARSettings(block_size=3, draft_steps=1)),
+        TEXTS, {"verify": {"num_steps": 4}},
     ),
     "coconut(huginn)": Promise(
         lambda: Coconut(_huginn(), SPECIALS), None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import asdict, dataclass, field, make_dataclass, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -319,7 +319,7 @@ def told(answer: Answer) -> dict[str, Any]:
         "tokens": list(answer.tokens),
         "steps": answer.steps,
         "stopped": answer.stopped,
-        "cost": asdict(answer.cost),
+        "cost": answer.cost.to_dict(),
     }
     if answer.believed is not None:
         row["believed"] = answer.believed

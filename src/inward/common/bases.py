@@ -309,6 +309,17 @@ def cache_field(output: type) -> str:
     return next(name for name in CACHE_NAMES if name in {field.name for field in fields(output)})
 
 
+def growing_cache(model: Any) -> Any:
+    """An empty cache that grows, keeps gradients and forgets nothing: the one that the model makes
+    in `new_cache` (Huginn has a slot for each recurrence), else transformers' plain one."""
+    own = getattr(model, "new_cache", None)
+    if own is not None:
+        return own()
+    from transformers import DynamicCache
+
+    return DynamicCache()
+
+
 def given_cache(cache: Any, past_key_values: Any) -> Any:
     """The cache that a caller gave under either name, or None.
 

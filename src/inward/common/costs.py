@@ -62,23 +62,44 @@ def _number(model: Any, name: str) -> int:
     return found if isinstance(found, int) else 0
 
 
+def parameters(*models: Any) -> int:
+    """Entries of all parameters, each tensor once, shared ones too."""
+    return sum({id(p): p.numel() for model in models for p in model.parameters()}.values())
+
+
+def pairs_of(rows: int, past: int) -> int:
+    """How often one of `rows` rows of a text looks at a position: each at the `past` cached ones,
+    at the rows before it, and at itself."""
+    return rows * past + rows * (rows + 1) // 2
+
+
 def forward_cost(
-    model: Any, *, rows: int, past: int, reads: int, sizes: Sizes | None = None, **options: Any
+    model: Any,
+    *,
+    rows: int,
+    past: int,
+    reads: int,
+    pairs: int | None = None,
+    sizes: Sizes | None = None,
+    **options: Any,
 ) -> Cost:
     """One forward's cost for one text.
 
     Args:
         rows: new rows of the text (mask rows too). past: cached positions that they look at.
         reads: rows whose logits are made.
+        pairs: how often a row looks at a position; default: see `pairs_of`. (A kernel that is
+            given a mask may multiply hidden pairs as well; these are not counted.)
         sizes: of `sizes_of`, where the caller keeps them.
         options: further arguments of the forward, which a model with a method `forward_cost` may
             need (Huginn: num_steps); others cost the same whatever they say.
     """
     own = getattr(model, "forward_cost", None)
     if own is not None:
-        return own(rows=rows, past=past, reads=reads, **options)
+        more = {} if pairs is None else {"pairs": pairs}
+        return own(rows=rows, past=past, reads=reads, **more, **options)
     sizes = sizes or sizes_of(model)
-    looked_at = rows * past + rows * (rows + 1) // 2
-    flops = 2 * (rows * sizes.matrices + reads * sizes.head) + sizes.attention * looked_at
+    pairs = pairs_of(rows, past) if pairs is None else pairs
+    flops = 2 * (rows * sizes.matrices + reads * sizes.head) + sizes.attention * pairs
     read = sizes.weight_bytes + sizes.cached * (past + rows)
     return Cost(evaluations=1, flops=float(flops), forwards=1, bytes=float(read))

@@ -143,16 +143,59 @@ class RaggedCache(Cache):
     Args:
         num_texts: B.
         capacity: slots to begin with; doubled when they run out.
+        looped: of a model that runs layers again and again: (layers outside the loop, which come
+            first, layers in it). Then forwards may differ in depth: of what was less deep, deeper
+            layers hold the deepest that there is.
     """
 
-    def __init__(self, num_texts: int, capacity: int):
-        self.book = Book([0] * num_texts, capacity)
+    def __init__(self, num_texts: int, capacity: int, looped: tuple[int, int] | None = None):
+        self.book, self.looped = Book([0] * num_texts, capacity), looped
         layer = cast("type[CacheLayerMixin]", partial(RaggedLayer, self.book))
         super().__init__(layer_class_to_replicate=layer)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """The longest text's length."""
         return max(self.book.lengths)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As in transformers; a layer that is deeper than any before holds what there is."""
+        if self.looped is not None and len(self.layers) <= layer_idx and max(self.book.lengths):
+            self._deepen(layer_idx + 1)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def _deepen(self, num_layers: int) -> None:
+        """So many layers; new ones are copies of those a round above."""
+        while len(self.layers) < num_layers:
+            new = cast(RaggedLayer, cast(Any, self.layer_class_to_replicate)())
+            above = len(self.layers) - self.looped[1] if self.looped is not None else -1
+            if self.looped is not None and above >= self.looped[0]:
+                old = cast(RaggedLayer, self.layers[above])
+                if old.is_initialized:
+                    assert old.keys is not None and old.values is not None
+                    new.dtype, new.device = old.dtype, old.device
+                    new.keys, new.values = old.keys.clone(), old.values.clone()
+                    new.is_initialized = True
+            self.layers.append(new)
+
+    def _level(self) -> None:
+        """Rows of a forward that is less deep than others go into the deeper layers as they are."""
+        book = self.book
+        if self.looped is None or not book.writes or book.writes >= len(self.layers):
+            return
+        outer, core = self.looped
+        last = book.writes - core
+        for number in range(book.writes, len(self.layers)):
+            source = cast(RaggedLayer, self.layers[last + (number - outer) % core])
+            target = cast(RaggedLayer, self.layers[number])
+            for name in ("keys", "values"):
+                old, new = getattr(source, name), getattr(target, name)
+                if book.slots is None:
+                    rows = slice(book.lengths[0], book.lengths[0] + book.num_new)
+                    new[:, :, rows] = old[:, :, rows]
+                else:
+                    new[book.texts, :, book.slots] = old[book.texts, :, book.slots]
 
     def begin(self, num_new: int, device: torch.device) -> None:
         """Make room for a forward of `num_new` rows per text."""
@@ -184,8 +227,12 @@ class RaggedCache(Cache):
         """Let texts begin anew with this past: of each layer keys and values (texts, heads, longest
         length, head width), of which the first `lengths` are committed."""
         self.reserve(max([*lengths, *(keys.shape[2] for keys, _ in past)]))
-        while len(self.layers) < len(past):
-            self.layers.append(cast(Any, self.layer_class_to_replicate)())
+        self._deepen(len(past))
+        if self.looped is not None and past:
+            outer, core = self.looped
+            last = len(past) - core
+            deeper = range(len(past), len(self.layers))
+            past = [*past, *(past[last + (number - outer) % core] for number in deeper)]
         for layer, (keys, values) in zip(self.layers, past, strict=False):
             cast(RaggedLayer, layer).put(texts, keys, values)
         for text, length in zip(texts, lengths, strict=True):
@@ -193,6 +240,7 @@ class RaggedCache(Cache):
 
     def commit(self, counts: Sequence[int]) -> None:
         """Keep the first counts[b] rows that text b has just put in; the rest is out of sight."""
+        self._level()
         for b, count in enumerate(counts):
             assert 0 <= count <= self.book.num_new, f"{count} rows of {self.book.num_new}"
             self.book.lengths[b] += count
@@ -210,6 +258,9 @@ class RaggedCache(Cache):
         book.lengths = [*book.lengths, *other.book.lengths]
         self._change()
         other._change()
+        if self.looped is not None:
+            self._deepen(len(other.layers))
+            other._deepen(len(self.layers))
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             cast(RaggedLayer, mine).join(cast(RaggedLayer, theirs))
 

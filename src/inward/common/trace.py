@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,13 @@ FORMAT = 2
 """Version of the JSON form."""
 
 
+PARTS = ("prompt", "thinking", "drafting", "verification", "words")
+"""Accounts of an answer's cost. prompt: reading the question. thinking: what is silent: recurrences
+of a word, thoughts, steps, and what a halting rule or a lens reads of them. drafting: guesses that
+do not stand yet. verification: rows that judge guesses and say what follows them. words: rows that
+say a word where nothing is judged."""
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a piece of thinking took.
@@ -44,6 +51,9 @@ class Cost:
     forwards: calls of the whole model that this sample took part in.
     bytes: of weights, keys and values read, each weight once a forward.
     seconds: of wall clock, shared with whatever was in the same batch.
+    parts: the same numbers by what they were for, see `PARTS`; those that are there add up to the
+        whole.
+    parameters: of the model, each tensor once; of a sum the largest.
     """
 
     evaluations: float = 0.0
@@ -51,15 +61,65 @@ class Cost:
     forwards: float = 0.0
     bytes: float = 0.0
     seconds: float = 0.0
+    parts: Mapping[str, Cost] = field(default_factory=dict)
+    parameters: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.evaluations + other.evaluations,
-            self.flops + other.flops,
-            self.forwards + other.forwards,
-            self.bytes + other.bytes,
-            self.seconds + other.seconds,
-        )
+        return total((self, other))
+
+    def under(self, name: str) -> Cost:
+        """The same, all of it on the account of one part."""
+        plain = replace(self, parts={}, parameters=0)
+        return replace(self, parts={name: plain})
+
+    def less(self, other: Cost) -> Cost:
+        """What this took beyond another piece of thinking; accounts of parts are left out."""
+        numbers = (getattr(self, name) - getattr(other, name) for name in NUMBERS)
+        return Cost(*numbers, parameters=self.parameters)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: what is 0 is left out; one part alone is the name that the whole goes by."""
+        row: dict[str, Any] = {name: getattr(self, name) for name in (*NUMBERS, "parameters")}
+        row = {name: value for name, value in row.items() if value}
+        if self.parts:
+            row["parts"] = {name: part.to_dict() for name, part in self.parts.items()}
+        plain = {name: value for name, value in row.items() if name in NUMBERS}
+        if list(row.get("parts", {}).values()) == [plain]:
+            (row["parts"],) = self.parts
+        return row
+
+    @staticmethod
+    def from_dict(row: Mapping[str, Any]) -> Cost:
+        """What `to_dict` wrote."""
+        parts = row.get("parts", {})
+        if isinstance(parts, str):
+            return Cost(**{**row, "parts": {}}).under(parts)
+        parts = {name: Cost.from_dict(part) for name, part in parts.items()}
+        return Cost(**{**row, "parts": parts})
+
+
+NUMBERS = ("evaluations", "flops", "forwards", "bytes", "seconds")
+"""Fields of a cost that add up."""
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """The sum of costs and of the accounts of their parts, each name by itself."""
+    costs = list(costs)
+    numbers = [sum(getattr(cost, name) for cost in costs) for name in NUMBERS]
+    named: dict[str, list[Cost]] = {}
+    for cost in costs:
+        for name, part in cost.parts.items():
+            named.setdefault(name, []).append(part)
+    parts = {
+        name: named[name][0] if len(named[name]) == 1 else total(named[name])
+        for name in sorted(named, key=_place)
+    }
+    return Cost(*numbers, parts, max((cost.parameters for cost in costs), default=0))
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Parts of an answer in the order in which they are named, others behind them."""
+    return (PARTS.index(name) if name in PARTS else len(PARTS)), name
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +177,7 @@ class Step:
         if self.view:
             row["view"] = {name: span.to_dict() for name, span in self.view.items()}
         row["scores"] = dict(self.scores)
-        row["cost"] = {name: value for name, value in asdict(self.cost).items() if value}
+        row["cost"] = self.cost.to_dict()
         if self.position is not None:
             row["position"] = self.position
         if self.arrays:
@@ -132,7 +192,7 @@ class Step:
             says=Span.from_dict(row["says"]) if "says" in row else None,
             view={name: Span.from_dict(span) for name, span in row.get("view", {}).items()},
             scores=row["scores"],
-            cost=Cost(**row["cost"]),
+            cost=Cost.from_dict(row["cost"]),
             position=row.get("position"),
             arrays={name: np.asarray(a) for name, a in row.get("arrays", {}).items()},
         )
@@ -160,7 +220,7 @@ class Trace:
     @property
     def cost(self) -> Cost:
         """Cost of all steps together."""
-        return sum((step.cost for step in self.steps), Cost())
+        return total(step.cost for step in self.steps)
 
     @property
     def answer(self) -> np.ndarray:

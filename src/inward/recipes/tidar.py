@@ -89,7 +89,8 @@ class OwnText:
         elif self.questions:
             asked = self._asked(tokenizer)
         elif begins:
-            asked = self._openings(model, [model.config.get_text_config().bos_token_id])
+            known = getattr(model.config.get_text_config(), "bos_token_id", None)
+            asked = self._openings(model, [known])
         else:
             asked = self._own_questions(model, tokenizer)
         asked += self._requests(tokenizer)

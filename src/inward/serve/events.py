@@ -14,7 +14,6 @@ The name is also the object's "kind". A trace comes if it was asked for, as `Tra
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 from typing import Any
 
 from inward.common.thinking import Answer, Event
@@ -73,7 +72,7 @@ def _told(run: OpenRun, event: Event) -> dict[str, Any]:
 
 def _end(run: OpenRun, event: Event, answer: Answer) -> dict[str, Any]:
     told = {"text": answer.text, "tokens": [int(token) for token in answer.tokens]}
-    told |= about(run, 0, answer) | {"cost": asdict(answer.cost)}
+    told |= about(run, 0, answer) | {"cost": answer.cost.to_dict()}
     if answer.logprobs is not None:
         told["logprobs"] = list(answer.logprobs)
     trace = {} if answer.trace is None else {"trace": answer.trace.to_dict()}

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from inward.common.thinking import Answer
+from inward.common.trace import total
 from inward.serve.errors import ApiError
 from inward.serve.runs import OpenRun
 from inward.serve.scheduler import WorkFailed
@@ -77,6 +78,10 @@ def usage(run: OpenRun, answers: Sequence[Answer]) -> dict[str, Any]:
         "flops": sum(a.cost.flops for a in answers),
         "bytes": sum(a.cost.bytes for a in answers),
         "seconds": round(max(a.cost.seconds for a in answers), 6),
+        "parameters": max(a.cost.parameters for a in answers),
+        "parts": {
+            name: part.to_dict() for name, part in total(a.cost for a in answers).parts.items()
+        },
     }
     if "drafted" in answers[0].details or drafted[0]:
         inward |= {"draft_tokens": drafted[0], "accepted_draft_tokens": drafted[1]}

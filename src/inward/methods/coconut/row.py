@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
 from typing import Any, cast
@@ -13,9 +13,12 @@ import numpy as np
 from inward.common.costs import Sizes, forward_cost
 from inward.common.sampling import Sampler
 from inward.common.thinking import Event
-from inward.common.trace import Cost, Span, Step, plane
+from inward.common.trace import NUMBERS, Cost, Span, Step, plane, total
 from inward.data.thoughts.segments import Latent, Sample, Segment, Specials, Text
 from inward.methods.coconut.plan import CoconutPlan
+
+Asked = Callable[[int, int], Mapping[str, Any]]
+"""(start, stop) -> further arguments of the base's forward"""
 
 
 @dataclass(eq=False)
@@ -194,61 +197,64 @@ class ThinkingRow:
         shown = () if lens is None else tuple(lens.ids.tolist())
         return Event(kind, self.number, shown if token is None else (token,), step=len(self.marks))
 
-    def costs(self, base: Any, sizes: Sizes | None, options: dict[str, Any]) -> list[Cost]:
+    def soft_thoughts(self, table: int) -> Cost:
+        """What the thoughts added took that are mean embeddings over a table of so many entries."""
+        num = self.new_thoughts if self.plan.thought == "soft" else 0
+        return Cost(flops=2.0 * table * num).under("thinking") if num else Cost()
+
+    def costs(self, base: Any, sizes: Sizes | None, options: Asked) -> list[Cost]:
         """Of each step: a forward of all that has come since the step before. The first one's is
         the prompt's, so that together they are what the answer took."""
         found, before = [], 0
+        thinks = self._thinks()
         for position, seconds in self.marks:
             cost = _forward(base, before, position, sizes, options)
-            found.append(Cost(cost.evaluations, cost.flops, cost.forwards, cost.bytes, seconds))
+            found.append(replace(cost, seconds=seconds).under(self._part(before, position, thinks)))
             before = position
         return found
 
-    def cost(self, base: Any, sizes: Sizes | None, options: dict[str, Any]) -> Cost:
+    def _thinks(self) -> frozenset[int]:
+        """Positions that hold a thought."""
+        found, place = [], 0
+        for segment in (*self.prompt.segments, *self.added):
+            if isinstance(segment, Latent):
+                found += range(place, place + len(segment))
+            place += len(segment)
+        return frozenset(found)
+
+    def _part(self, start: int, stop: int, thinks: frozenset[int]) -> str:
+        """On which account the forward of these positions goes: a thought's, wherever it stands; a
+        prompt's; a word's."""
+        if stop - start == 1 and start in thinks:
+            return "thinking"
+        return "prompt" if start < len(self.prompt) else "words"
+
+    def cost(self, base: Any, sizes: Sizes | None, options: Asked) -> Cost:
         """Of all steps together. What a single position takes grows evenly with the past, so the
-        first and the last of a run of them are enough; a base that counts by itself is asked of
-        each."""
+        first and the last of a run of them on one account are enough; a base that counts by itself
+        is asked of each."""
         if sizes is None:
             return total(self.costs(base, sizes, options))
-        parts, before = [], 0
-        for first, last in _runs([position for position, _ in self.marks]):
-            parts.append(_forward(base, before, first, sizes, options))
-            if last > first:
-                ends = (first, first + 1), (last - 1, last)
-                both = total([_forward(base, a, b, sizes, options) for a, b in ends])
-                share = (last - first) / 2
-                parts.append(
-                    Cost(
-                        both.evaluations * share,
-                        both.flops * share,
-                        both.forwards * share,
-                        both.bytes * share,
-                    )
-                )
-            before = last
-        seconds = sum(seconds for _, seconds in self.marks)
-        return total([*parts, Cost(seconds=seconds)])
+        thinks, before, forwards = self._thinks(), 0, []
+        for position, seconds in self.marks:
+            alone = 0 if position - before == 1 else len(forwards) + 1
+            part = self._part(before, position, thinks)
+            forwards.append((before, position, (part, alone), seconds))
+            before = position
+        found = []
+        for (part, _), run in groupby(forwards, lambda forward: forward[2]):
+            some = list(run)
+            ends = [_forward(base, *some[i][:2], sizes, options) for i in (0, -1)]
+            share = len(some) / 2
+            numbers = ((getattr(a, n) + getattr(b, n)) * share for a, b in [ends] for n in NUMBERS)
+            cost = replace(Cost(*numbers), seconds=sum(forward[3] for forward in some))
+            found.append(cost.under(part))
+        return total(found)
 
 
-def _forward(base: Any, start: int, stop: int, sizes: Sizes | None, options: Any) -> Cost:
-    return forward_cost(base, rows=stop - start, past=start, reads=1, sizes=sizes, **options)
-
-
-def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
-    """[5, 6, 7, 20, 21] -> [(5, 7), (20, 21)]"""
-    found: list[tuple[int, int]] = []
-    for position in positions:
-        if found and position == found[-1][1] + 1:
-            found[-1] = (found[-1][0], position)
-        else:
-            found.append((position, position))
-    return found
-
-
-def total(costs: Sequence[Cost]) -> Cost:
-    """Their sum, without making a Cost for each of many."""
-    names = ("evaluations", "flops", "forwards", "bytes", "seconds")
-    return Cost(*(sum(getattr(cost, name) for cost in costs) for name in names))
+def _forward(base: Any, start: int, stop: int, sizes: Sizes | None, options: Asked) -> Cost:
+    more = options(start, stop) if sizes is None else {}
+    return forward_cost(base, rows=stop - start, past=start, reads=1, sizes=sizes, **more)
 
 
 def in_plane(steps: list[Step], *, keep: bool) -> list[Step]:

@@ -19,7 +19,7 @@ Shape letters: B seats, K positions, d width, V vocabulary.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,7 +34,7 @@ from inward.common.reach import Placed
 from inward.data.thoughts.columns import before_thoughts, widened
 from inward.methods.coconut.base import unwrapped
 from inward.methods.coconut.cache import RoomyLayer, new_cache
-from inward.methods.coconut.row import ThinkingRow
+from inward.methods.coconut.row import Asked, ThinkingRow
 from inward.methods.coconut.switch import Speaking
 
 if TYPE_CHECKING:
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 
 Edits = Callable[[Sequence[ThinkingRow | None], Tensor, Tensor, Tensor], Tensor]
 """(rows, thoughts (B, d), which rows think (B,), their numbers (B,)) -> thoughts"""
-
-Asked = Callable[[int, int], Mapping[str, Any]]
-"""(start, stop) -> further arguments of the base's forward"""
 
 
 # --------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,11 +35,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inward.common.costs import sizes_of
+from inward.common.costs import parameters, sizes_of
 from inward.common.cpu.decoding import MOST_ROWS, Decoding
 from inward.common.sampling import check_logits
 from inward.common.thinking import Answer, Event, Lanes, Method, Request
-from inward.common.trace import Cost, Span, Trace
+from inward.common.trace import Cost, Span, Trace, total
 from inward.data.thoughts.segments import flat
 from inward.methods.coconut.base import unwrapped
 from inward.methods.coconut.plan import (
@@ -50,7 +50,7 @@ from inward.methods.coconut.plan import (
     edited,
     plan_of,
 )
-from inward.methods.coconut.row import ThinkingRow, in_plane, thought_positions, total
+from inward.methods.coconut.row import ThinkingRow, in_plane, thought_positions
 from inward.methods.coconut.seats import (
     OwnPast,
     Seats,
@@ -555,10 +555,11 @@ class CoconutWork:
         if row.plan.trace is None:
             cost = self._cost([row])
         else:
-            costs = row.costs(self.base, self.sizes, dict(self.options(0, 1)))
-            cost = total(costs)
+            costs = row.costs(self.base, self.sizes, self.options)
+            cost = total([*costs, row.soft_thoughts(self.model.embedding.weight.numel())])
+            cost = replace(cost, parameters=parameters(self.model))
             question = np.asarray(flat(row.prompt, latent=self.model.specials.latent)[0])
-            steps = [_with_cost(s, cost) for s, cost in zip(row.steps, costs, strict=True)]
+            steps = [replace(s, cost=c) for s, c in zip(row.steps, costs, strict=True)]
             if "plane" in row.plan.trace:
                 steps = in_plane(steps, keep="state" in row.plan.trace)
             meta = {"switch": str(row.plan.switch), "thought": row.plan.thought}
@@ -574,14 +575,10 @@ class CoconutWork:
         )
 
     def _cost(self, rows: Sequence[ThinkingRow]) -> Cost:
-        options = dict(self.options(0, 1))
-        return total([row.cost(self.base, self.sizes, options) for row in rows])
-
-
-def _with_cost(step: Any, cost: Cost) -> Any:
-    return type(step)(
-        step.index, step.kind, step.says, step.view, step.scores, cost, step.position, step.arrays
-    )
+        table = self.model.embedding.weight.numel()
+        costs = [row.cost(self.base, self.sizes, self.options) for row in rows]
+        cost = total([*costs, *(row.soft_thoughts(table) for row in rows)])
+        return replace(cost, parameters=parameters(self.model))
 
 
 def _of_seats(group: Seats, rows: Sequence[tuple[int, ThinkingRow]]) -> Tensor:

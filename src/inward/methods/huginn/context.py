@@ -401,7 +401,8 @@ def check_plain_cache(cache: Cache, config: HuginnConfig, depth: int) -> None:
     want = (config.num_key_value_heads, config.head_dim)
     filled = cast(list[DynamicLayer], cache.layers if lengths != {0} else [])
     shapes = {tuple(cast(Tensor, layer.keys).shape[1::2]) for layer in filled}
-    if shapes - {want} or len(filled) > needed:
+    mixes = getattr(cache, "looped", None) is not None  # tokens of different depth
+    if shapes - {want} or (len(filled) > needed and not mixes):
         raise ValueError(
             f"this cache belongs to another model or depth: {len(filled)} layers with (heads, "
             f"width) {sorted(shapes)}; here {needed} with {want}"

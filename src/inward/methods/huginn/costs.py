@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from inward.common.costs import pairs_of
 from inward.common.trace import Cost
 
 if TYPE_CHECKING:
@@ -48,29 +49,60 @@ class HuginnCosts:
         self.cached = 2 * kv * self.itemsize  # bytes of a token in one slot of one layer
         self.prelude_blocks, self.core_blocks, self.coda_blocks = config.layers
 
-    def _part(self, blocks: int, first: int, num: int, more: int = 0, rows: int = 0) -> Took:
+    def _part(
+        self,
+        blocks: int,
+        first: int,
+        num: int,
+        more: int = 0,
+        rows: int = 0,
+        pairs: int | None = None,
+    ) -> Took:
         """`blocks` blocks and a matrix of `more` weights that multiplies `rows` rows."""
-        looked_at = num * first + num * (num + 1) // 2
-        flops = blocks * (2 * num * self.block + self.seen * looked_at) + 2 * rows * more
+        pairs = pairs_of(num, first) if pairs is None else pairs
+        flops = blocks * (2 * num * self.block + self.seen * pairs) + 2 * rows * more
         weights = blocks * self.block + (more if rows else 0)
         return Took(flops, weights * self.itemsize + blocks * self.cached * (first + num))
 
-    def prelude(self, first: int, num: int = 1) -> Took:
-        """P."""
-        return self._part(self.prelude_blocks, first, num)
+    def prelude(self, first: int, num: int = 1, pairs: int | None = None) -> Took:
+        """P. `pairs`: see `inward.common.costs.forward_cost`."""
+        return self._part(self.prelude_blocks, first, num, pairs=pairs)
 
-    def core(self, first: int, num: int = 1) -> Took:
+    def core(self, first: int, num: int = 1, pairs: int | None = None) -> Took:
         """One recurrence of R."""
-        return self._part(self.core_blocks, first, num, self.adapter, num)
+        return self._part(self.core_blocks, first, num, self.adapter, num, pairs)
 
-    def read_out(self, first: int, num: int = 1, num_logits: int = 1) -> Took:
+    def read_out(
+        self, first: int, num: int = 1, num_logits: int = 1, pairs: int | None = None
+    ) -> Took:
         """C, and the head of `num_logits` of the tokens."""
-        return self._part(self.coda_blocks, first, num, self.head, num_logits)
+        return self._part(self.coda_blocks, first, num, self.head, num_logits, pairs)
 
-    def forward(self, first: int, num: int, num_logits: int, num_steps: int) -> Cost:
-        """All of it, with so many recurrences."""
-        core = self.core(first, num)
+    def uneven(self, first: int, depths: list[int], num_logits: int) -> Cost:
+        """All of it, for tokens of these depths: a recurrence is computed for those at work."""
+        num = len(depths)
         parts = [self.prelude(first, num), self.read_out(first, num, num_logits)]
+        for i in range(max(depths)):
+            seen = [first + place + 1 for place, depth in enumerate(depths) if depth > i]
+            took = self.core(first, len(seen), sum(seen))
+            missing = num - len(seen)  # their keys and values are read as well
+            parts.append(Took(took.flops, took.bytes + self.core_blocks * self.cached * missing))
+        return Cost(
+            evaluations=max(depths),
+            flops=float(sum(part.flops for part in parts)),
+            forwards=1,
+            bytes=float(sum(part.bytes for part in parts)),
+        )
+
+    def forward(
+        self, first: int, num: int, num_logits: int, num_steps: int, pairs: int | None = None
+    ) -> Cost:
+        """All of it, with so many recurrences."""
+        core = self.core(first, num, pairs)
+        parts = [
+            self.prelude(first, num, pairs),
+            self.read_out(first, num, num_logits, pairs),
+        ]
         return Cost(
             evaluations=num_steps,
             flops=float(num_steps * core.flops + sum(part.flops for part in parts)),

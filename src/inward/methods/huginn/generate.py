@@ -272,7 +272,7 @@ class Engine(HuginnLoop):
         """The recurrences of its newest token; a record has taken them one by one."""
         text, num = self.text(seat), self.steps[seat]
         if not text.plan.watched:
-            text.spend(num, self.costs.core(text.length - 1), num)
+            text.spend(num, self.costs.core(text.length - 1), num, on="thinking")
 
     def _turn(self) -> None:
         if self.said:
@@ -300,7 +300,7 @@ class Engine(HuginnLoop):
         self.seen.forget(rows)
         for seat, text in zip(seats, texts, strict=True):
             self.steps[seat], self.fresh[seat] = 0, False
-            text.spend(0, self.costs.prelude(text.length - 1))
+            text.spend(0, self.costs.prelude(text.length - 1), on="words")
         self.ready.extend(seats)
         self.said = []
 
@@ -367,9 +367,9 @@ class Engine(HuginnLoop):
         for i, (seat, text) in enumerate(zip(seats, texts, strict=True)):
             self.fresh[seat] = i in read
             if text.plan.watched:
-                text.spend(1, self.costs.core(text.length - 1))
+                text.spend(1, self.costs.core(text.length - 1), on="thinking")
             if i in read:
-                text.spend(0, self.costs.read_out(text.length - 1))
+                text.spend(0, self.costs.read_out(text.length - 1), on="thinking")
         self._record(seats, steps, before, s, read, scores)
         return [seat for seat, done in zip(seats, finished, strict=True) if done]
 
@@ -394,7 +394,7 @@ class Engine(HuginnLoop):
             logits = self._look(seats, steps, before, s, unread).logits
             read = read | dict(zip(unread, logits, strict=True))
             for i in unread:
-                texts[i].spend(0, self.costs.read_out(texts[i].length - 1))
+                texts[i].spend(0, self.costs.read_out(texts[i].length - 1), on="thinking")
         for i, moved in zip(watched, change, strict=True):
             logits = read[i] if i in lens else None
             texts[i].recur(steps[i], moved, s[i, -1], logits, scores.get(i))
@@ -442,7 +442,7 @@ class Engine(HuginnLoop):
             self.read_outs += 1
             for seat in some:
                 text = self.text(seat)
-                text.spend(0, self.costs.read_out(text.length - 1))
+                text.spend(0, self.costs.read_out(text.length - 1), on="words")
         return logits
 
     def _context(self, seats: list[int], rows: Tensor) -> Context:

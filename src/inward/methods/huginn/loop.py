@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from inward.common.costs import parameters
 from inward.common.halting import Seen
 from inward.common.thinking import Answer, Event, Request
 from inward.methods.huginn import cpu as huginn_cpu
@@ -257,6 +259,7 @@ class HuginnLoop:
         self._ends(text)
 
     def _ends(self, text: HuginnText) -> None:
+        text.cost = replace(text.cost, parameters=parameters(self.given))
         answer = text.answer()
         self.told.append(Event("end", text.number, step=text.num_steps, answer=answer))
         self._ended[text.number] = answer

@@ -55,7 +55,6 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     Cache,
-    DynamicCache,
     GenerationMixin,
 )
 from transformers.modeling_utils import PreTrainedModel
@@ -78,6 +77,7 @@ from inward.methods.huginn.context import (
     split_depth,
 )
 from inward.methods.huginn.costs import HuginnCosts
+from inward.methods.huginn.growing import GrowingCache
 from inward.methods.huginn.noise import uniform_at
 from inward.methods.huginn.norms import NORMS, RMSNorm
 from inward.methods.huginn.outside import (
@@ -91,6 +91,7 @@ from inward.methods.huginn.outside import (
 )
 from inward.methods.huginn.states import ADAPTERS, DRAWN, FIXED, INJECTIONS
 from inward.methods.huginn.train import drawn_depth, loss
+from inward.methods.huginn.uneven import Uneven, check_uneven, depths_of
 
 LOADED = "_is_hf_initialized"
 """What transformers calls a weight that came from a file; its `nn.init` knows, a part of it not."""
@@ -296,7 +297,8 @@ class HuginnModel(HuginnPreTrainedModel):
                 loop a cache has a slot for each of P + R r + C blocks (11 GB for 4,096 tokens of
                 the published model in bfloat16). `generate` asks for one.
             cache: newer name of past_key_values.
-            num_steps: r; or (n, k): n recurrences without gradient, then k with. Default: the mean
+            num_steps: r; or (n, k): n recurrences without gradient, then k with; or a tensor (B or
+                1, S), a depth for each position (uneven.py), all with gradient. Default: the mean
                 recurrence; in training drawn as the configuration's sampling_scheme says, the last
                 `mean_backprop_depth` of them with gradient (`train.drawn_depth`).
             state: s_0 (B, S, d). Default: see `initial_state`; in training drawn from `generator`
@@ -309,10 +311,12 @@ class HuginnModel(HuginnPreTrainedModel):
         """
         if num_steps is None and self.training:
             num_steps = drawn_depth(self.config, self.device)
-        no_grad, with_grad = split_depth(num_steps, self.config)
         check_inputs(input_ids, inputs_embeds, state, self.config.n_embd)
-        given = given_cache(cache, past_key_values)
         new = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
+        depths = depths_of(num_steps, (new.shape[0], new.shape[1]))
+        depth = num_steps if depths is None else int(depths.max())
+        no_grad, with_grad = split_depth(depth, self.config)
+        given = given_cache(cache, past_key_values)
         kwargs["token_type_ids"] = token_type_ids
         if unknown := check_passed(new, position_ids, attention_mask, given, kwargs):
             raise TypeError(f"forward knows no {sorted(unknown)}")
@@ -321,6 +325,8 @@ class HuginnModel(HuginnPreTrainedModel):
         )
         x = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
         cache = self._cache(given, use_cache, no_grad + with_grad)
+        if depths is not None:
+            check_uneven(cache, checkpointed=self._checkpoints(), recorded=record is not None)
         e, context = self.embed(
             inputs_embeds=x,
             attention_mask=attention_mask,
@@ -331,9 +337,13 @@ class HuginnModel(HuginnPreTrainedModel):
         if state is None:
             state = self._start(e, context, generator, state_seed)
         states = [state.to(e.dtype)]
+        uneven = None if depths is None else Uneven(self, e, context, depths)
         for i in range(no_grad + with_grad):
             with torch.set_grad_enabled(i >= no_grad and torch.is_grad_enabled()):
-                states.append(self.step(states[-1], e, context, i))
+                if uneven is None:
+                    states.append(self.step(states[-1], e, context, i))
+                else:
+                    states.append(uneven.step(states[-1], i))
             if i + 1 == no_grad:
                 # Autocast keeps the weights it has cast; those were cast without a graph, and used
                 # again they would cut the gradient (PyTorch issue 65766).
@@ -343,6 +353,8 @@ class HuginnModel(HuginnPreTrainedModel):
         latents, hidden = self.decode(states[-1], context)
         if context.place is not None:
             cast(RecurrentCache, cache).commit(context.place, no_grad + with_grad)
+        elif isinstance(cache, GrowingCache):
+            cache.level(no_grad + with_grad)
         return HuginnModelOutput(
             last_hidden_state=hidden,
             **{CACHE: cache},  # pyright: ignore
@@ -395,7 +407,7 @@ class HuginnModel(HuginnPreTrainedModel):
         if use_cache is None:
             use_cache = self.config.use_cache and not self._checkpoints()
         if cache is None and use_cache:
-            cache = DynamicCache() if torch.is_grad_enabled() else RecurrentCache()
+            cache = GrowingCache.of(self.config) if torch.is_grad_enabled() else RecurrentCache()
         if cache is None:
             return None
         if self._checkpoints():
@@ -406,7 +418,10 @@ class HuginnModel(HuginnPreTrainedModel):
         if isinstance(cache, RecurrentCache):
             cache.reserve(depth)
             return cache
-        check_plain_cache(cache, self.config, depth)
+        if isinstance(cache, GrowingCache):
+            cache.check(self.config)
+        else:
+            check_plain_cache(cache, self.config, depth)
         return cache
 
     def _start(
@@ -560,6 +575,20 @@ class HuginnForCausalLM(HuginnPreTrainedModel, Generates, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.transformer.wte = cast(ScaledEmbedding, value)
 
+    @property
+    def per_position(self) -> dict[str, int]:
+        """Arguments of the forward that may hold a number for each position, and the usual one."""
+        return {"num_steps": self.config.mean_recurrence}
+
+    @property
+    def looped(self) -> tuple[int, int]:
+        """(layers outside the loop, layers in it), as `inward.common.ragged` asks."""
+        return self.config.layers[0] + self.config.layers[2], self.config.layers[1]
+
+    def new_cache(self, layer: Any = None) -> GrowingCache:
+        """An empty cache with gradients, for tokens of different depth; see growing.py."""
+        return GrowingCache.of(self.config, layer)
+
     def forward_cost(
         self,
         *,
@@ -567,11 +596,16 @@ class HuginnForCausalLM(HuginnPreTrainedModel, Generates, GenerationMixin):
         past: int,
         reads: int,
         num_steps: int | Sequence[int] | Tensor | None = None,
+        pairs: int | None = None,
     ) -> Cost:
         """What a forward of `rows` new tokens behind `past` cached ones takes, if the logits of
         `reads` of them are made; see `inward.common.costs`."""
+        costs = HuginnCosts(self.config, self.dtype)
+        if (depths := depths_of(num_steps, (1, rows))) is not None:
+            assert pairs is None, "a depth for each position comes with the causal mask"
+            return costs.uneven(past, depths[0].tolist(), reads)
         depth = sum(split_depth(num_steps, self.config))
-        return HuginnCosts(self.config, self.dtype).forward(past, rows, reads, depth)
+        return costs.forward(past, rows, reads, depth, pairs)
 
     def flops(self, context: int = 0) -> tuple[float, float]:
         """FLOPs of one token that sees `context` tokens: (one recurrence, everything else)."""

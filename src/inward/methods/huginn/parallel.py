@@ -258,7 +258,7 @@ class Waves(HuginnLoop):
                 wave, place = pairs[i]
                 place.e = e_i
                 place.s = s_i if place.s is None else place.s
-                wave.text.spend(0, self.costs.prelude(place.position))
+                wave.text.spend(0, self.costs.prelude(place.position), on="words")
         return torch.stack([place.e for _, place in pairs if place.e is not None])
 
     def _refine(self, pairs: list[tuple[_Wave, _Place]], e: Tensor, context: Context) -> DepthView:
@@ -270,12 +270,13 @@ class Waves(HuginnLoop):
             before, s = s, self.model.iterate(s, e, context, recurrence=steps + i)
         self.passes += self.inner_steps
         for text in {id(wave): wave.text for wave, _ in pairs}.values():
-            text.spend(self.inner_steps, NOTHING)
+            text.spend(self.inner_steps, NOTHING, on="thinking")
         for (wave, place), s_i in zip(pairs, s, strict=True):
             place.s, place.steps = s_i, place.steps + self.inner_steps
             place.since += self.inner_steps
-            wave.text.spend(0, self.costs.core(place.position), self.inner_steps)
-            wave.text.spend(0, self.costs.read_out(place.position))
+            core, read = self.costs.core(place.position), self.costs.read_out(place.position)
+            wave.text.spend(0, core, self.inner_steps, on="thinking")
+            wave.text.spend(0, read, on="thinking")
         first = [len(wave.text.prompt) for wave, _ in pairs]
         index = [place.position - n + 1 for n, (_, place) in zip(first, pairs, strict=True)]
         return DepthView(

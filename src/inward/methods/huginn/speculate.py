@@ -229,13 +229,13 @@ class _Round:
         """What the round of text i took."""
         text, costs, first, num = self.texts[i], self.costs, int(self.starts[i]), self.own[i] + 1
         for j in range(num):
-            text.spend(0, costs.prelude(first + j))
-            text.spend(self.m, costs.core(first + j), self.m)
+            text.spend(0, costs.prelude(first + j), on="drafting")
+            text.spend(self.m, costs.core(first + j), self.m, on="drafting")
             if j + 1 < num:
-                text.spend(0, costs.read_out(first + j))
+                text.spend(0, costs.read_out(first + j), on="drafting")
         more = self.depth - self.m
-        text.spend(more, costs.core(first, num), more)
-        text.spend(0, costs.read_out(first, num, num))
+        text.spend(more, costs.core(first, num), more, on="verification")
+        text.spend(0, costs.read_out(first, num, num), on="verification")
 
     def _judge(self, i: int, logits: Tensor) -> list[int]:
         """3: the tokens of text i that stand, guesses first, from logits (G + 1, V)."""

@@ -28,7 +28,7 @@ from inward.common.requests import Prompts, end_tokens, prompts_of
 from inward.common.sampling import Sampler, Sampling, check_logits, sampling_of
 from inward.common.speaking import StopWords
 from inward.common.thinking import Answer, Event, Memory
-from inward.common.trace import Cost, Span, Step, Trace, plane
+from inward.common.trace import Cost, Span, Step, Trace, plane, total
 from inward.methods.huginn.cache import PerDepth, Sharing, sharing_of
 from inward.methods.huginn.costs import Took
 from inward.methods.huginn.options import NAME, TRACES
@@ -223,17 +223,30 @@ def model_prompts(
 class Spent:
     """What a text has taken since it was last asked."""
 
-    evaluations: int = 0
-    flops: int = 0
-    forwards: int = 0
-    bytes: int = 0
+    parts: dict[str, list[float]] = field(default_factory=dict)
+    """numbers of a `Cost` by its part"""
     clock: float = field(default_factory=time.perf_counter)
+    last: str = "words"
+    """the part that was spent on before"""
+
+    def add(self, part: str, evaluations: int, flops: int, forwards: int, read: int) -> None:
+        """Numbers for a part, and the time since something was spent before."""
+        now = time.perf_counter()
+        found = self.parts.get(part)
+        if found is None:
+            found = self.parts[part] = [0, 0, 0, 0, 0.0]
+        found[0] += evaluations
+        found[1] += flops
+        found[2] += forwards
+        found[3] += read
+        found[4] += now - self.clock
+        self.clock, self.last = now, part
 
     def take(self) -> Cost:
         """As a `Cost`; begins anew."""
-        now = time.perf_counter()
-        found = Cost(self.evaluations, self.flops, self.forwards, self.bytes, now - self.clock)
-        self.__init__(clock=now)
+        self.add(self.last, 0, 0, 0, 0)  # time that is left
+        found = total(Cost(*numbers).under(name) for name, numbers in self.parts.items())
+        self.__init__(clock=self.clock, last=self.last)
         return found
 
 
@@ -290,12 +303,9 @@ class HuginnText:
         """How many these are."""
         return len(self.prompt) + len(self.tokens)
 
-    def spend(self, evaluations: int, part: Took, times: int = 1) -> None:
-        """Work that was done for this text."""
-        spent = self.spent
-        spent.evaluations += evaluations
-        spent.flops += times * part.flops
-        spent.bytes += times * part.bytes
+    def spend(self, evaluations: int, took: Took, times: int = 1, *, on: str) -> None:
+        """Work that was done for this text, `on` a part of `inward.common.trace.PARTS`."""
+        self.spent.add(on, evaluations, times * took.flops, 0, times * took.bytes)
 
     def restart(self) -> None:
         """As before the first recurrence; the clock runs from here."""
@@ -366,7 +376,7 @@ class HuginnText:
     def say(self, token: int, steps: int, logits: Tensor) -> None:
         """The next token stands; `logits` (V,) chose it after `steps` recurrences."""
         plan, says = self.plan, None
-        self.spent.forwards += 1
+        self.spent.add("words" if self.tokens else "prompt", 0, 0, 1, 0)
         if plan.trace is not None or plan.logprobs:
             logp = float(logits.float().log_softmax(-1)[token])
             self.logprobs.append(logp)
@@ -521,7 +531,7 @@ class HuginnGenerated:
     @property
     def cost(self) -> Cost:
         """Of all rows together."""
-        return sum(self.costs, Cost())
+        return total(self.costs)
 
     @property
     def answers(self) -> list[list[int]]:

@@ -50,7 +50,8 @@ def think(
     s = first_states(model, [text], e, context.positions) if state is None else state
     S, index = e.shape[1], len(text.tokens)
     first = text.length - S
-    text.spend(0, costs.prelude(first, S))
+    prompt = "" if index else "prompt"
+    text.spend(0, costs.prelude(first, S), on=prompt or "words")
     step, done, view = 0, False, None
     while not done:
         before, s = s, model.iterate(s, e, context, recurrence=step)
@@ -61,19 +62,19 @@ def think(
         done |= asks and bool(halting.verdict(plan.rule, view))
         score = halting.score(plan.rule, view) if asks and plan.watched else None
         seen.update(view)
-        text.spend(1, costs.core(first, S))
+        text.spend(1, costs.core(first, S), on=prompt or "thinking")
         logits = view.logits[0] if plan.num_lens else None
         if view.was_read:
-            text.spend(0, costs.read_out(first, S))
+            text.spend(0, costs.read_out(first, S), on=prompt or "thinking")
         if plan.watched:
             exit_at = None if score is None else score[0]
             if "prompt" in (plan.trace or ()) and index == 0:
                 text.prompt_seen(s[0], before[0], model.read_out(s, context)[1][0])
-                text.spend(0, costs.read_out(first, S, S))
+                text.spend(0, costs.read_out(first, S, S), on="prompt")
             text.recur(step, float(view.change), s[0, -1], logits, exit_at)
     assert view is not None
     if not view.was_read:
-        text.spend(0, costs.read_out(first, S))
+        text.spend(0, costs.read_out(first, S), on=prompt or "words")
     return Thought(s, step, view.logits[0])
 
 

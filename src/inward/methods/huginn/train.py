@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -292,6 +292,7 @@ class HuginnTraining(nn.Module):
         self.model = model
         self.depth = depth_of(model.config) if depth is None else depth
         self.watch = watch
+        self.tokenizer: Any = None  # saved with the model
 
     def loss(self, batch: Batch, state: dict[str, Tensor] | None, draws: Draws) -> Loss:
         """See the function `loss`."""
@@ -306,8 +307,10 @@ class HuginnTraining(nn.Module):
         self.model.recompute()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model as `HuginnForCausalLM.from_pretrained` reads it."""
+        """Write the model as `HuginnForCausalLM.from_pretrained` reads it, and its tokenizer."""
         self.model.save_pretrained(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
 
     def muon_parameters(self) -> dict[str, tuple[int, ...]]:
         """The matrices for Muon, fused ones in their parts."""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from inward.common import IGNORE
+from inward.common.bases import growing_cache
 from inward.methods.tidar.base import looks_of, splits
 from inward.methods.tidar.losses import Taught, Unread
 
@@ -54,8 +54,8 @@ def draft_logits(tidar: TiDAR, part: Part, kept: Tensor) -> tuple[Tensor | Unrea
     device = part.ids.device
     clean, masked = part.rows.select(0, S), part.rows.select(S).gather(kept)
     nobody = torch.zeros(B, S, dtype=torch.bool, device=device)
-    # a plain one, which keeps gradients and forgets nothing, whatever the model would make itself
-    cache = DynamicCache()
+    # one that keeps gradients and forgets nothing, whatever the model would make by itself
+    cache = growing_cache(tidar.model)
     share, unread = tidar.settings.distill, splits(tidar.model)
     with torch.no_grad():
         said = tidar(
@@ -67,16 +67,19 @@ def draft_logits(tidar: TiDAR, part: Part, kept: Tensor) -> tuple[Tensor | Unrea
             use_cache=True,
             logits_to_keep=0 if share else 1,
             unread=unread,
+            **tidar.depths(None),
         )
     n = kept.shape[1]
     ids = doubled(part.ids, tidar.mask_id, part.hidden and part.hidden[0])[:, S:]
+    drafting = torch.ones(B, n, dtype=torch.bool, device=device)
     scores = tidar.scores(
         ids.gather(1, kept.expand(B, -1)),
         position_ids=masked.position,
         attention_mask=looks_of(tidar.model, masked, clean),
-        draft_rows=torch.ones(B, n, dtype=torch.bool, device=device),
+        draft_rows=drafting,
         cache=cache,
         use_cache=True,
+        **tidar.depths(drafting),
     )
     if not share:
         return scores, None

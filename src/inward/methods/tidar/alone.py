@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from inward.common.bases import CACHE_NAMES, parameters_of
-from inward.common.costs import forward_cost
+from inward.common.costs import forward_cost, parameters
 from inward.common.reach import FAILURES, nearness, quiet
 from inward.common.trace import Cost
 from inward.common.twins import Twin
@@ -134,14 +134,21 @@ class AloneRunner:
         """Of texts that have read nothing."""
         return OwnCaches([[] for _ in range(num_texts)])
 
-    def cost(self, layout: Layout, *, past: int, reads: int, seconds: float = 0.0) -> Cost:
+    @property
+    def parameters(self) -> int:
+        """Of the model."""
+        return parameters(self.lm)
+
+    def cost(
+        self, layout: Layout, *, past: int, reads: tuple[int, int], on: str, seconds: float = 0.0
+    ) -> Cost:
         """What a piece takes behind `past` tokens, which are read again where there is no cache."""
         rows = layout.num_rows
         again = 0 if self.cached else past
         cost = forward_cost(
             self.lm, rows=rows + again, past=past - again, reads=rows + again, **self.options
         )
-        return Cost(cost.evaluations, cost.flops, cost.forwards, cost.bytes, seconds)
+        return replace(cost, seconds=seconds).under(on)
 
     def __call__(self, cache: OwnCaches, pieces: Sequence[Piece]) -> Output:
         """A forward for each text."""

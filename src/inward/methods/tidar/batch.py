@@ -24,7 +24,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,11 +33,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inward.common.bases import cache_name
-from inward.common.costs import Sizes, forward_cost, sizes_of
+from inward.common.costs import Sizes, forward_cost, parameters, sizes_of
 from inward.common.cpu.decoding import Decoding
 from inward.common.ragged import Book, RaggedCache
 from inward.common.reach import Placed, first_position, looking, reach_of
-from inward.common.trace import Cost
+from inward.common.trace import Cost, total
 from inward.methods.tidar import masks
 from inward.methods.tidar.base import check_masks, lm_of, splits, tidar_of
 
@@ -172,12 +172,16 @@ class Runner:
 
     model: a TiDAR model, or a causal LM of transformers whose mask rows are ordinary tokens.
     options: further arguments of the model's forward (Huginn: num_steps).
+    draft, verify: those of mask rows and of all others, where the model takes a number for each
+        position (Huginn: {"num_steps": 2}); they go before `options`.
     packed: what is done to be faster on a CPU, see `inward.common.cpu.decoding.Decoding`.
     """
 
     model: TiDAR | PreTrainedModel
     options: dict[str, Any] = field(default_factory=dict)
     packed: bool | None = None
+    draft: dict[str, int] = field(default_factory=dict)
+    verify: dict[str, int] = field(default_factory=dict)
     _masks: dict[Layout, masks.DecodeMask] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -185,7 +189,8 @@ class Runner:
         if self.tidar is None and self.lm not in _HONEST:
             check_masks(self.lm)  # a TiDAR model has been asked when it was made
             _HONEST.add(self.lm)
-        self.split = not self.options and splits(self.lm)
+        own = self.options or self.draft or self.verify
+        self.split = not own and splits(self.lm)
         self.reach, self.first = reach_of(self.lm), first_position(self.lm)
         adapter = None if self.tidar is None else self.tidar.adapter
         low = (
@@ -197,7 +202,7 @@ class Runner:
 
     def new_cache(self, num_texts: int, capacity: int) -> RaggedCache:
         """Of texts that have read nothing."""
-        return RaggedCache(num_texts, capacity)
+        return RaggedCache(num_texts, capacity, getattr(self.lm, "looped", None))
 
     def renew(self) -> None:
         """See the model as it is now: its weights, which are packed, its parts and its hooks."""
@@ -221,19 +226,79 @@ class Runner:
     def _sizes(self) -> Sizes | None:
         return None if hasattr(self.lm, "forward_cost") else sizes_of(self.lm)
 
-    def cost(self, layout: Layout, *, past: int, reads: int, seconds: float = 0.0) -> Cost:
-        """What a piece takes behind `past` cached tokens: the model says, for all its rows; an
-        adapter works on mask rows alone. `reads`: rows whose logits are used."""
-        rows = layout.num_rows
-        reads = reads if self.split else rows
-        cost = forward_cost(
-            self.lm, rows=rows, past=past, reads=reads, sizes=self._sizes, **self.options
+    def cost(
+        self, layout: Layout, *, past: int, reads: tuple[int, int], on: str, seconds: float = 0.0
+    ) -> Cost:
+        """What a piece takes behind `past` cached tokens, by the model's own account.
+
+        What its mask rows add to a forward of the others is drafting, an adapter's part included;
+        the rest goes `on` another account of `inward.common.trace.PARTS`. Seconds are shared as
+        FLOPs are.
+
+        Args:
+            reads: (others, mask rows) whose logits are made.
+        """
+        clean, masks_ = layout.num_draft, layout.num_rows - layout.num_draft
+        first = self._forward_cost(clean, past, reads[0], None) if clean else Cost()
+        if not masks_:
+            return replace(first, seconds=seconds).under(on)
+        pairs = past * layout.num_rows + int(layout.tail.sum())
+        both = self._forward_cost(layout.num_rows, past, sum(reads), pairs)
+        if self.draft or self.verify:  # at their own depth
+            alone = self._forward_cost(clean, past, reads[0], None, drafts=True) if clean else None
+            both = self._forward_cost(layout.num_rows, past, sum(reads), pairs, drafts=True)
+            drafts = both.less(alone) if alone is not None else both
+            deeper = Cost() if alone is None else alone.less(first)
+            more = max(0.0, deeper.evaluations), max(0.0, deeper.bytes)
+            drafts = replace(drafts, evaluations=more[0], bytes=drafts.bytes + more[1])
+        else:
+            drafts = both.less(first)
+        flops, read = 2.0 * self._entries * masks_, float(self._entry_bytes)
+        drafts = replace(drafts, flops=drafts.flops + flops, bytes=drafts.bytes + read)
+        share = seconds * drafts.flops / (drafts.flops + first.flops)
+        costs = [replace(drafts, seconds=share).under("drafting")]
+        if clean:
+            costs.append(replace(first, seconds=seconds - share).under(on))
+        return total(costs)
+
+    def _forward_cost(
+        self, rows: int, past: int, reads: int, pairs: int | None, *, drafts: bool = False
+    ) -> Cost:
+        options = self.options | (self._said(self.draft) if drafts else self._said(self.verify))
+        return forward_cost(
+            self.lm,
+            rows=rows,
+            past=past,
+            reads=reads if self.split else rows,
+            pairs=pairs,
+            sizes=self._sizes,
+            **options,
         )
-        flops, read = cost.flops, cost.bytes
-        if layout.blocks and self._entries:
-            flops += 2.0 * self._entries * (rows - layout.num_draft)
-            read += float(self._entry_bytes)
-        return Cost(cost.evaluations, flops, cost.forwards, read, seconds)
+
+    def _said(self, kind: dict[str, int]) -> dict[str, int]:
+        """All arguments that one of the two kinds of rows has of its own, for this kind."""
+        usual: dict[str, int] = getattr(self.lm, "per_position", {})
+        names = sorted({*self.draft, *self.verify})
+        return {name: kind.get(name, self.options.get(name, usual[name])) for name in names}
+
+    def _further(self, pieces: Sequence[Piece], q: int) -> dict[str, Any]:
+        """Further arguments of a forward of these pieces."""
+        if not (self.draft or self.verify):
+            return self.options
+        drafts, others = self._said(self.draft), self._said(self.verify)
+        if not any(piece.layout.blocks for piece in pieces) or drafts == others:
+            return self.options | others
+        clean = torch.zeros(len(pieces), q, dtype=torch.bool)
+        for b, piece in enumerate(pieces):
+            clean[b, : piece.layout.num_draft] = True
+        given = {n: torch.where(clean, others[n], drafts[n]).to(self.device) for n in others}
+        return self.options | given
+
+    @cached_property
+    def parameters(self) -> int:
+        """Of the model and its adapter."""
+        own = () if self.tidar is None or self.tidar.adapter is None else (self.tidar.adapter,)
+        return parameters(self.lm, *own)
 
     def __call__(self, cache: RaggedCache, pieces: Sequence[Piece]) -> Output:
         """One forward; the cache then holds all rows behind each prefix, none committed."""
@@ -248,6 +313,7 @@ class Runner:
             "use_cache": True,
         }
         drafting = any(piece.layout.blocks for piece in pieces)
+        inputs |= self._further(pieces, q)
         return self._run(torch.tensor(ids, device=self.device), inputs, drafting)
 
     def _run(self, ids: Tensor, inputs: dict[str, Any], drafting: bool) -> Output:
@@ -260,7 +326,7 @@ class Runner:
         looks = looking(inputs.pop("attention_mask"), len(ids), ids.shape[1], self.reach)
         with acting, looks as handed:
             asked = lm.base_model if self.split else lm
-            said = asked(**tokens, attention_mask=handed, **inputs, **self.options)
+            said = asked(**tokens, attention_mask=handed, **inputs)
         if self.split:
             return Output(said.last_hidden_state, self._read)
         return Output(said.logits, None)

@@ -42,7 +42,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -134,7 +134,14 @@ class Decoder:
         drafts = self.scheme.name != "plain" or self.settings.scheme == "auto"
         if not drafts and tidar_of(self.model) is None and why_alone(self.lm):
             return AloneRunner(self.lm, dict(self.settings.options))
-        return Runner(self.model, dict(self.settings.options), self.settings.packed)
+        settings, known = self.settings, tidar_of(self.model)
+        draft, verify = dict(settings.draft), dict(settings.verify)
+        trained = known is not None and (known.settings.draft_steps or known.settings.steps)
+        if known is not None and trained and "num_steps" not in settings.options:
+            usual = known.settings.steps or cast(Any, self.lm).per_position["num_steps"]
+            verify = {"num_steps": usual} | verify
+            draft = {"num_steps": known.settings.draft_steps or usual} | draft
+        return Runner(self.model, dict(settings.options), settings.packed, draft, verify)
 
     def _see(self) -> None:
         """The model as it is when a request comes: once for those that come together."""
@@ -259,7 +266,9 @@ class Decoder:
     @property
     def _memory_key(self) -> tuple[Any, ...]:
         """What keys and values of tokens depend on."""
-        return (self.lm, *sorted(self.settings.options.items()))
+        settings = self.settings
+        given = (settings.options, settings.verify, settings.draft)
+        return (self.lm, *(pair for options in given for pair in sorted(options.items())))
 
     def _recall(self, rows: Sequence[TextRow], cache: RaggedCache | OwnCaches) -> None:
         """Texts whose beginning has been read before begin behind it. Caches of the model's own
@@ -291,6 +300,7 @@ class Decoder:
         settings = self.settings
         for row in rows:
             meta = {"scheme": settings.scheme, "K": self.K, "beta": self.beta}
+            row.cost = replace(row.cost, parameters=self.runner.parameters)
             answer = row.answer(self.method, {**meta, "rule": row.sampler.rule})
             self._answers[row.number] = answer
             self._events.append(Event("end", row.number, step=row.num_steps, answer=answer))
@@ -305,7 +315,7 @@ class Decoder:
         self._choose(len(rows))
         diffusion = self.scheme.name == "diffusion"
         for row in rows:
-            row.begin, row.past, row.reads = len(row.tokens), row.cached, 0
+            row.begin, row.past, row.reads = len(row.tokens), row.cached, [0, 0]
         # 1. plan
         plan = self._plan_canvas if diffusion else self._plan
         pieces = [plan(row) for row in rows]
@@ -329,7 +339,9 @@ class Decoder:
         cache.commit(counts)
         seconds = time.perf_counter() - began
         for row in rows:
-            cost = self.runner.cost(row.layout, past=row.past, reads=row.reads, seconds=seconds)
+            on = row.account(diffusion or self.scheme.name == "plain")
+            reads = self._reads(row)
+            cost = self.runner.cost(row.layout, past=row.past, reads=reads, on=on, seconds=seconds)
             self._events += row.tell(cost)
 
     def _choose(self, num_rows: int) -> None:
@@ -408,6 +420,17 @@ class Decoder:
         if len(places) <= READ_AHEAD:
             output.read_ahead(places)
 
+    def _reads(self, row: TextRow) -> tuple[int, int]:
+        """Rows of a text whose logits are made when it is alone, mask rows apart: the account of a
+        text does not depend on its neighbours."""
+        clean, drafted = row.reads
+        if row.layout.blocks and self.scheme.name != "diffusion":
+            first = self.lead if self.beta == 1.0 else 0
+            ahead = sum(max(0, width - first) for _, width in row.layout.blocks)
+            if clean + ahead <= READ_AHEAD:
+                return clean, ahead
+        return clean, drafted
+
     def _verify(self, rows: Sequence[TextRow], output: Output) -> list[Verdict]:
         """Judge all guesses."""
         places = self._judged(rows)
@@ -427,7 +450,8 @@ class Decoder:
                 verdict = row.sampler.verify(row.tokens, logits[own], row.offers, row.offer_laws)
             if row.request.logprobs:
                 row.odds += row.weigh(logits[own], [*row.offers[: verdict.accepted], verdict.token])
-            row.reads = (own.stop - own.start) * (1 if self.beta == 1.0 else 2)
+            judged = own.stop - own.start
+            row.reads = [judged, 0 if self.beta == 1.0 else judged]
             verdicts.append(verdict)
         return verdicts
 
@@ -485,7 +509,7 @@ class Decoder:
         for row, places in wanted:
             own = slice(begin, begin + len(places))
             begin = own.stop
-            row.reads += len(places)
+            row.reads[1] += len(places)
             if row.sampler.is_argmax:
                 row.guesses = choices[own]
             else:
@@ -521,7 +545,7 @@ class Decoder:
                 if sure > self.settings.threshold or sure == surest or row.hurried:
                     row.canvas[i], row.sure[i] = token, math.log(max(sure, 1e-300))
             kept = len(open_) - row.canvas.count(None)
-            row.reads, row.scores = len(open_), {"kept": kept, "open": len(open_)}
+            row.reads, row.scores = [0, len(open_)], {"kept": kept, "open": len(open_)}
             row.guesses = [t for t in row.canvas if t is not None]
             if None not in row.canvas:
                 if row.request.logprobs:

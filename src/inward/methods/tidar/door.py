@@ -46,6 +46,12 @@ _DRAFTING = {
     ),
     "chooser": Option(None, "of auto: one that other texts have taught", None, _of("auto")),
     "mask_id": Option(None, "the mask token of a model that is no TiDAR model"),
+    "draft": Option(
+        {}, 'of a looped model: depth of mask rows, {"num_steps": 2}', dict[str, int], _DRAFT
+    ),
+    "verify": Option(
+        {}, 'of a looped model: depth of all other rows, {"num_steps": 16}', dict[str, int]
+    ),
 }
 
 

@@ -63,7 +63,7 @@ def measure(
         return time.perf_counter() - began
 
     with torch.no_grad():
-        cache = RaggedCache(num_texts, num_cached + max(rows))
+        cache = runner.new_cache(num_texts, num_cached + max(rows))
         runner(cache, [Piece(Layout(num_cached), [1] * num_cached)] * num_texts)
         cache.commit([max(1, num_cached - b) for b in range(num_texts)])
         for piece in pieces:  # kernels and masks are made
@@ -101,7 +101,8 @@ def around(runner: Runner, costs: Costs, *, num_cached: int = 256) -> tuple[floa
     request = Request([1] * room, sampling=Sampling(), ends=frozenset())
     found = []
     for name in names:
-        settings = DecodeSettings(name, K, options=runner.options, packed=runner.packed)
+        own: dict[str, Any] = {"draft": runner.draft, "verify": runner.verify}
+        settings = DecodeSettings(name, K, options=runner.options, packed=runner.packed, **own)
         decoder = Decoder(model, settings, batch_size=costs.num_texts)
         for _ in range(costs.num_texts):
             decoder.add(request)

@@ -126,6 +126,12 @@ class TiDAR(nn.Module):
         self.adapter = adapter
         self.tokenizer = tokenizer
         self._check_mask_id()
+        asked = settings.steps or settings.draft_steps
+        if asked and "num_steps" not in getattr(model, "per_position", ()):
+            raise ValueError(
+                f"steps is {settings.steps} and draft_steps {settings.draft_steps}, but "
+                f"{type(model).__name__} takes no depth for each position; leave them 0"
+            )
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         if probe:
             check_masks(model)
@@ -354,7 +360,19 @@ class TiDAR(nn.Module):
             "attention_mask": mask,
             "draft_rows": second_half,
             "use_cache": False,
+            **self.depths(second_half),
         }
+
+    def depths(self, draft_rows: Tensor | None) -> dict[str, Any]:
+        """The depth of each row (B, n), or of all of them, as settings.steps and draft_steps say;
+        nothing where they say nothing. draft_rows: (B, n) bool; None: there are none."""
+        steps, drafts = self.settings.steps, self.settings.draft_steps
+        if not steps and not drafts:
+            return {}
+        steps = steps or cast(Any, self.model).per_position["num_steps"]
+        if draft_rows is None or not drafts:
+            return {"num_steps": steps}
+        return {"num_steps": torch.where(draft_rows, drafts, steps)}
 
     def _check_ids(self, ids: Any) -> None:
         """Before an embedding table says that an index is out of range."""

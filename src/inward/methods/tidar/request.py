@@ -58,6 +58,9 @@ class DecodeSettings:
         can be and are 4 GiB or less; False: nor is anything else done to be faster there
         (`inward.common.cpu.decoding`).
     options: further arguments of the model's forward.
+    draft, verify: those of mask rows and of all other rows, whole numbers by name, of a model that
+        takes one for each position (Huginn: {"num_steps": 2}). Nothing else reads a mask row, so
+        the text is that of plain decoding as `verify` says.
     mask_id: the mask token of a model that is no TiDAR model.
     """
 
@@ -73,6 +76,8 @@ class DecodeSettings:
     packed: bool | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     mask_id: int | None = None
+    draft: Mapping[str, int] = field(default_factory=dict)
+    verify: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_kinds()
@@ -105,9 +110,12 @@ class DecodeSettings:
     def shared(self) -> tuple[Any, ...]:
         """Equal for settings under which texts may share a forward."""
         # whose guesses are judged is each text's own affair
-        names = [f.name for f in fields(self) if f.name not in ("options", "drafter")]
+        given = ("options", "draft", "verify")
+        names = [f.name for f in fields(self) if f.name not in (*given, "drafter")]
         values = [_same(getattr(self, name)) for name in names]
-        return (*values, *((name, _same(self.options[name])) for name in sorted(self.options)))
+        options = [(name, getattr(self, name)) for name in given]
+        pairs = [(kind, n, _same(said[n])) for kind, said in options for n in sorted(said)]
+        return (*values, *pairs)
 
 
 def _same(value: Any) -> Any:
@@ -143,6 +151,13 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "options": (
         lambda v: isinstance(v, Mapping) and all(isinstance(name, str) for name in v),
         "arguments by name",
+    ),
+    **dict.fromkeys(
+        ("draft", "verify"),
+        (
+            lambda v: isinstance(v, Mapping) and all(_is_int(n) and n >= 1 for n in v.values()),
+            'whole numbers of at least 1 by name, such as {"num_steps": 2}',
+        ),
     ),
     "mask_id": (lambda v: v is None or _is_int(v), "a token, or None"),
 }
@@ -214,6 +229,12 @@ def check_model(lm: PreTrainedModel, settings: DecodeSettings, K: int, context: 
     strange = sorted(set(settings.options) - parameters_of(lm)) if settings.options else []
     if strange:
         raise ValueError(f"the forward of {type(lm).__name__} knows no {strange}, see options")
+    known = getattr(lm, "per_position", {})
+    if strange := sorted({*settings.draft, *settings.verify} - set(known)):
+        raise ValueError(
+            f"draft and verify name {strange}, but {type(lm).__name__} takes "
+            f"{', '.join(known) or 'nothing'} for each position; other arguments go into options"
+        )
 
 
 def check_ids(lm: PreTrainedModel, input_ids: Tensor) -> None:

@@ -68,8 +68,8 @@ class TextRow:
     drafted: list[int] = field(default_factory=lambda: [0, 0])
     """own guesses that were judged, and those that stood; `looked`: of its drafter"""
     looked: list[int] = field(default_factory=lambda: [0, 0])
-    reads: int = 0
-    """rows whose logits it needed"""
+    reads: list[int] = field(default_factory=lambda: [0, 0])
+    """rows whose logits were made, mask rows apart"""
     scores: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -86,6 +86,13 @@ class TextRow:
     def said(self) -> list[int]:
         """The new tokens."""
         return self.tokens[self.num_prompt :]
+
+    def account(self, unjudged: bool) -> str:
+        """Where the rows of the running forward that are no masks go, see
+        `inward.common.trace.PARTS`."""
+        if self.begin == self.num_prompt and self.past < self.num_prompt:
+            return "prompt"
+        return "words" if unjudged and not self.offers else "verification"
 
     def judge(self, offered: int, accepted: int) -> None:
         """So many of these guesses stand."""

@@ -50,6 +50,12 @@ class TiDARSettings:
     vocabulary head runs piece by piece over the rows that count, again in backward: a row of the
     published recipes (8,192 x 151,936) would else be 5 GB. 0: no limit."""
 
+    steps: int = 0
+    """Recurrences of a looped model (Huginn) for clean rows, in training and, where a request does
+    not say otherwise, in decoding; 0: as the model says."""
+    draft_steps: int = 0
+    """The same for mask rows, which may take fewer: nothing clean reads them. 0: as `steps`."""
+
     def __post_init__(self) -> None:
         need(self.max_logits >= 0, "max_logits", self.max_logits, "0 (no limit) or more")
         whole = isinstance(self.block_size, int) and not isinstance(self.block_size, bool)
@@ -62,6 +68,8 @@ class TiDARSettings:
                 "no token of its own to predict"
             )
         need(0 < self.alpha < float("inf"), "alpha", self.alpha, "positive and finite")
+        for name in ("steps", "draft_steps"):
+            need(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         need(0 < self.min_mask <= 1, "min_mask", self.min_mask, "in (0, 1]")
         need(0 < self.decay <= 1, "decay", self.decay, "in (0, 1]")
         need(0 <= self.distill <= 1, "distill", self.distill, "in [0, 1]")

@@ -18,6 +18,7 @@ import torch
 
 from inward.common import halting
 from inward.common.checks import takes
+from inward.common.costs import parameters
 from inward.common.trace import Cost, Step
 from inward.data.puzzles.puzzles import Symmetry
 
@@ -141,6 +142,7 @@ class StepCosts:
     evaluations: float
     flops: float
     bytes: float
+    parameters: int
 
     @staticmethod
     def of(model: TRM, num_cells: int) -> StepCosts:
@@ -152,7 +154,8 @@ class StepCosts:
             sum(p.numel() * p.element_size() for p in part.parameters())
             for part in (model.network, model.lm_head, model.q_head)
         )
-        return StepCosts(num, num * evaluation + read_out, num * network + float(sum(heads)))
+        read = num * network + float(sum(heads))
+        return StepCosts(num, num * evaluation + read_out, read, parameters(model))
 
     def times(self, steps: int, seconds: float) -> Cost:
         """Of that many steps of rows; multiplied, not summed, so that no rounding piles up."""
@@ -162,7 +165,8 @@ class StepCosts:
             forwards=float(steps),
             bytes=steps * self.bytes,
             seconds=seconds,
-        )
+            parameters=self.parameters,
+        ).under("thinking")
 
 
 # --------------------------------------------------------------------------------------------------

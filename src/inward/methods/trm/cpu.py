@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import local
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.overrides import _get_current_function_mode_stack
 
 PART_BYTES = 2 << 20
 """Size of gate|up in one part, per thread: what the caches hold. Twice the size of the weight if
@@ -217,7 +218,7 @@ def _forward(
 class _ResidualSwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor, eps: float, way: Way) -> Tensor:
-        ctx.way = way
+        ctx.way, ctx.modes = way, _get_current_function_mode_stack()
         ctx.dtypes = x.dtype, up.dtype, down.dtype
         up, down = up.to(x.dtype), down.to(x.dtype)
         y, both, factor = _forward(x, up, down, eps, way, keep=True)
@@ -227,34 +228,41 @@ class _ResidualSwiGLU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        way = ctx.way
-        x, up, down, y, both, factor = ctx.saved_tensors
-        parts = _parts(x, up)
-        largest = parts[0].stop
-        dx, d_up, d_down = (
-            torch.empty_like(value, dtype=dtype) if needed else None
-            for value, dtype, needed in zip(
-                (x, up, down), ctx.dtypes, ctx.needs_input_grad, strict=False
-            )
+        with ExitStack() as modes:  # torch runs a backward outside of every mode
+            for mode in ctx.modes:
+                modes.enter_context(mode)
+            return _swiglu_back(ctx, dy)
+
+
+def _swiglu_back(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    way = ctx.way
+    x, up, down, y, both, factor = ctx.saved_tensors
+    parts = _parts(x, up)
+    largest = parts[0].stop
+    dx, d_up, d_down = (
+        torch.empty_like(value, dtype=dtype) if needed else None
+        for value, dtype, needed in zip(
+            (x, up, down), ctx.dtypes, ctx.needs_input_grad, strict=False
         )
-        silus, inners = (_buffer(x, largest, down.shape[1]) for _ in range(2))
-        d_both = _buffer(x, largest, up.shape[0])
-        dh = _normalise_back(dy, y, factor, way.axis).to(x.dtype)
-        for part in parts:
-            rows, keep, d = part.stop - part.start, int(part.start > 0), dh[part]
-            gate, value = both[part].chunk(2, dim=way.axis)
-            silu = torch.ops.aten.silu.out(gate, out=silus[:rows])
-            inner = torch.mul(silu, value, out=inners[:rows])
-            if d_down is not None:
-                way.collect(d_down, d, inner, keep)
-            d_inner = way.back(down, d, inner)
-            d_gate, d_value = d_both[:rows].chunk(2, dim=way.axis)
-            torch.mul(d_inner, silu, out=d_value)
-            torch.ops.aten.silu_backward.grad_input(d_inner.mul_(value), gate, grad_input=d_gate)
-            if d_up is not None:
-                way.collect(d_up, d_both[:rows], x[part], keep)
-            if dx is not None:
-                way.back(up, d_both[:rows], dx[part])
+    )
+    silus, inners = (_buffer(x, largest, down.shape[1]) for _ in range(2))
+    d_both = _buffer(x, largest, up.shape[0])
+    dh = _normalise_back(dy, y, factor, way.axis).to(x.dtype)
+    for part in parts:
+        rows, keep, d = part.stop - part.start, int(part.start > 0), dh[part]
+        gate, value = both[part].chunk(2, dim=way.axis)
+        silu = torch.ops.aten.silu.out(gate, out=silus[:rows])
+        inner = torch.mul(silu, value, out=inners[:rows])
+        if d_down is not None:
+            way.collect(d_down, d, inner, keep)
+        d_inner = way.back(down, d, inner)
+        d_gate, d_value = d_both[:rows].chunk(2, dim=way.axis)
+        torch.mul(d_inner, silu, out=d_value)
+        torch.ops.aten.silu_backward.grad_input(d_inner.mul_(value), gate, grad_input=d_gate)
+        if d_up is not None:
+            way.collect(d_up, d_both[:rows], x[part], keep)
         if dx is not None:
-            dx.add_(dh)
-        return dx, d_up, d_down, None, None
+            way.back(up, d_both[:rows], dx[part])
+    if dx is not None:
+        dx.add_(dh)
+    return dx, d_up, d_down, None, None

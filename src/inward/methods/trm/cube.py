@@ -192,7 +192,8 @@ def initialise(module: nn.Module, name: str) -> None:
 
 
 def flops(settings: TRMSettings, num_cells: int) -> tuple[float, float]:
-    """FLOPs of one evaluation of f and of one read-out, for one row."""
+    """FLOPs of one evaluation of f and of one read-out (the head, the cells' answers that the
+    halting head pools, and that head), for one row."""
     n, d = math.isqrt(num_cells), settings.hidden_size
     units = len(UNITS) * n * n * 2 * 4 * d * d
-    return float(settings.num_layers * (n**3 * 2 * 6 * d * d + units)), float(n**3 * 2 * d)
+    return float(settings.num_layers * (n**3 * 2 * 6 * d * d + units)), float(n**3 * 4 * d + 6 * d)
