@@ -104,10 +104,16 @@ def test_published_configurations_load(tmp_path, heads, tying):
     [
         ({"bias": True}, "bias is True, but only False"),
         ({"block_class_name": "PreNormBlock"}, "block_class_name is 'PreNormBlock'"),
-        ({"num_key_value_heads": 2}, "2 key-value heads for 4 heads"),
+        ({"num_key_value_heads": 2}, "there are 2 key-value heads; set qk_bias=False"),
+        ({"num_key_value_heads": 3, "qk_bias": False}, "3 key-value heads for 4 heads"),
+        ({"injection_type": "modulated"}, "injection_type is 'modulated', but only linear, ffn"),
+        ({"norm_class_name": "BatchNorm"}, "norm_class_name is 'BatchNorm'"),
+        ({"mlp_class_name": "HalfGateMLP", "injection_type": "ffn"}, "HalfGateMLP cannot read"),
+        ({"qk_norm": 1}, "qk_norm is 1"),
+        ({"init_values": {"std": float("nan")}}, "init_values.std is nan"),
         ({"n_heads": 3}, "n_embd 32 does not split into 3 heads"),
         ({"mean_recurrence": 0}, "mean_recurrence is 0, must be at least 1"),
-        ({"state_init": "unit"}, "state_init is 'unit'"),
+        ({"state_init": "uniform"}, "state_init is 'uniform'"),
     ],
 )
 def test_configurations_that_are_not_built_here(change, told):

@@ -7,13 +7,13 @@ published config.json loads as it is: either spelling of the heads (`n_heads`,
 `rope_base`. It is written back with one spelling of each, because the paper's own class stops on
 both.
 
-Fields that name a part of the architecture have one value that this library builds; another one is
-an error, not a silently different model.
+Fields that name a part of the architecture choose among the parts of the paper's configurations and
+of retrofitted models that this library builds (docs/huginn-family.md); another name is an error,
+not a silently different model. fields.py says what each field may be.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -70,7 +70,7 @@ class HuginnConfig(PreTrainedConfig):
         use_cache: bool | None = None,
         **kwargs: Any,
     ):
-        named = {name: value for name, value in locals().items() if name in fields.DEFAULTS}
+        named = {name: value for name, value in locals().items() if name in fields.PUBLISHED}
         own, rest = fields.sift(named | kwargs)
         for name, value in own.items():
             setattr(self, name, value)
@@ -79,7 +79,7 @@ class HuginnConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raise a ValueError if a field was set to what cannot be; a model is built after this."""
-        own = {name: getattr(self, name) for name in (*fields.DEFAULTS, *fields.ONLY)}
+        own = {name: getattr(self, name) for name in fields.PUBLISHED}
         fields.check(own)
         for name, value in own.items():
             setattr(self, name, value)
@@ -120,18 +120,39 @@ class HuginnConfig(PreTrainedConfig):
         return self.effective_expected_depth
 
     @property
+    def _scales(self) -> dict[str, float]:
+        """Of `fields.strategy`, where init_values says nothing else."""
+        made = fields.strategy(self.init_strategy, self.n_embd, self.effective_expected_depth)
+        return made | (self.init_values or {})
+
+    @property
     def init_std(self) -> float:
-        """sqrt(2 / (5 d)), of every matrix but the ones that write to the stream."""
-        return math.sqrt(2 / (5 * self.n_embd))
+        """Of every matrix but the ones that write to the stream, sqrt(2 / (5 d)) as published; and
+        of a state before `embed_scale`."""
+        return self._scales["std"]
 
     @property
     def init_std_out(self) -> float:
-        """Of attention output and MLP down projection: init_std / sqrt(2 L)."""
-        return self.init_std / math.sqrt(2 * self.effective_expected_depth)
+        """Of attention output and MLP down projection: init_std / sqrt(2 L) as published."""
+        return self._scales["out_proj"]
+
+    @property
+    def embed_scale(self) -> float:
+        """What embeddings are multiplied with, sqrt(d) as published."""
+        return self._scales["embed_scale"]
+
+    @property
+    def logit_scale(self) -> float:
+        """What logits are multiplied with, 1 as published."""
+        return self._scales["logit_scale"]
 
     def to_dict(self) -> dict[str, Any]:
-        """As saved: one spelling of tying (see the top of this file)."""
+        """As saved: one spelling of tying (see the top of this file), and of what the paper's own
+        class does not know only what is not as published."""
         row = super().to_dict()
         row.pop("tie_word_embeddings", None)
         row["n_layers"] = self.n_layers
+        for name in fields.UNSAID:
+            if row.get(name) == fields.PUBLISHED[name]:
+                row.pop(name, None)
         return row

@@ -9,18 +9,20 @@ Shape letters: B rows, S new tokens, K cached and new tokens, N heads, H head wi
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, LlamaConfig
 from transformers.cache_utils import DynamicLayer
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from inward.common.passed import Passed, begins_of
 from inward.methods.huginn.cache import Place, RecurrentCache, SlotLayout
@@ -88,8 +90,8 @@ class Context:
 
     @cached_property
     def turn(self) -> Tensor:
-        """(B or 1, S, 1, 1, H / 2) the rotary angles as complex numbers."""
-        return torch.complex(*self.rotary)[:, :, None]
+        """(B or 1, S, 1, H / 2) the rotary angles as complex numbers."""
+        return torch.complex(*self.rotary)
 
     def visit(self, recurrence: int | Tensor, layers: tuple[int, int, int]) -> Sequence[Any]:
         """What the core layers of (prelude, core, coda) call `extend` with at a recurrence: an
@@ -121,7 +123,10 @@ class Context:
             return out
         if mask is not None and mask.is_floating_point():
             mask = mask.to(q.dtype)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)
+        grouped = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=self.causal, enable_gqa=grouped
+        )
 
     def select(self, index: Tensor, num_rows: int) -> Context:
         """The context of some of the batch's `num_rows` rows, (B',) in this order: rows that are
@@ -146,6 +151,34 @@ def rotary_angles(positions: Tensor, width: int, base: float) -> tuple[Tensor, T
     j = torch.arange(0, width, 2, device=positions.device).float()
     angles = positions[..., None, None].float() * (1.0 / base ** (j / width))
     return angles.cos(), angles.sin()
+
+
+@lru_cache
+def _scaled(width: int, base: float, scaling: str) -> tuple[Tensor, float]:
+    """Frequencies (width/2,) and a factor on cos and sin, as transformers makes them of a base and
+    the JSON text of a `rope_scaling`."""
+    rope = json.loads(scaling) | {"rope_theta": base}
+    config = LlamaConfig(head_dim=width, rope_parameters=rope)
+    if "original_max_position_embeddings" in rope:
+        config.max_position_embeddings = rope["original_max_position_embeddings"]
+    made = LlamaRotaryEmbedding(config, device="cpu")
+    return made.inv_freq.float(), float(made.attention_scaling)
+
+
+def rotary_of(config: HuginnConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of positions (B, S), each (B, S, 1, H/2) float32, as the configuration says."""
+    if config.rotary_scaling is None:
+        return rotary_angles(positions, config.head_dim, config.rope_base)
+    text = json.dumps(config.rotary_scaling, sort_keys=True)
+    frequencies, factor = _scaled(config.head_dim, config.rope_base, text)
+    angles = positions[..., None, None].float() * frequencies.to(positions.device)
+    return angles.cos() * factor, angles.sin() * factor
+
+
+def rotate_halves(x_BSNH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions on the pairs (j, j + H/2), as in Llama, in float32."""
+    a, b = x_BSNH.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_BSNH.dtype)
 
 
 def rotate_pairs(x_BSNH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -182,6 +215,8 @@ def written_out(
 ) -> tuple[Tensor, Tensor]:
     """softmax(q k^T / sqrt(H)) v, (B, N, S, H), and its weights (B, N, S, K); the softmax in
     float32."""
+    if q.shape[1] != k.shape[1]:
+        k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
@@ -221,7 +256,7 @@ def context_of(
     check_positions(positions, (B, S), config.block_size)
     packed = position_ids if attention_mask is None and cache is None else None
     mask, causal = visible(attention_mask, packed, columns, K)
-    rotary = rotary_angles(positions, config.head_dim, config.rope_base)
+    rotary = rotary_of(config, positions)
     eager = config._attn_implementation == "eager"
     return Context(positions, rotary, mask, causal, cache, place, eager=eager)
 
@@ -230,7 +265,7 @@ def _layout(config: HuginnConfig, x: Tensor) -> SlotLayout:
     """What a cache must be made for."""
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    return SlotLayout(*config.layers, config.n_heads, config.head_dim, dtype, x.device)
+    return SlotLayout(*config.layers, config.num_key_value_heads, config.head_dim, dtype, x.device)
 
 
 def split_depth(
@@ -355,7 +390,7 @@ def check_plain_cache(cache: Cache, config: HuginnConfig, depth: int) -> None:
             "the cached tokens had another depth; keep num_steps, or pass "
             "inward.methods.huginn.cache.RecurrentCache('deepest')"
         )
-    want = (config.n_heads, config.head_dim)
+    want = (config.num_key_value_heads, config.head_dim)
     filled = cast(list[DynamicLayer], cache.layers if lengths != {0} else [])
     shapes = {tuple(cast(Tensor, layer.keys).shape[1::2]) for layer in filled}
     if shapes - {want} or len(filled) > needed:

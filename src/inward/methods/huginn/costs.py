@@ -7,6 +7,7 @@ that of the text alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,6 +16,15 @@ from inward.common.trace import Cost
 
 if TYPE_CHECKING:
     from inward.methods.huginn.config import HuginnConfig
+
+
+MLP_WEIGHTS: dict[str, Callable[[int, int, int], int]] = {
+    "GatedMLP": lambda width, d, m: (2 * width + d) * m,
+    "GatedMLPSeparated": lambda width, d, m: (2 * width + d) * m,
+    "BaseMLP": lambda width, d, m: (width + d) * m,
+    "HalfGateMLP": lambda width, d, m: (width + d) * d,
+}
+"""mlp_class_name -> weights of one that reads `width` numbers."""
 
 
 class Took(NamedTuple):
@@ -28,11 +38,14 @@ class HuginnCosts:
     """Of the parts, for `num` tokens of a text from position `first` on."""
 
     def __init__(self, config: HuginnConfig, dtype: torch.dtype = torch.float32):
-        d, self.itemsize = config.n_embd, dtype.itemsize
-        self.block = d * (4 * d + 3 * config.intermediate_size)  # weights
-        self.adapter, self.head = 2 * d * d, d * config.vocab_size
+        d, m, self.itemsize = config.n_embd, config.intermediate_size, dtype.itemsize
+        kv = config.num_key_value_heads * config.head_dim
+        mlp = MLP_WEIGHTS[config.mlp_class_name]
+        self.block = d * (2 * d + 2 * kv) + mlp(d, d, m)  # weights
+        adapters = {"linear": 2 * d * d, "ffn": mlp(2 * d, d, m)}
+        self.adapter, self.head = adapters.get(config.injection_type, 0), d * config.vocab_size
         self.seen = 4 * d  # FLOPs for each token looked at
-        self.cached = 2 * d * self.itemsize  # bytes of a token in one slot of one layer
+        self.cached = 2 * kv * self.itemsize  # bytes of a token in one slot of one layer
         self.prelude_blocks, self.core_blocks, self.coda_blocks = config.layers
 
     def _part(self, blocks: int, first: int, num: int, more: int = 0, rows: int = 0) -> Took:

@@ -22,6 +22,7 @@ Shape letters: B rows, S tokens, M = B * S, d width, N heads, H head width, K ca
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import get_ident
@@ -33,13 +34,28 @@ from torch import Tensor, nn
 
 from inward.common.cpu.linears import LIMIT_BYTES, Kept, can_pack, matrix
 from inward.common.twins import Twin
+from inward.methods.huginn.blocks import (
+    Attention,
+    GatedMLP,
+    PlainMLP,
+    SelfGatedMLP,
+    SplitGatedMLP,
+    Wired,
+)
 from inward.methods.huginn.cache import RecurrentCache
+from inward.methods.huginn.context import Context, rotate_halves
+from inward.methods.huginn.norms import RMSNorm
 
 if TYPE_CHECKING:
-    from inward.methods.huginn.blocks import SandwichBlock
-    from inward.methods.huginn.context import Context
     from inward.methods.huginn.model import HuginnForCausalLM
 
+OWN = (
+    "inward.methods.huginn.model",
+    "inward.methods.huginn.blocks",
+    "inward.methods.huginn.norms",
+    "torch.nn.modules",
+)
+"""Where the parts come from that have a packed form."""
 LONG = 96
 """From this length on rows are attended to one by one."""
 
@@ -56,9 +72,9 @@ def suits(model: HuginnForCausalLM) -> bool:
 
 
 def _bare(part: nn.Module) -> bool:
-    own = ("inward.methods.huginn.model", "inward.methods.huginn.blocks", "torch.nn.modules")
     return (
-        type(part).__module__.startswith(own)
+        type(part).__module__.startswith(OWN)
+        and not isinstance(part, SplitGatedMLP | SelfGatedMLP)  # these have no packed form
         and "forward" not in part.__dict__
         and not part._forward_hooks
         and not part._forward_pre_hooks
@@ -136,55 +152,114 @@ class Packed:
     """The parts of `HuginnModel` and the head, packed; they are called as those are."""
 
     def __init__(self, model: HuginnForCausalLM):
-        whole, eps = model.transformer, model.config.norm_eps
+        whole = model.transformer
         self.prelude, self.core_block, self.coda = (
-            [_Block(block, eps) for block in blocks]  # type: ignore[arg-type]
+            [_Block(block) for block in blocks]  # type: ignore[arg-type]
             for blocks in (whole.prelude, whole.core_block, whole.coda)
         )
-        self.adapter, self.lm_head = matrix(whole.adapter.weight), matrix(model.lm_head.weight)
-        final = _norm(whole.ln_f.weight, eps)
+        self.adapter, self.lm_head = _adapter(whole.adapter), matrix(model.lm_head.weight)
+        final = _norm(whole.ln_f)
         self.ln_f = lambda x: final(x.float()).to(x.dtype)
 
 
-def _norm(weight: Tensor, eps: float) -> Any:
-    """x -> rms_norm(x) * weight = sqrt(d) x / sqrt(|x|^2 + d eps) * weight, in float32."""
+def _norm(norm: nn.Module) -> Any:
+    """The norm of float32, in float32. An RMS norm is
+    x -> rms_norm(x) * weight = sqrt(d) x / sqrt(|x|^2 + d eps) * weight."""
+    if not isinstance(norm, RMSNorm):
+        return copy.deepcopy(norm).float() if isinstance(norm, nn.LayerNorm) else norm
+    weight, eps = norm.weight, norm.eps
     d = weight.shape[0]
     scaled, least = weight.detach().float() * d**0.5, torch.tensor((d * eps) ** 0.5)
     length, hypot = torch.ops.aten.linalg_vector_norm.default, torch.hypot
     return lambda x: x / hypot(length(x, 2, [-1], True), least) * scaled
 
 
-class _Block:
-    """`blocks.SandwichBlock`, operation by operation."""
+def _mlp(mlp: nn.Module) -> Any:
+    """A `GatedMLP` or `PlainMLP`."""
+    assert isinstance(mlp, GatedMLP | PlainMLP)
+    f, fc, down = mlp.f, matrix(mlp.fc.weight), matrix(mlp.proj.weight)
+    if isinstance(mlp, PlainMLP):
+        return lambda h: down(f(fc(h)))
 
-    def __init__(self, block: SandwichBlock, eps: float):
-        norms = (block.norm_1, block.norm_2, block.norm_3, block.norm_4)
-        self.norms = [_norm(norm.weight, eps) for norm in norms]
-        self.qkv, self.proj = matrix(block.attn.Wqkv.weight), matrix(block.attn.proj.weight)
-        self.fc, self.down = matrix(block.mlp.fc.weight), matrix(block.mlp.proj.weight)
-        self.qk_bias = block.attn.qk_bias.detach()[:, 0].float()  # (2, N, H)
+    def gated(h: Tensor) -> Tensor:
+        gate, up = fc(h).chunk(2, dim=-1)
+        return down(f(gate).mul_(up))
+
+    return gated
+
+
+def _adapter(adapter: nn.Module) -> Any:
+    if isinstance(adapter, nn.Linear):
+        return matrix(adapter.weight)
+    return adapter if isinstance(adapter, nn.Identity) else _mlp(adapter)
+
+
+class _Block:
+    """A block, operation by operation; the order is its own `wire`."""
+
+    def __init__(self, block: Wired):
+        self.wire, self.norms = block.wire, [_norm(norm) for norm in block.norms]
+        self.attend, self.mlp = _Attention(block.attn), _mlp(block.mlp)
 
     def __call__(self, x: Tensor, context: Context, layer_idx: Any) -> Tensor:
-        norm_1, norm_2, norm_3, norm_4 = self.norms
-        dtype, x = x.dtype, x.float()
-        a = norm_2(x + self.attend(norm_1(x).to(dtype), context, layer_idx))
-        gate, up = self.fc(norm_3(a).to(dtype)).chunk(2, dim=-1)
-        return norm_4(a + self.down(F.silu(gate).mul_(up))).to(dtype)
+        attend, mlp, dtype = self.attend, self.mlp, x.dtype
+        out = self.wire(
+            x.float(),
+            self.norms,
+            lambda h: attend(h.to(dtype), context, layer_idx),
+            lambda h: mlp(h.to(dtype)),
+        )
+        return out.to(dtype)
 
-    def attend(self, h: Tensor, context: Context, layer_idx: Any) -> Tensor:
-        B, S, d = h.shape
-        _, N, H = self.qk_bias.shape
-        qkv = self.qkv(h).view(B, S, 3, N, H)
-        qk = qkv[:, :, :2].float() + self.qk_bias
-        pairs = torch.view_as_complex(qk.view(B, S, 2, N, H // 2, 2))
-        turned = torch.view_as_real(pairs * context.turn).view(B, S, 2, N, H)
-        q, k = turned.transpose(1, 3).unbind(2)  # each (B, N, S, H) float32
-        out = _attention(q, k, qkv[:, :, 2].transpose(1, 2), context, layer_idx)
-        return self.proj(out.transpose(1, 2).reshape(B, S, d).to(h.dtype))
+
+class _Attention:
+    """`blocks.Attention`, operation by operation."""
+
+    def __init__(self, attn: Attention):
+        self.heads, self.head_dim = [width // attn.head_dim for width in attn.widths], attn.head_dim
+        self.widths, self.clip, self.norm_heads = attn.widths, attn.clip, attn.norm_heads
+        self.rotate = _rotate_halves if attn.rotate is rotate_halves else _rotate_pairs
+        self.qkv, self.proj = matrix(attn.Wqkv.weight), matrix(attn.proj.weight)
+        self.qk_bias = None
+        if attn.qk_bias is not None:
+            self.qk_bias = attn.qk_bias.detach().flatten(0, 2).float()  # (2 N, H)
+        self.norms = None
+        if attn.q_norm is not None and attn.k_norm is not None:
+            self.norms = _norm(attn.q_norm), _norm(attn.k_norm)
+
+    def __call__(self, h: Tensor, context: Context, layer_idx: Any) -> Tensor:
+        B, S, _ = h.shape
+        (N, G, _), H = self.heads, self.head_dim
+        qkv = self.qkv(h)
+        if self.clip is not None:
+            qkv = qkv.clamp_(-self.clip, self.clip)
+        qk, v = qkv[..., : -G * H].float(), qkv[..., -G * H :].view(B, S, G, H)
+        if self.norms is not None:
+            parts = zip(self.norms, qk.split(self.widths[:2], dim=-1), strict=True)
+            qk = torch.cat([norm(part) for norm, part in parts], dim=-1)
+        qk = qk.view(B, S, N + G, H)
+        if self.qk_bias is not None:
+            qk = qk + self.qk_bias
+        qk = self.rotate(qk, context.turn)
+        if self.norm_heads:
+            qk = F.rms_norm(qk, (H,))
+        q, k = qk.transpose(1, 2).split((N, G), dim=1)  # (B, N, S, H) and (B, G, S, H) float32
+        out = _attention(q, k, v.transpose(1, 2), context, layer_idx)
+        return self.proj(out.transpose(1, 2).reshape(B, S, N * H).to(h.dtype))
+
+
+def _rotate_pairs(x: Tensor, turn: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turn).flatten(-2)
+
+
+def _rotate_halves(x: Tensor, turn: Tensor) -> Tensor:
+    turned = torch.complex(*x.chunk(2, dim=-1)) * turn
+    return torch.cat([turned.real, turned.imag], dim=-1)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, context: Context, layer_idx: Any) -> Tensor:
-    """(B, N, S, H) in the dtype of v or float32; q and k come in float32."""
+    """(B, N, S, H) in the dtype of v or float32; q (B, N, S, H) and k (B, G, S, H) in float32."""
     place, lengths = context.place, context.lengths
     if lengths is not None and place is not None and (len(lengths) == 1 or place.width >= LONG):
         cache = context.cache
@@ -201,9 +276,16 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, context: Context, layer_idx: Any
     q, mask = q.to(v.dtype), context.mask
     if mask is not None and mask.is_floating_point():
         mask = mask.to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=context.causal)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=context.causal, enable_gqa=grouped
+    )
 
 
 def _one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """One query a row, float32, that sees all of k and v (B, N, K, H); float32."""
-    return F.scaled_dot_product_attention(q, k.float(), v.float())
+    """One query a row, float32, that sees all of k and v (B, G, K, H); float32. Heads that share
+    keys stand where tokens would."""
+    if q.shape[1] == k.shape[1]:
+        return F.scaled_dot_product_attention(q, k.float(), v.float())
+    together = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+    return F.scaled_dot_product_attention(together, k.float(), v.float()).reshape(q.shape)

@@ -64,7 +64,7 @@ from transformers.utils.generic import can_return_tuple
 from inward.common.bases import given_cache
 from inward.common.draws import Draws, Loss
 from inward.common.trace import Cost
-from inward.methods.huginn.blocks import Attention, OutProjection, RMSNorm, SandwichBlock
+from inward.methods.huginn.blocks import BLOCKS, Attention, OutProjection, parts_of
 from inward.methods.huginn.cache import RecurrentCache
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.context import (
@@ -78,7 +78,8 @@ from inward.methods.huginn.context import (
     split_depth,
 )
 from inward.methods.huginn.costs import HuginnCosts
-from inward.methods.huginn.noise import truncated_normal, uniform_at
+from inward.methods.huginn.noise import uniform_at
+from inward.methods.huginn.norms import NORMS, RMSNorm
 from inward.methods.huginn.outside import (
     CACHE,
     PASSED_ON,
@@ -87,15 +88,19 @@ from inward.methods.huginn.outside import (
     HuginnModelOutput,
     HuginnOutput,
 )
+from inward.methods.huginn.states import ADAPTERS, DRAWN, FIXED, INJECTIONS
 from inward.methods.huginn.train import drawn_depth, loss
+
+LOADED = "_is_hf_initialized"
+"""What transformers calls a weight that came from a file; its `nn.init` knows, a part of it not."""
 
 
 class ScaledEmbedding(nn.Embedding):
-    """Rows times sqrt(d)."""
+    """Rows times a number, by default sqrt(d)."""
 
-    def __init__(self, num_embeddings: int, width: int, **kwargs: Any):
+    def __init__(self, num_embeddings: int, width: int, scale: float | None = None, **kwargs: Any):
         super().__init__(num_embeddings, width, **kwargs)
-        self.embed_scale = math.sqrt(width)
+        self.embed_scale = math.sqrt(width) if scale is None else scale
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) * self.embed_scale
@@ -107,7 +112,7 @@ class HuginnPreTrainedModel(HuginnFiles, PreTrainedModel):
     config_class = HuginnConfig
     config: HuginnConfig
     base_model_prefix = "transformer"
-    _no_split_modules = ["SandwichBlock"]  # noqa: RUF012 - the base class declares these so
+    _no_split_modules = sorted({block.__name__ for block in BLOCKS.values()})
     _supports_sdpa = True
     supports_gradient_checkpointing = True
     _can_set_attn_implementation_cached_value = True  # transformers looks for words in the source
@@ -124,15 +129,21 @@ class HuginnPreTrainedModel(HuginnFiles, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The paper's initialisation ("takase", section 3.2), normals cut at +-3 sigma; the up half
-        of the MLP has the plain sigma, as in training."""
+        """The configuration's initialisation (as published "takase", section 3.2), normals cut at
+        +-3 sigma; the up half of the MLP has the plain sigma, as in training."""
         if isinstance(module, nn.Linear | nn.Embedding):
             out = isinstance(module, OutProjection)
             sigma = self.config.init_std_out if out else self.config.init_std
-            nn.init.trunc_normal_(module.weight, std=sigma, a=-3 * sigma, b=3 * sigma)
-        elif isinstance(module, RMSNorm):
+            if self.config.init_orthogonal and not getattr(module.weight, LOADED, False):
+                for part in parts_of(module):
+                    nn.init.orthogonal_(part, gain=sigma * math.sqrt(max(part.shape)))
+            else:
+                nn.init.trunc_normal_(module.weight, std=sigma, a=-3 * sigma, b=3 * sigma)
+        elif isinstance(module, RMSNorm | nn.LayerNorm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, Attention):
+            if isinstance(module, nn.LayerNorm):
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, Attention) and module.qk_bias is not None:
             nn.init.zeros_(module.qk_bias)
 
 
@@ -146,12 +157,13 @@ class HuginnModel(HuginnPreTrainedModel):
         super().__init__(config)
         self._initialize = initialize
         prelude, core, coda = config.layers
-        self.wte = ScaledEmbedding(config.vocab_size, config.n_embd)
-        self.prelude = nn.ModuleList(SandwichBlock(config) for _ in range(prelude))
-        self.adapter = nn.Linear(2 * config.n_embd, config.n_embd, bias=False)
-        self.core_block = nn.ModuleList(SandwichBlock(config) for _ in range(core))
-        self.coda = nn.ModuleList(SandwichBlock(config) for _ in range(coda))
-        self.ln_f = RMSNorm(config.n_embd, config.norm_eps)
+        block, norm = BLOCKS[config.block_class_name], NORMS[config.norm_class_name]
+        self.wte = ScaledEmbedding(config.vocab_size, config.n_embd, config.embed_scale)
+        self.prelude = nn.ModuleList(block(config) for _ in range(prelude))
+        self.adapter = ADAPTERS[config.injection_type](config)
+        self.core_block = nn.ModuleList(block(config) for _ in range(core))
+        self.coda = nn.ModuleList(block(config) for _ in range(coda))
+        self.ln_f = norm(config.n_embd, config.norm_eps)
         self.gradient_checkpointing = False
         self.active_parts: dict[int, Any] = {}  # of a thread, see `parts`
         self.own_parts: Any = None  # of a twin
@@ -203,14 +215,14 @@ class HuginnModel(HuginnPreTrainedModel):
         seed: int | Tensor = 0,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """s_0 (B, S, d): a normal of variance 2/5 before it is cut at +-3 sigma, or zeros if the
-        configuration says state_init="zero".
+        """s_0 (B, S, d), as the configuration's state_init says; as published a normal of variance
+        2/5 before it is cut at +-3 sigma.
 
         With a generator the numbers are drawn from it; else they depend on `seed` (a number, or
         (B,)) and the absolute position alone, `Context.positions`, by default 0, 1, ...
         """
-        if self.config.state_init == "zero":
-            return torch.zeros_like(e)
+        if (fixed := FIXED.get(self.config.state_init)) is not None:
+            return fixed(e)
         if generator is not None:
             drawn = torch.rand(e.shape, generator=generator, device=generator.device)
             uniform = drawn.to(e.device)
@@ -218,7 +230,7 @@ class HuginnModel(HuginnPreTrainedModel):
             if positions is None:
                 positions = torch.arange(e.shape[1], device=e.device)[None]
             uniform = uniform_at(seed, positions, e.shape[2])
-        state = math.sqrt(e.shape[2]) * self.config.init_std * truncated_normal(uniform)
+        state = DRAWN[self.config.state_init](uniform, self.config)
         return state.to(e.dtype).expand_as(e)
 
     # -- R: the core
@@ -229,7 +241,7 @@ class HuginnModel(HuginnPreTrainedModel):
         """s_{i+1} = R(e, s_i), all (B, S, d). `recurrence` is i, from 0: it says which cache slots
         are read and written; (B,) if the rows have come differently far."""
         parts = self.parts
-        h = parts.adapter(torch.cat([s, e], dim=-1))
+        h = INJECTIONS[self.config.injection_type](parts.adapter, s, e)
         indices = context.visit(recurrence, self.config.layers)
         for block, layer_idx in zip(parts.core_block, indices, strict=False):
             h = block(h, context, layer_idx)
@@ -240,9 +252,10 @@ class HuginnModel(HuginnPreTrainedModel):
     # -- C: the coda, without the head
 
     def decode(self, s: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """(ln_f(s), what the head reads), each (B, S, d)."""
+        """(ln_f(s), what the head reads), each (B, S, d); retrofitted models have no norm before
+        the coda, there it is s itself."""
         parts = self.parts
-        latents = parts.ln_f(s)
+        latents = parts.ln_f(s) if self.config.norm_after_core else s
         first = len(self.prelude)
         x = self._blocks(parts.coda, latents, context, range(first, first + len(self.coda)))
         return latents, parts.ln_f(x)
@@ -468,7 +481,8 @@ class HuginnForCausalLM(HuginnPreTrainedModel, Generates, GenerationMixin):
         """Logits (B, S or fewer, V) of what `decode` returned."""
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         parts = self.transformer.parts
-        return (self if parts is self.transformer else parts).lm_head(x[:, kept])
+        logits = (self if parts is self.transformer else parts).lm_head(x[:, kept])
+        return logits if self.config.logit_scale == 1 else logits * self.config.logit_scale
 
     @can_return_tuple
     def forward(
@@ -552,10 +566,11 @@ class HuginnForCausalLM(HuginnPreTrainedModel, Generates, GenerationMixin):
 
     def flops(self, context: int = 0) -> tuple[float, float]:
         """FLOPs of one token that sees `context` tokens: (one recurrence, everything else)."""
-        d, (prelude, core, coda) = self.config.n_embd, self.config.layers
-        block = 2 * d * (4 * d + 3 * self.config.intermediate_size) + 4 * d * context
-        rest = (prelude + coda) * block + 2 * d * self.config.vocab_size
-        return float(core * block + 4 * d * d), float(rest)
+        costs = HuginnCosts(self.config, self.dtype)
+        prelude, core, coda = self.config.layers
+        block = 2 * costs.block + costs.seen * context
+        rest = (prelude + coda) * block + 2 * costs.head
+        return float(core * block + 2 * costs.adapter), float(rest)
 
 
 AutoConfig.register(HuginnConfig.model_type, HuginnConfig, exist_ok=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from inward.common import halting
 from inward.common.halting import DepthView, Seen
 from inward.methods.huginn.cache import Place, RecurrentCache
-from inward.methods.huginn.context import Context, rotary_angles
+from inward.methods.huginn.context import Context, rotary_of
 from inward.methods.huginn.costs import HuginnCosts
 from inward.methods.huginn.texts import HuginnText, first_states
 
@@ -132,6 +132,6 @@ def context_at(
         hidden = torch.arange(width, device=rows.device) > columns[..., None]
         mask = torch.zeros(hidden.shape, device=rows.device).masked_fill_(hidden, -torch.inf)
         mask = mask[:, None]
-    rotary = rotary_angles(columns, model.config.head_dim, model.config.rope_base)
+    rotary = rotary_of(model.config, columns)
     lengths = tuple((starts + 1).tolist()) if num_new == 1 else None
     return Context(columns, rotary, mask, False, cache, place, lengths)

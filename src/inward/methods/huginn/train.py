@@ -308,10 +308,8 @@ class HuginnTraining(nn.Module):
 
 def muon_parts(model: HuginnForCausalLM) -> dict[str, tuple[int, ...]]:
     """Matrices of the blocks and the adapter -> rows of the parts that are fused in them."""
-    d, m = model.config.n_embd, model.config.intermediate_size
-    fused = {"Wqkv": (d, d, d), "fc": (m, m)}
     return {
-        f"{path}.weight": fused.get(path.rpartition(".")[2], ())
+        f"{path}.weight": getattr(module, "widths", ())
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not model.lm_head
     }
