@@ -1,4 +1,5 @@
-"""`inward convert coconut`: the Coconut paper's own files into ours, and back.
+"""`inward convert`: files of the papers' own code into ours, and back; a pretrained model into one
+that thinks in depth.
 
 tyro reads the fields' types at run time, so there is no `from __future__ import annotations` here.
 """
@@ -10,10 +11,14 @@ from inward.cli.options import UsageError, _go, unknown
 
 
 def convert(words: list[str]) -> int:
-    """Convert the files of a paper's own code."""
-    kinds = {"coconut": ConvertCoconut}
+    """Convert the files of a paper's own code, or a pretrained model."""
+    kinds = {"coconut": ConvertCoconut, "retrofit": ConvertRetrofit}
     if not words or words[0] in ("-h", "--help"):
-        print("usage: inward convert coconut FROM TO [options]; inward convert coconut --help")
+        print(
+            "usage: inward convert coconut FROM TO [options]\n"
+            "       inward convert retrofit FROM TO --layers P R C [options]\n"
+            "inward convert coconut --help, inward convert retrofit --help"
+        )
         return 0
     kind, *rest = words
     if kind not in kinds:
@@ -112,4 +117,57 @@ class ConvertCoconut:
         with replacing(self.target) as partial:
             Path(partial).write_text(yaml.safe_dump(found, sort_keys=False), encoding="utf-8")
         print(f"arguments: {self.target}")
+        return 0
+
+
+@dataclass(kw_only=True)
+class ConvertRetrofit:
+    """A Llama or OLMo-2 folder becomes a Huginn folder: its first layers the prelude, its last ones
+    the coda, those before them the core that is repeated (arXiv 2511.07384). It says what the kept
+    layers say, at any depth, until it is trained."""
+
+    source: Path
+    """the pretrained model's folder"""
+    target: Path
+    """the folder that is written"""
+    layers: tuple[int, int, int]
+    """blocks of prelude, core and coda"""
+    start: int | None = None
+    """the layer that the core begins with; by default the core ends where the coda begins"""
+    mean_recurrence: int = 8
+    """depth to train for"""
+    mean_backprop_depth: int = 8
+    """recurrences that are back-propagated"""
+
+    def run(self, words: list[str]) -> int:
+        """Run it."""
+        from inward import hub
+        from inward.common.bases import (
+            find_base,
+            holds_tokenizer,
+            load_causal_lm,
+            open_tokenizer,
+        )
+        from inward.common.files import check_target, new_folder
+        from inward.methods.huginn.retrofit import difference, retrofit
+
+        if self.target.exists():
+            raise ValueError(f"{self.target} exists; remove it, or choose another folder")
+        check_target(self.target)
+        place = find_base(str(self.source))
+        with hub.quiet():
+            base = load_causal_lm(place)
+            depth = {"mean_recurrence": self.mean_recurrence}
+            depth["mean_backprop_depth"] = self.mean_backprop_depth
+            model = retrofit(base, self.layers, start=self.start, **depth)
+            apart = difference(model, base, start=self.start)
+            tokenizer = open_tokenizer(place) if holds_tokenizer(place) else None
+            with new_folder(self.target) as folder:
+                model.save_pretrained(folder)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(folder)
+        print(
+            f"model: {self.target}   logits at one recurrence differ from the kept layers' by at "
+            f"most {apart:.1e}"
+        )
         return 0

@@ -161,7 +161,8 @@ def _scaled(width: int, base: float, scaling: str) -> tuple[Tensor, float]:
     config = LlamaConfig(head_dim=width, rope_parameters=rope)
     if "original_max_position_embeddings" in rope:
         config.max_position_embeddings = rope["original_max_position_embeddings"]
-    made = LlamaRotaryEmbedding(config, device="cpu")
+    with torch.device("cpu"), torch.inference_mode(False):  # it is kept, whoever asks first
+        made = LlamaRotaryEmbedding(config)
     return made.inv_freq.float(), float(made.attention_scaling)
 
 

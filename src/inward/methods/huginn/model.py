@@ -83,6 +83,7 @@ from inward.methods.huginn.norms import NORMS, RMSNorm
 from inward.methods.huginn.outside import (
     CACHE,
     PASSED_ON,
+    UNUSED,
     Generates,
     HuginnFiles,
     HuginnModelOutput,
@@ -150,7 +151,7 @@ class HuginnPreTrainedModel(HuginnFiles, PreTrainedModel):
 class HuginnModel(HuginnPreTrainedModel):
     """All but the head. Its parts have their published names."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^freqs_cis$", r"^lm_head\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [*UNUSED, r"^lm_head\."]  # noqa: RUF012
 
     def __init__(self, config: HuginnConfig, *, initialize: bool = True):
         config.check()

@@ -16,7 +16,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from inward.common.bases import both_cache_names, cache_field, given_cache
 from inward.common.weights import strict
 from inward.methods.huginn.cache import RecurrentCache
-from inward.methods.huginn.context import rotary_angles
+from inward.methods.huginn.context import rotary_of
+from inward.methods.huginn.retrofit import as_stored
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin
@@ -63,15 +64,20 @@ class HuginnOutput(CausalLMOutputWithPast):
 # Files
 
 
+UNUSED = (r"^freqs_cis$", r"\.(res|skip)_scale$")
+"""Tensors of published files that are computed here, or are 1."""
+
+
 class HuginnFiles(PreTrainedModel):
     """The published layout, read strictly and written back."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^freqs_cis$"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = list(UNUSED)  # noqa: RUF012
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, but names that are missing, unexpected or of wrong shape, NaN, and
         two different embeddings in a model that ties them, are errors."""
+        kwargs = as_stored(pretrained_model_name_or_path, kwargs)
         loaded = strict(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         head = getattr(model, "lm_head", None)
@@ -85,12 +91,13 @@ class HuginnFiles(PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with the table of rotary angles that the published layout holds."""
+        """As in transformers, with the table of rotary angles that the published layout holds
+        (retrofitted models have none)."""
         tensors = kwargs.pop("state_dict", None)
         tensors = dict(self.state_dict() if tensors is None else tensors)
-        positions = torch.arange(self.config.block_size)[None]
-        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_base)
-        tensors["freqs_cis"] = torch.stack(angles, dim=-1)
+        if self.config.rope_pairs == "interleaved":
+            positions = torch.arange(self.config.block_size)[None]
+            tensors["freqs_cis"] = torch.stack(rotary_of(self.config, positions), dim=-1)
         return super().save_pretrained(save_directory, *args, state_dict=tensors, **kwargs)
 
 
