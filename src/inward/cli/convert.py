@@ -16,7 +16,7 @@ def convert(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(
             "usage: inward convert coconut FROM TO [options]\n"
-            "       inward convert retrofit FROM TO --layers P R C [options]\n"
+            "       inward convert retrofit FROM TO [--layers P R C] [options]\n"
             "inward convert coconut --help, inward convert retrofit --help"
         )
         return 0
@@ -130,8 +130,8 @@ class ConvertRetrofit:
     """the pretrained model's folder"""
     target: Path
     """the folder that is written"""
-    layers: tuple[int, int, int]
-    """blocks of prelude, core and coda"""
+    layers: tuple[int, int, int] = (4, 8, 4)
+    """blocks of prelude, core and coda; the default is the paper's for TinyLlama"""
     start: int | None = None
     """the layer that the core begins with; by default the core ends where the coda begins"""
     mean_recurrence: int = 8
