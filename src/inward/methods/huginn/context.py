@@ -10,7 +10,6 @@ Shape letters: B rows, S new tokens, K cached and new tokens, N heads, H head wi
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, LlamaConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, StaticLayer
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from inward.common.passed import Passed, begins_of
@@ -155,25 +154,32 @@ def rotary_angles(positions: Tensor, width: int, base: float) -> tuple[Tensor, T
 
 
 @lru_cache
-def _scaled(width: int, base: float, scaling: str) -> tuple[Tensor, float]:
+def _made_scaled(width: int, base: float, scaling: tuple) -> tuple[tuple[float, ...], float]:
     """Frequencies (width/2,) and a factor on cos and sin, as transformers makes them of a base and
-    the JSON text of a `rope_scaling`."""
-    rope = json.loads(scaling) | {"rope_theta": base}
+    the items of a `rope_scaling`."""
+    rope = dict(scaling) | {"rope_theta": base}
     config = LlamaConfig(head_dim=width, rope_parameters=rope)
     if "original_max_position_embeddings" in rope:
         config.max_position_embeddings = rope["original_max_position_embeddings"]
     with torch.device("cpu"), torch.inference_mode(False):  # it is kept, whoever asks first
         made = LlamaRotaryEmbedding(config)
-    return made.inv_freq.float(), float(made.attention_scaling)
+    return tuple(made.inv_freq.double().tolist()), float(made.attention_scaling)
+
+
+@torch.compiler.assume_constant_result
+def _scaled(width: int, base: float, scaling: tuple) -> tuple[tuple[float, ...], float]:
+    """`_made_scaled`, which is no part of a graph."""
+    return _made_scaled(width, base, scaling)
 
 
 def rotary_of(config: HuginnConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin of positions (B, S), each (B, S, 1, H/2) float32, as the configuration says."""
     if config.rotary_scaling is None:
         return rotary_angles(positions, config.head_dim, config.rope_base)
-    text = json.dumps(config.rotary_scaling, sort_keys=True)
-    frequencies, factor = _scaled(config.head_dim, config.rope_base, text)
-    angles = positions[..., None, None].float() * frequencies.to(positions.device)
+    scaling = tuple(sorted(config.rotary_scaling.items()))
+    frequencies, factor = _scaled(config.head_dim, config.rope_base, scaling)
+    spectrum = torch.tensor(frequencies, dtype=torch.float32, device=positions.device)
+    angles = positions[..., None, None].float() * spectrum
     return angles.cos() * factor, angles.sin() * factor
 
 
@@ -251,13 +257,15 @@ def context_of(
         K = place.width
     elif cache is not None:
         start = start + cache.get_seq_length()
-        K = int(start) + S
+        K, _ = cache.get_mask_sizes(S, 0)
+        check_room(cache, start, S)
+        attention_mask = padded_mask(attention_mask, cache, K)
     check_mask(attention_mask, (B, config.n_heads, S, K))
     columns = start[:, None] + torch.arange(S, device=device)
     positions = positions_of(attention_mask, position_ids, columns)
     check_positions(positions, (B, S), config.block_size)
     packed = position_ids if attention_mask is None and cache is None else None
-    mask, causal = visible(attention_mask, packed, columns, K)
+    mask, causal = visible(attention_mask, packed, columns, K, full=not is_static(cache))
     rotary = rotary_of(config, positions)
     eager = config._attn_implementation == "eager"
     return Context(positions, rotary, mask, causal, cache, place, eager=eager)
@@ -333,6 +341,30 @@ def check_passed(
     return Passed("Huginn", B, S, past, begins).rest(given)
 
 
+def is_static(cache: Cache | None) -> bool:
+    """Whether the cache is transformers' of a fixed length: it always shows all of it."""
+    layers = [] if cache is None else cache.layers
+    return bool(layers) and isinstance(layers[0], StaticLayer)
+
+
+def check_room(cache: Cache, start: Tensor, num_new: int) -> None:
+    """Raise a ValueError if a static cache is full. In a graph its own writing says so."""
+    if is_static(cache) and not torch.compiler.is_compiling():
+        room = cast(StaticLayer, cache.layers[0]).max_cache_len
+        if int(start) + num_new > room:
+            raise ValueError(
+                f"the static cache holds {int(start)} of {room} tokens, {num_new} more do not go "
+                "in; make it longer"
+            )
+
+
+def padded_mask(mask: Tensor | None, cache: Cache, K: int) -> Tensor | None:
+    """A mask (B, K' <= K) for all columns of a static cache; those behind it are not there yet."""
+    if mask is None or mask.ndim != 2 or not is_static(cache) or mask.shape[1] >= K:
+        return mask
+    return F.pad(mask, (0, K - mask.shape[1]))
+
+
 def check_mask(mask: Tensor | None, shape: tuple[int, int, int, int]) -> None:
     """Raise a ValueError unless the mask is (B, K), or (B or 1, N or 1, S, K) bool or float."""
     if mask is None:
@@ -367,6 +399,10 @@ def check_positions(positions: Tensor, shape: tuple[int, int], block_size: int) 
         raise ValueError(
             f"position_ids of shape {tuple(positions.shape)}; must be {shape} or {(1, shape[1])}"
         )
+    if torch.compiler.is_compiling():  # a graph looks at no number
+        if shape[1] > block_size:
+            raise ValueError(f"{shape[1]} tokens, but block_size is {block_size}; give fewer")
+        return
     low, high = (int(end) for end in positions.aminmax())
     if low < 0 or high >= block_size:
         raise ValueError(
@@ -392,7 +428,9 @@ def check_plain_cache(cache: Cache, config: HuginnConfig, depth: int) -> None:
             )
         # one of num_hidden_layers: it gets those that the loop needs, as in transformers' own loops
         cache.layers.extend(copy.deepcopy(cache.layers[-1]) for _ in range(lacking))
-    lengths = {cache.get_seq_length(i) for i in range(needed)}
+    if torch.compiler.is_compiling():  # a graph looks at no number
+        return
+    lengths = {int(cache.get_seq_length(i)) for i in range(needed)}
     if len(lengths) > 1:
         raise ValueError(
             "the cached tokens had another depth; keep num_steps, or pass "
@@ -410,19 +448,24 @@ def check_plain_cache(cache: Cache, config: HuginnConfig, depth: int) -> None:
 
 
 def visible(
-    mask: Tensor | None, packed: Tensor | None, columns: Tensor, K: int
+    mask: Tensor | None, packed: Tensor | None, columns: Tensor, K: int, *, full: bool = True
 ) -> tuple[Tensor | None, bool]:
     """(mask, causal) as in `Context`: token at column c sees columns up to c that are real.
+
+    full: all K columns are written; a static cache has more. In a graph, where no number is looked
+    at, a mask or positions are taken to say something.
 
     A padded token sees itself, so that nothing is divided by zero; nobody sees it.
     """
     if mask is not None and mask.ndim == 4:
         return mask, False
-    mask = None if mask is None or bool(mask.all()) else mask.bool()
+    graph = torch.compiler.is_compiling()
+    mask = None if mask is None or (not graph and bool(mask.all())) else mask.bool()
     texts = None if packed is None else F.pad(packed.diff(dim=1) != 1, (1, 0)).cumsum(1)
-    texts = None if texts is None or bool((texts[:, -1] == 0).all()) else texts
+    if texts is not None and not graph and bool((texts[:, -1] == 0).all()):
+        texts = None
     S = columns.shape[1]
-    if mask is None and texts is None and columns.shape[0] == 1 and S in (1, K):
+    if mask is None and texts is None and columns.shape[0] == 1 and full and S in (1, K):
         return None, S > 1
     k = torch.arange(K, device=columns.device)
     allowed = k <= columns[..., None]

@@ -74,6 +74,7 @@ from inward.methods.huginn.context import (
     check_plain_cache,
     context_of,
     record_of,
+    rotary_of,
     split_depth,
 )
 from inward.methods.huginn.costs import HuginnCosts
@@ -169,6 +170,7 @@ class HuginnModel(HuginnPreTrainedModel):
         self.gradient_checkpointing = False
         self.active_parts: dict[int, Any] = {}  # of a thread, see `parts`
         self.own_parts: Any = None  # of a twin
+        rotary_of(config, torch.zeros(1, 1))  # before any graph
         self.post_init()
 
     def init_weights(self) -> None:
@@ -180,8 +182,8 @@ class HuginnModel(HuginnPreTrainedModel):
     @property
     def parts(self) -> Any:
         """The blocks to run: these, or what `cpu` made of them for this thread or for a twin, which
-        knows no gradients."""
-        if torch.is_grad_enabled():
+        knows no gradients and no graphs."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self
         return self.own_parts or self.active_parts.get(get_ident()) or self
 

@@ -7,7 +7,7 @@ Shape letters as in model.py; P, R and C are the numbers of blocks in prelude, c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from inward.common.weights import strict
 from inward.methods.huginn.cache import RecurrentCache
 from inward.methods.huginn.context import rotary_of
 from inward.methods.huginn.retrofit import as_stored
+from inward.methods.huginn.static import static_cache
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin
@@ -130,6 +131,12 @@ class Generates(GenerationMixin):
         plain = generation_config.cache_implementation in (None, "dynamic")
         if model_kwargs.get(CACHE) is None and generation_config.use_cache and plain:
             model_kwargs[CACHE] = RecurrentCache()
+            return None
+        static = generation_config.cache_implementation == "static"
+        if model_kwargs.get(CACHE) is None and generation_config.use_cache and static:
+            length = kwargs["max_cache_length"] if "max_cache_length" in kwargs else args[2]
+            depth = model_kwargs.get("num_steps")
+            model_kwargs[CACHE] = static_cache(cast("Any", self), length, num_steps=depth)
             return None
         # (transformers types self as a protocol that no model class satisfies)
         prepare = super()._prepare_cache_for_generation  # pyright: ignore
