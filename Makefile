@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-browser | test-versions | lint | bench.  Each first builds or renews .venv,
+# make demo | test | test-slow | test-browser | test-versions | test-mixins | lint | bench.  Each first builds or renews .venv,
 # which costs nothing when pyproject.toml, constraints.txt and the version have not changed.
 
 PYTHON ?= python3
@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install -
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST   := $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-slow test-browser test-versions lint bench
+.PHONY: help demo test test-slow test-browser test-versions test-mixins lint bench
 .NOTPARALLEL:
 
 help:
@@ -47,6 +47,17 @@ test-browser: $(DEV_READY)
 # The oldest allowed, the pinned and the newest allowed transformers, in environments of their own.
 test-versions:
 	PYTHON='$(PYTHON)' bash tests/versions.sh
+
+# transformers' own tests of a causal LM, from a checkout of the version that is installed:
+#   make test-mixins INWARD_TRANSFORMERS_TESTS=../transformers
+# What they import (parameterized, datasets) is installed for it. -P: `tests` is the checkout's.
+MIXINS := $(CURDIR)/tests/transformers_mixins
+test-mixins: $(DEV_READY)
+	@test -n "$(INWARD_TRANSFORMERS_TESTS)" || { echo "name a checkout: INWARD_TRANSFORMERS_TESTS=DIR"; exit 2; }
+	@$(BIN)/python -c 'import parameterized, datasets' 2>/dev/null || $(PIP) parameterized datasets
+	cd / && INWARD_TRANSFORMERS_TESTS=$(INWARD_TRANSFORMERS_TESTS) $(TEST_ENV) \
+		PYTHONPATH=$(abspath $(INWARD_TRANSFORMERS_TESTS)):$$PYTHONPATH $(CURDIR)/$(BIN)/python -P -m pytest -q \
+		-p no:cacheprovider -c /dev/null --rootdir=$(MIXINS) --confcutdir=$(MIXINS) --import-mode=importlib $(MIXINS)
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check

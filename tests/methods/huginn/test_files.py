@@ -163,6 +163,22 @@ def test_weights_that_do_not_fit(tmp_path):
         load(tmp_path)
 
 
+def test_untied_weights_survive(tmp_path):
+    """Whichever spelling says so, and whenever."""
+    by_field = build(tie_embeddings=False)
+    config = build().config
+    config.tie_word_embeddings = False
+    later = HuginnForCausalLM(config)
+    for i, model in enumerate((by_field, build(tie_word_embeddings=False), later)):
+        assert model.lm_head.weight is not model.transformer.wte.weight
+        model.save_pretrained(tmp_path / str(i))
+        again = HuginnForCausalLM.from_pretrained(tmp_path / str(i))
+        assert again.config.tie_word_embeddings is again.config.tie_embeddings is False
+        assert again.lm_head.weight is not again.transformer.wte.weight
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(again.state_dict()[name], tensor), name
+
+
 def test_rounding_the_weights_leaves_the_angles_alone(tmp_path):
     model = build()
     model.save_pretrained(tmp_path)

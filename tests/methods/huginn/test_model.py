@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache, pipeline
+from transformers import DynamicCache, StaticCache, pipeline
 
 from inward.methods.huginn.cache import RecurrentCache
 from inward.methods.huginn.config import HuginnConfig
@@ -508,8 +508,8 @@ def test_flops_are_those_that_are_counted():
         ({"position_ids": torch.arange(-1, 5)[None]}, "positions -1 to 4"),
         ({"inputs_embeds": torch.zeros(2, 6, 32)}, "either input_ids or inputs_embeds"),
         (
-            {"past_key_values": DynamicCache(config=HuginnConfig(**SMALL))},
-            "without a configuration",
+            {"past_key_values": StaticCache(config=HuginnConfig(**SMALL), max_cache_len=9)},
+            r"has 4 layers, 5 recurrences need 12; pass .*an empty DynamicCache\(\)",
         ),
     ],
 )

@@ -168,6 +168,41 @@ def test_use_cache_in_the_configuration():
         assert model.config.to_dict()["use_cache"] is choice
 
 
+@torch.no_grad()
+def test_a_cache_of_the_configuration_gets_the_slots_of_the_loop():
+    model, x = build(), ids(1, 6)
+    cache = DynamicCache(config=model.config)
+    assert len(cache.layers) == model.config.num_hidden_layers
+    model(x[:, :4], past_key_values=cache)
+    assert len(cache.layers) == model.config.total_num_hidden_layers
+    again = model(x[:, 4:], past_key_values=cache).logits
+    torch.testing.assert_close(again, model(x).logits[:, 4:])
+
+
+@torch.no_grad()
+def test_generation_goes_on_from_a_cache():
+    """The whole text is given again, and what is cached is not run again."""
+    model, x = build(), ids(1, 5)
+    whole = model.generate(x, max_new_tokens=6, do_sample=False)
+    first = model.generate(x, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+    cache = first.past_key_values
+    assert cache and len(cache) == model.config.total_num_hidden_layers
+    lengths = []
+    model.transformer.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    again = model.generate(first.sequences, past_key_values=cache, max_new_tokens=3)
+    assert torch.equal(again, whole) and lengths == [1, 1, 1]
+
+
+@torch.no_grad()
+def test_a_smaller_depth_drafts_for_a_larger_one():
+    """transformers' assisted decoding, with the model's own weights at another depth."""
+    model, x = build(), ids(1, 5)
+    assistant = build(mean_recurrence=2)
+    whole = model.generate(x, max_new_tokens=8, do_sample=False)
+    assisted = model.generate(x, max_new_tokens=8, do_sample=False, assistant_model=assistant)
+    assert torch.equal(assisted, whole)
+
+
 def test_layers_that_run_and_layers_that_have_weights():
     config = build().config
     assert config.num_hidden_layers == 1 + 2 + 1

@@ -491,6 +491,25 @@ class RecurrentCache(Cache):
         return self.layout is not None
 
     @property
+    def is_linear(self) -> list[bool]:
+        """No layer keeps a state instead of its tokens: transformers goes by it when it cuts off
+        the part of a prompt that is cached."""
+        return [False]
+
+    @property
+    def is_croppable(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        """Slots of all layers."""
+        if self.layout is None:
+            return 0
+        return self.layout.prelude + self.layout.coda + self.layout.core * self.num_slots
+
+    def __bool__(self) -> bool:
+        return True  # an empty cache is one
+
+    @property
     def batch_size(self) -> int:
         return len(self.lengths) if self.layout is not None else -1
 

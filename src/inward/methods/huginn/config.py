@@ -44,6 +44,7 @@ class HuginnConfig(PreTrainedConfig):
         "hidden_size": "n_embd",
         "num_hidden_layers": "n_layers",
         "max_position_embeddings": "block_size",
+        "tie_word_embeddings": "tie_embeddings",
     }
     keys_to_ignore_at_inference = ["cache", "past_key_values", "latents", "states"]  # noqa: RUF012
 

@@ -9,6 +9,7 @@ Shape letters: B rows, S new tokens, K cached and new tokens, N heads, H head wi
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -343,12 +344,18 @@ def check_plain_cache(cache: Cache, config: HuginnConfig, depth: int) -> None:
     recurrence, all of one length, from a model of this shape."""
     prelude, core, coda = config.layers
     needed = prelude + coda + core * depth
-    if cache.layer_class_to_replicate is None and len(cache.layers) < needed:
-        raise ValueError(
-            f"the cache has {len(cache.layers)} layers, {depth} recurrences need {needed}; pass "
-            "inward.methods.huginn.cache.RecurrentCache(), or DynamicCache() without a "
-            "configuration"
-        )
+    lacking = needed - len(cache.layers)
+    if cache.layer_class_to_replicate is None and lacking > 0:
+        fresh = [
+            type(layer) is DynamicLayer and not layer.get_seq_length() for layer in cache.layers
+        ]
+        if not fresh or not all(fresh):
+            raise ValueError(
+                f"the cache has {len(cache.layers)} layers, {depth} recurrences need {needed}; "
+                "pass inward.methods.huginn.cache.RecurrentCache(), or an empty DynamicCache()"
+            )
+        # one of num_hidden_layers: it gets those that the loop needs, as in transformers' own loops
+        cache.layers.extend(copy.deepcopy(cache.layers[-1]) for _ in range(lacking))
     lengths = {cache.get_seq_length(i) for i in range(needed)}
     if len(lengths) > 1:
         raise ValueError(
