@@ -24,12 +24,12 @@ from tests.methods.tidar.toys import llama
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
 
-def chatty() -> Thinker:
+def chatty(**more: Any) -> Thinker:
     """A small model with random weights that speaks bytes and reads conversations."""
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = CHAT
-    return Thinker.of(llama(vocab_size=257).eval(), name="chatty", tokenizer=tokenizer)
+    return Thinker.of(llama(vocab_size=257, **more).eval(), name="chatty", tokenizer=tokenizer)
 
 
 @dataclass

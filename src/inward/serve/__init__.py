@@ -6,6 +6,7 @@
     choices     what of it a method can keep; the rest is refused by name
     runs        requests under way, by their ids
     replies     answers and streams in OpenAI's form; responses: in the form of its newer route
+    decisions   typed questions and their probabilities; systemone: their route
     shield      key, host, origin, size of bodies, headers, before any route
     app         the routes
     server      the process around them

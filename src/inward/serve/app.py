@@ -5,6 +5,7 @@
     POST /v1/completions                 a text goes on
     POST /v1/responses                   the newer form of a chat
     POST /v1/solve                       a puzzle
+    POST /v1/systemone                   typed decisions with probabilities, see `systemone`
     POST /v1/inward/events               our own events as they happen
     GET  /                               the playground, where one was handed in
     GET  /v1/models, /v1/models/{id}, /health, /metrics, /openapi.json
@@ -31,7 +32,7 @@ from starlette.exceptions import HTTPException
 
 from inward import __version__
 from inward.serve import events as own_events
-from inward.serve import replies, responses
+from inward.serve import replies, responses, systemone
 from inward.serve.choices import Choice, Wanted, choose, draw, settable
 from inward.serve.errors import ApiError, of_validation, refused
 from inward.serve.limits import Limits
@@ -362,6 +363,12 @@ def described(served: Served) -> dict[str, Any]:
         "object": "model",
         "created": served.created,
         "owned_by": "inward",
+        "architecture": {
+            "input_modalities": ["text"],
+            "output_modalities": ["decisions"]
+            if method.reads == "puzzle"
+            else ["text", "decisions"],
+        },
         "inward": {
             "method": method.name,
             "reads": method.reads,
@@ -429,6 +436,7 @@ def create_app(
     )
     app.state.server = server
     app.include_router(router)
+    app.include_router(systemone.router, responses=ERRORS)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(WorkFailed, _work_failed)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -469,7 +477,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _name_models(app: FastAPI, names: list[str]) -> None:
-    """The schema names the models that there are, and no 422, which is never sent."""
+    """The schema names the models that there are, and no 422, which only one route sends."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -478,8 +486,8 @@ def _name_models(app: FastAPI, names: list[str]) -> None:
             for name, part in schema["components"]["schemas"].items():
                 if name.endswith("Body") and "model" in part.get("properties", {}):
                     part["properties"]["model"] = {"type": "string", "enum": names}
-            for path in schema["paths"].values():
-                for operation in path.values():
+            for path, operations in schema["paths"].items():
+                for operation in operations.values() if path != systemone.PATH else ():
                     operation.get("responses", {}).pop("422", None)
             app.openapi_schema = schema
         return app.openapi_schema

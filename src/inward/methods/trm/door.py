@@ -103,7 +103,7 @@ METHOD = Method(
     unit=("max_steps", "supervision steps"),
     steps="supervision steps",
     budget=("max_steps", "supervision steps a chain"),
-    traces=("runner_up",),
+    traces=("runner_up", "shares"),
     reads="puzzle",
     prepare=_prepare,
 )

@@ -28,7 +28,7 @@ from torch import Tensor
 from inward.common import halting
 from inward.common.sampling import NotFiniteError
 from inward.common.thinking import Answer, Event, Method, Request
-from inward.common.trace import Cost, Span, Step, Trace
+from inward.common.trace import Cost
 from inward.common.twins import Twin
 from inward.methods.trm.asked import (
     PuzzleAsk,
@@ -38,6 +38,7 @@ from inward.methods.trm.asked import (
     asked,
     chains_of,
 )
+from inward.methods.trm.told import recorded, rewrite, sigmoid, trace_of
 
 if TYPE_CHECKING:
     from inward.methods.trm.model import TRM
@@ -255,8 +256,8 @@ class PuzzleWork:
         self, latent: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """State, confidence (B, L), tokens (B, L) and halting logits (B,) after one more step."""
-        parts, second = [], []
-        wanted = any("runner_up" in (chain.ask.trace or ()) for chain in self.rows)
+        parts, second, all_shares = [], [], []
+        named = {name for chain in self.rows for name in chain.ask.trace or ()}
         self.second = {}
         for first in range(0, len(self.rows), self.batch_size):
             some = slice(first, first + self.batch_size)
@@ -268,11 +269,15 @@ class PuzzleWork:
             )
             shares = logits.float().softmax(-1)
             parts.append((state, *shares.max(-1), q))
-            if wanted:
+            if "shares" in named:
+                all_shares.append(shares)
+            if "runner_up" in named:
                 second.append(shares.scatter(-1, parts[-1][2][..., None], -1.0).max(-1))
+        if all_shares:
+            self.second = {"shares": torch.cat(all_shares)}
         if second:
             sure, ids = map(torch.cat, zip(*second, strict=True))
-            self.second = {"second": ids, "second_confidence": sure}
+            self.second |= {"second": ids, "second_confidence": sure}
         if len(parts) == 1:
             return parts[0]
         states, *others = zip(*parts, strict=True)
@@ -330,9 +335,9 @@ class PuzzleWork:
         events = []
         for i, chain in enumerate(self.rows):
             if chain.ask.trace is not None:
-                chain.record.append(_recorded(chain, known, i, cost))
+                chain.record.append(recorded(chain, known, i, cost))
             if self.rewrites and chain.number == 0:
-                events.append(_rewrite(chain, known, i))
+                events.append(rewrite(chain, known, i))
         return events
 
     def _let_go(self, done: np.ndarray) -> list[OpenPuzzle]:
@@ -434,46 +439,6 @@ def _with_noise(latent: dict[str, Tensor], rows: list[PuzzleChain], when: str) -
 
 
 # --------------------------------------------------------------------------------------------------
-# What is told of a step
-
-
-def _recorded(chain: PuzzleChain, known: dict[str, np.ndarray], i: int, cost: Cost) -> Step:
-    ids = chain.back(known["tokens"][i]).astype(np.int64)
-    grid = Span(ids, np.array(chain.cells_back(known["confidence"][i])))
-    view = {"grid": grid}
-    if "runner_up" in (chain.ask.trace or ()):
-        second = chain.back(known["second"][i]).astype(np.int64)
-        sure = np.array(chain.cells_back(known["second_confidence"][i]))
-        view["runner_up"] = Span(second, sure)
-    scores = {"halt": float(known["q"][i]), "change": float(known["change"][i])}
-    return Step(chain.steps, "refine", view=view, scores=scores, cost=cost)
-
-
-def _rewrite(chain: PuzzleChain, known: dict[str, np.ndarray], i: int) -> Event:
-    q = float(known["q"][i])
-    scores = {"halt": q, "belief": _sigmoid(q), "change": float(known["change"][i])}
-    tokens = tuple(known["tokens"][i].tolist())
-    return Event("rewrite", chain.owner.number, tokens, step=chain.steps, scores=scores)
-
-
-def _sigmoid(q: float) -> float:
-    with np.errstate(over="ignore"):  # exp(-q) may be infinite: then it is 0
-        return float(1 / (1 + np.exp(-q)))
-
-
-def _trace(chain: PuzzleChain, stopped: str) -> Trace | None:
-    if chain.ask.trace is None:
-        return None
-    return Trace(
-        method="trm",
-        question=chain.ask.tokens.astype(np.int64),
-        steps=chain.record,
-        stopped=stopped,
-        meta={"grid": list(chain.ask.grid), "chain": chain.number},
-    )
-
-
-# --------------------------------------------------------------------------------------------------
 # Selection
 
 
@@ -485,7 +450,7 @@ def _answer(puzzle: OpenPuzzle, accepted: set[int], costs: StepCosts) -> Answer:
         told = str(wrong) if isinstance(wrong, ValueError) else f"{type(wrong).__name__}: {wrong}"
         return Answer(steps=plain.steps, cost=cost, error=told, details={"exception": wrong})
     if puzzle.cancelled:
-        trace = _trace(plain, "cancelled")
+        trace = trace_of(plain, "cancelled")
         return Answer(steps=plain.steps, stopped="cancelled", cost=cost, trace=trace)
     return _chosen(puzzle, accepted, costs, cost)
 
@@ -505,9 +470,9 @@ def _chosen(puzzle: OpenPuzzle, accepted: set[int], costs: StepCosts, cost: Cost
         steps=best.steps,
         stopped=stopped,
         cost=cost,
-        believed=_sigmoid(best.q),
+        believed=sigmoid(best.q),
         logprobs=tuple(np.log(best.confidence).tolist()) if ask.logprobs else None,
-        trace=_trace(best, stopped),
+        trace=trace_of(best, stopped),
         details={
             "q": best.q,
             "chain": best.number,
@@ -579,7 +544,7 @@ def _ranking(
 
 def _stands(chain: PuzzleChain, group: list[PuzzleChain], accepted: set[int]) -> bool:
     """Whether the chosen answer is given, or withheld."""
-    ask, believed = chain.ask, _sigmoid(chain.q)
+    ask, believed = chain.ask, sigmoid(chain.q)
     if callable(ask.abstain):
         stands = id(chain) in accepted
     else:
