@@ -357,6 +357,45 @@ def test_a_bad_processor_is_an_error_and_the_model_stays_clean(method, trouble):
     assert told(thinker.ask(method.questions[0], **said)) == wanted
 
 
+@pytest.mark.parametrize("trouble", [name for name in TROUBLES if name != "Ctrl-C"])
+def test_a_bad_processor_fails_its_own_question_alone(method, trouble):
+    """In a list, and among requests that share forwards with it."""
+    thinker = thinker_of(method)
+    if thinker.method.reads == "puzzle":
+        pytest.skip("a puzzle's answer is not drawn")
+    first, second = method.questions
+    said = options(method, thinker)
+    calls = []
+
+    def bad(ids, scores):
+        """Its second call of the second question goes wrong."""
+        if ids[0, 0] != start:
+            return scores
+        calls.append(1)
+        return scores if len(calls) < 2 else TROUBLES[trouble](ids, scores)
+
+    start = int(thinker.processor.read(second).tokens[0])
+    assert start != int(thinker.processor.read(first).tokens[0])
+    rule = Sampling(processors=(bad,))
+    wanted = told(thinker.ask(first, **said | {"sampling": Sampling(processors=(lambda i, s: s,))}))
+    right, wrong = thinker.ask([first, second], **said | {"sampling": rule})
+    assert told(right) == wanted and not right.error
+    assert wrong.error and not wrong.text and wrong.cost.forwards > 0
+    kind = Trouble if trouble == "an error" else ValueError
+    assert isinstance(wrong.details["exception"], kind)
+
+    calls.clear()
+    work, found = thinker.begin(), {}
+    good = work.add(thinker.request(first, **said))
+    lost = work.add(thinker.request(second, **said | {"sampling": rule}))
+    while work.busy:
+        for event in work.step():
+            found.setdefault(event.request, []).append(event)
+    assert [event.kind for event in found[lost]][-1] == "end"
+    assert found[lost][-1].answer.error == work.result(lost).error != ""
+    assert work.result(good).tokens == thinker.ask(first, **said).tokens
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_head_that_says_nonsense_is_an_error(method, value):
     thinker = thinker_of(method)

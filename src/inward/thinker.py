@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from inward import hub
 from inward.common.speaking import Speaker, StopWords
-from inward.common.thinking import Answer, Event, Memory, Method, Request, Work
+from inward.common.thinking import Answer, Event, Memory, Method, Request, Work, stood
 from inward.tasks.asked import AskedQuestion
 from inward.tasks.processors import Processor, processor_for, processor_of
 
@@ -444,8 +444,8 @@ class Thinker:
                     answer = work.result(event.request)
                     found[place] = asked.finished(answer, time.perf_counter() - started)
         assert all(answer is not None for answer in found), "a question was left unanswered"
-        if alone and found[0] is not None and found[0].error:
-            raise found[0].details.get("exception") or ValueError(found[0].error)
+        if alone and found[0] is not None:
+            stood(found[0])
         return [answer for answer in found if answer is not None]
 
     @staticmethod
@@ -454,7 +454,8 @@ class Thinker:
         while work.busy:
             events, answer = work.step(), None
             if any(event.kind == "end" for event in events):
-                answer = asked.finished(work.result(number), time.perf_counter() - started)
+                found = stood(work.result(number))
+                answer = asked.finished(found, time.perf_counter() - started)
             yield from asked.told(events, answer)
 
 

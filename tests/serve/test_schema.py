@@ -33,9 +33,8 @@ def test_the_schema_names_models_and_all_errors(server):
 
 
 CONFIG = """
-# Whether a model can keep what is asked (an effort, a puzzle, a draft) no schema can say. 422 is
-# what 400 is elsewhere, on the one route that documents it (a whole number written 3.0, half a
-# character).
+# Whether a model can keep what is asked (an effort, a puzzle, a draft) no schema can say; 422 is
+# what 400 is elsewhere on the one route that documents it (a whole number written 3.0).
 [checks]
 positive_data_acceptance.expected-statuses = [200, 400, 404, 422, 429]
 """

@@ -28,7 +28,10 @@ class Serve:
     batch_size: int | None = None
     """rows of a forward at most, each model's own default"""
     threads: int | None = None
-    """threads of torch"""
+    """threads of torch; with several workers each model of each has so many, by default the cores
+    divided by the workers"""
+    workers: int = 1
+    """processes that share the port, each with the models of its own"""
     reasoning: Literal["reasoning_content", "reasoning", "off"] = "reasoning_content"
     """field under which thoughts are told; off: only to requests that ask for them"""
     max_tokens: int = 4096
@@ -81,6 +84,7 @@ class Serve:
             thoughts_as="reasoning" if self.reasoning == "reasoning" else "reasoning_content",
             reasoning=self.reasoning != "off",
             grace=self.grace,
+            workers=self.workers,
             log_level=self.log_level,
             playground=(playground_html(), playground_policy()),
         )

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -192,6 +192,36 @@ def _check_scores(scores: Any, num: int, place: int, process: object) -> None:
         raise NotFiniteError(
             f"token {place}: the processor {name} left {wrong}; it must leave a token to say"
         )
+
+
+@dataclass(eq=False)
+class Guarded:
+    """A processor that fails for itself alone: what it raises, or scores that nothing can be drawn
+    from, is kept in `wrong`, and the scores go on as they came. Whoever put it there ends the text.
+    """
+
+    process: Processor
+    wrong: Exception | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(1, length) ids and (1, V) scores -> (1, V) scores."""
+        if self.wrong is not None:
+            return scores
+        try:
+            found = self.process(input_ids, scores.clone())
+            _check_scores(found, scores.shape[-1], input_ids.shape[-1], self.process)
+        except Exception as error:  # noqa: BLE001 - a user's function
+            self.wrong = error
+            return scores
+        return found
+
+
+def guarded(sampling: Sampling | None) -> tuple[Sampling | None, tuple[Guarded, ...]]:
+    """The same with its processors guarded, and the guards."""
+    if sampling is None or not sampling.processors:
+        return sampling, ()
+    guards = tuple(map(Guarded, sampling.processors))
+    return replace(sampling, processors=guards), guards
 
 
 @dataclass(frozen=True)

@@ -324,7 +324,8 @@ class Lanes:
         engine: key -> a `Work` for requests of that key alone.
 
     A lane goes when its last request has ended; every lane that has work does a piece of it in a
-    step.
+    step. A processor of a request (`sampling`) that raises, or leaves nothing to draw from, ends
+    that request with an error, and no other.
     """
 
     def __init__(self, key: Callable[[Request], Hashable], engine: Callable[[Any], Work]):
@@ -333,6 +334,8 @@ class Lanes:
         self._places: dict[int, tuple[Hashable, int]] = {}
         self._numbers: dict[tuple[Hashable, int], int] = {}
         self._found: list[Event] = []  # events of lanes before one that raised
+        self._guards: dict[int, Sequence[Any]] = {}  # of requests with processors of their own
+        self._wrong: dict[int, Exception] = {}
         self._next = 0
 
     @property
@@ -346,10 +349,13 @@ class Lanes:
             raise ValueError(f"{request!r} is no Request; make one of a question, see `Request`")
         key = self._key(request)
         lane = self._lanes.get(key) or self._engine(key)
+        request, guards = _guarded(request)
         place = (key, lane.add(request))  # may refuse: nothing is kept before
         self._lanes[key] = lane
         number, self._next = self._next, self._next + 1
         self._places[number], self._numbers[place] = place, number
+        if guards:
+            self._guards[number] = guards
         return number
 
     def step(self) -> list[Event]:
@@ -360,8 +366,27 @@ class Lanes:
                     number = self._numbers[key, event.request]
                     same = number == event.request  # as in a lane that is alone
                     self._found.append(event if same else replace(event, request=number))
+        if self._guards:
+            self._mind_the_guards()
         found, self._found = self._found, []
         return found
+
+    def _mind_the_guards(self) -> None:
+        """Requests whose processor has failed are over, and what they said with it was not said."""
+        for number, guards in self._guards.items():
+            wrong = next((guard.wrong for guard in guards if guard.wrong is not None), None)
+            if wrong is not None and number not in self._wrong:
+                self._wrong[number] = wrong
+                self.cancel(number)
+        if not self._wrong:
+            return
+        kept = [e for e in self._found if e.kind == "end" or e.request not in self._wrong]
+        self._found = [
+            replace(e, answer=_failed(e.answer, self._wrong[e.request]))
+            if e.answer is not None and e.request in self._wrong
+            else e
+            for e in kept
+        ]
 
     def cancel(self, number: int) -> None:
         """See `Work`."""
@@ -377,6 +402,9 @@ class Lanes:
         """See `Work`."""
         place = self._place(number)
         answer = self._lanes[place[0]].result(place[1])
+        if (wrong := self._wrong.pop(number, None)) is not None:
+            answer = _failed(answer, wrong)
+        self._guards.pop(number, None)
         del self._places[number], self._numbers[place]
         if not any(key == place[0] for key, _ in self._numbers):
             del self._lanes[place[0]]
@@ -388,6 +416,28 @@ class Lanes:
         return self._places[number]
 
 
+def _guarded(request: Request) -> tuple[Request, Sequence[Any]]:
+    if request.sampling is None or not request.sampling.processors:
+        return request, ()
+    from inward.common.sampling import guarded
+
+    sampling, guards = guarded(request.sampling)
+    return replace(request, sampling=sampling), guards
+
+
+def _failed(answer: Answer, wrong: Exception) -> Answer:
+    """The end of a request whose own function went wrong: what it took, and why."""
+    told = str(wrong) if isinstance(wrong, ValueError) else f"{type(wrong).__name__}: {wrong}"
+    return Answer(steps=answer.steps, cost=answer.cost, error=told, details={"exception": wrong})
+
+
+def stood(answer: Answer) -> Answer:
+    """The answer; of a request that failed the exception."""
+    if answer.error is not None:
+        raise answer.details.get("exception") or ValueError(answer.error)
+    return answer
+
+
 def run(work: Work) -> Iterator[Event]:
     """All events until nothing is left to do."""
     while work.busy:
@@ -395,8 +445,8 @@ def run(work: Work) -> Iterator[Event]:
 
 
 def answers(work: Work, requests: Sequence[Request]) -> list[Answer]:
-    """Run requests together; their answers in order."""
+    """Run requests together; their answers in order. Raises what one of them failed with."""
     numbers = [work.add(request) for request in requests]
     for _ in run(work):
         pass
-    return [work.result(number) for number in numbers]
+    return [stood(work.result(number)) for number in numbers]

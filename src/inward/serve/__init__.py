@@ -9,7 +9,7 @@
     decisions   typed questions and their probabilities; systemone: their route
     shield      key, host, origin, size of bodies, headers, before any route
     app         the routes
-    server      the process around them
+    server      the process around them; workers: several of them
 
 Needs the extra: pip install "inward[serve]".
 """

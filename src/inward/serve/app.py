@@ -22,6 +22,7 @@ from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import APIRouter, FastAPI, Request
@@ -52,6 +53,7 @@ from inward.serve.schemas import (
     SolveBody,
 )
 from inward.serve.streams import EventStream, unless_gone
+from inward.serve.workers import Office, worker_of
 from inward.tasks.asked import AskedQuestion
 from inward.thinker import Thinker
 
@@ -63,7 +65,7 @@ class Server:
     """What the routes share.
 
     thoughts_as: the field of thoughts. reasoning: whether they are where a request does not say.
-    draining: nothing new is taken.
+    draining: nothing new is taken. office: of one of several workers.
     """
 
     models: Mapping[str, Served]
@@ -74,6 +76,7 @@ class Server:
     reasoning: bool = True
     draining: bool = False
     readers: dict[str, ThreadPoolExecutor] = field(default_factory=dict)
+    office: Office | None = None
 
     def model(self, name: str) -> Served:
         """The model of that name. ApiError 404: there is none; 503: the server is stopping."""
@@ -117,6 +120,13 @@ class Server:
         served.scheduler.check_room(len(questions))
         asked = await self.read(served, questions, choice.options | (drawn or {}))
         return await self.runs.begin(self.runs.new_id(kind), served, choice, asked, **more)
+
+    async def control(self, id: str, action: str) -> bool:
+        """See `Runs.control`; of a request of another worker that one is told."""
+        number = worker_of(id)
+        if self.office is None or number is None or number == self.office.number:
+            return self.runs.control(id, action)
+        return await self.office.tell(number, id, action)
 
     async def whole(
         self, request: Request, run: OpenRun, work: Coroutine[Any, Any, dict[str, Any]]
@@ -312,7 +322,7 @@ async def inward_events(request: Request, body: EventsBody) -> Response:
 @router.post("/v1/chat/completions/control", responses=ERRORS)
 async def control(request: Request, body: ControlBody) -> dict[str, Any]:
     """End the thinking of an answer under way (the answer so far comes), or the answer."""
-    done = _server(request).runs.control(body.id, body.action)
+    done = await _server(request).control(body.id, body.action)
     return {"id": body.id, "action": body.action, "success": done}
 
 
@@ -398,6 +408,7 @@ def create_app(
     thoughts_as: Field = "reasoning_content",
     reasoning: bool = True,
     worker: int | None = None,
+    offices: Path | None = None,
     playground: tuple[str, str] | None = None,
 ) -> FastAPI:
     """The application, its models not yet at work: that begins and ends with its lifespan.
@@ -407,6 +418,7 @@ def create_app(
         batch_size: rows of a forward; None: the method's own.
         threads: of torch for each model.
         thoughts_as, reasoning: see `Server`. worker: see `Runs`.
+        offices: folder of the workers' offices (`workers.Office`); None: there is one process.
         playground: the page at / as HTML, and its content security policy; None: there is none.
     """
     if not thinkers:
@@ -418,14 +430,22 @@ def create_app(
         for name, thinker in thinkers.items()
     }
     server = Server(models, limits, Runs(worker), Meter(models), thoughts_as, reasoning)
+    if worker is not None and offices is not None:
+        server.office = Office(offices, worker, server.runs.control)
     for name, served in models.items():
         served.scheduler.on_end = partial(server.meter.observe, name)
+        served.scheduler.on_step = partial(server.meter.stepped, name)
+        served.scheduler.on_crowd = partial(server.meter.crowd, name)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         for served in models.values():
             served.scheduler.start()
+        if server.office is not None:
+            server.office.open()
         yield
+        if server.office is not None:
+            server.office.close()
         for served in models.values():
             await asyncio.to_thread(served.scheduler.close)
         for reader in server.readers.values():

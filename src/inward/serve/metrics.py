@@ -2,51 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from inward.common.thinking import Answer
 from inward.serve.replies import drafts_of, said_in
-from inward.serve.runs import Served
 from inward.serve.scheduler import Ticket
+from inward.serve.workers import METRICS
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
-class Engines(Collector):
-    """What the schedulers know: requests in work and waiting, steps, seconds, failures."""
-
-    def __init__(self, models: Mapping[str, Served]):
-        self.models = models
-
-    def collect(self) -> Iterable[Metric]:
-        """One sample a model."""
-        kinds = (
-            (GaugeMetricFamily, "inward_requests_open", "in work or waiting"),
-            (GaugeMetricFamily, "inward_requests_waiting", "waiting for a row"),
-            (CounterMetricFamily, "inward_steps", "pieces of work"),
-            (CounterMetricFamily, "inward_busy_seconds", "seconds of these"),
-            (CounterMetricFamily, "inward_failures", "pieces of work that raised"),
-        )
-        for number, (family, name, about) in enumerate(kinds):
-            metric = family(name, about, labels=["model"])
-            for model, served in self.models.items():
-                of = served.scheduler
-                values = (len(of.open), of.waiting, of.steps, of.busy_seconds, of.failures)
-                metric.add_metric([model], float(values[number]))
-            yield metric
-
-
 class Meter:
-    """Counts replies and answers."""
+    """Counts replies and answers, steps, and who is in work; of several workers all together."""
 
-    def __init__(self, models: Mapping[str, Served]):
-        self.registry = CollectorRegistry()
-        self.registry.register(Engines(models))
-        r = self.registry
+    def __init__(self, models: Iterable[str]):
+        self.registry = r = CollectorRegistry()
+        self.open, self.waiting = (
+            Gauge(
+                f"inward_requests_{name}", about, ["model"], registry=r, multiprocess_mode="livesum"
+            )
+            for name, about in (("open", "in work or waiting"), ("waiting", "waiting for a row"))
+        )
+        self.steps = Counter("inward_steps", "pieces of work", ["model"], registry=r)
+        self.busy = Counter("inward_busy_seconds", "seconds of these", ["model"], registry=r)
+        self.failures = Counter("inward_failures", "pieces that raised", ["model"], registry=r)
+        for model in models:
+            for each in (self.open, self.waiting, self.steps, self.busy, self.failures):
+                each.labels(model)  # tells 0
         self.replies = Counter(
             "inward_replies", "by route and status", ["route", "status"], registry=r
         )
@@ -104,6 +90,22 @@ class Meter:
         for name, value in took.items():
             self.sums[name].labels(model).inc(value)
 
+    def stepped(self, model: str, seconds: float, failed: bool) -> None:
+        """A piece of work has been done."""
+        self.steps.labels(model).inc()
+        self.busy.labels(model).inc(seconds)
+        if failed:
+            self.failures.labels(model).inc()
+
+    def crowd(self, model: str, num_open: int, num_waiting: int) -> None:
+        """So many requests are in work or wait."""
+        self.open.labels(model).set(num_open)
+        self.waiting.labels(model).set(num_waiting)
+
     def text(self) -> bytes:
-        """All numbers."""
-        return generate_latest(self.registry)
+        """All numbers, of all workers."""
+        registry = self.registry
+        if METRICS in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)
+        return generate_latest(registry)

@@ -81,6 +81,8 @@ class Scheduler:
         threads: of torch in the model's thread; None: torch's own choice.
 
     on_end: told of each request that has ended, with its answer; None: the work failed.
+    on_step: told, in the thread, of each piece of work: its seconds, and whether it raised.
+    on_crowd: told how many requests there are, and how many of them wait.
     """
 
     def __init__(
@@ -95,9 +97,10 @@ class Scheduler:
         self.work: Work = thinker.begin(**self.sizes)
         self.rows = _rows(thinker, self.sizes)
         self.open: set[Ticket] = set()
-        self.steps, self.busy_seconds, self.failures = 0, 0.0, 0
         self.mean_seconds = 1.0
         self.on_end: Callable[[Ticket, Answer | None], None] = lambda ticket, answer: None
+        self.on_step: Callable[[float, bool], None] = lambda seconds, failed: None
+        self.on_crowd: Callable[[int, int], None] = lambda num_open, num_waiting: None
         self._threads = threads
         self._tickets: dict[int, Ticket] = {}
         self._commands: deque[Callable[[], None]] = deque()
@@ -150,6 +153,7 @@ class Scheduler:
         ticket = Ticket(asked, loop, time.monotonic() + self.limits.max_seconds)
         ticket.added = loop.create_future()
         self.open.add(ticket)
+        self._counted()
         self._tell(lambda: self._add(ticket))
         try:
             await ticket.added
@@ -203,6 +207,10 @@ class Scheduler:
                 self.mean_seconds += 0.1 * (now - ticket.came - self.mean_seconds)
                 self.on_end(ticket, None if isinstance(events, Exception) else events[-1].answer)
             ticket.queue.put_nowait(events)
+        self._counted()
+
+    def _counted(self) -> None:
+        self.on_crowd(len(self.open), self.waiting)
 
     # -- in the thread
 
@@ -242,6 +250,7 @@ class Scheduler:
     def _added(self, ticket: Ticket, error: Exception | None) -> None:
         if error is not None:
             self.open.discard(ticket)
+            self._counted()
             ticket.done = time.monotonic()
         assert ticket.added is not None
         if ticket.added.done():  # its caller has gone
@@ -270,7 +279,7 @@ class Scheduler:
                 self._cancel(ticket, "time")
 
     def _step(self) -> None:
-        began = time.perf_counter()
+        began, failed = time.perf_counter(), False
         try:
             events = self.work.step()
             found: dict[int, list[Event]] = {}
@@ -278,10 +287,10 @@ class Scheduler:
                 found.setdefault(event.request, []).append(event)
             told = [self._told(number, own) for number, own in found.items()]
         except Exception as fault:
+            failed = True
             log.exception("%s: a step failed", self.thinker.name)
             told = self._fail(WorkFailed(f"{type(fault).__name__}: {fault}"))
-        self.steps += 1
-        self.busy_seconds += time.perf_counter() - began
+        self.on_step(time.perf_counter() - began, failed)
         for loop in {ticket.loop for ticket, _ in told}:
             _call(loop, self._deliver, [pair for pair in told if pair[0].loop is loop])
 
@@ -297,7 +306,6 @@ class Scheduler:
         """Everything in work is lost; a new work takes its place."""
         lost = self._all()
         self._tickets.clear()
-        self.failures += 1
         self.work = self.thinker.begin(**self.sizes)
         return [(ticket, error) for ticket in lost]
 

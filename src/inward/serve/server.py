@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from inward.serve.app import Field, Server, create_app
 from inward.serve.limits import Limits
 from inward.serve.shield import LOCAL, Shield, is_loopback
+from inward.serve.workers import serve_many, threads_of
 
 if TYPE_CHECKING:
     from inward.thinker import Thinker
@@ -81,6 +82,7 @@ class Settings:
     """All that a serving process is told beside its place.
 
     models: names and folders, "name=folder" where the name shall be another. grace: seconds.
+    workers: processes, each with the models of its own.
     Others as in `app.create_app`.
     """
 
@@ -91,11 +93,12 @@ class Settings:
     thoughts_as: Field = "reasoning_content"
     reasoning: bool = True
     grace: float = 20.0
+    workers: int = 1
     log_level: str = "info"
     playground: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "threads"):
+        for name in ("batch_size", "threads", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, must be at least 1")
@@ -134,16 +137,20 @@ def opened(models: Sequence[str]) -> dict[str, Thinker]:
     return {name: replace(open_thinker(of), name=name) for name, of in named(models).items()}
 
 
-def application(settings: Settings, *, worker: int | None = None) -> FastAPI:
-    """The application with its models, behind nothing yet."""
+def application(
+    settings: Settings, *, worker: int | None = None, offices: Path | None = None
+) -> FastAPI:
+    """The application with its models, behind nothing yet; of a worker as `create_app` says."""
+    several = settings.workers > 1
     return create_app(
         opened(settings.models),
         limits=settings.limits,
         batch_size=settings.batch_size,
-        threads=settings.threads,
+        threads=threads_of(settings, settings.workers) if several else settings.threads,
         thoughts_as=settings.thoughts_as,
         reasoning=settings.reasoning,
         worker=worker,
+        offices=offices,
         playground=settings.playground,
     )
 
@@ -195,14 +202,20 @@ def serve(place: Address, settings: Settings) -> None:
         OSError: the port is taken.
     """
     bound = place.bind()  # before models are opened, which may take long
+    host, port = bound.getsockname()[:2]
+    at = f"[{host}]" if ":" in host else host
+    names = ", ".join(named(settings.models))
+
+    def greet() -> None:
+        print(f"inward serves {names} at http://{at}:{port}", flush=True)
+
     try:
+        if settings.workers > 1:
+            serve_many(place, settings, settings.workers, bound, greet)
+            return
         app = application(settings)
         server = GracefulServer(configured(app, place, settings), app.state.server, settings.grace)
-        host, port = bound.getsockname()[:2]
-        at = f"[{host}]" if ":" in host else host
-        print(
-            f"inward serves {', '.join(app.state.server.models)} at http://{at}:{port}", flush=True
-        )
+        greet()
         server.run(sockets=[bound])
     finally:
         bound.close()

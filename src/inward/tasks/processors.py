@@ -84,6 +84,7 @@ class TextProcessor:
         """Whether conversations are what the model reads: the template is there, and training did
         not put single questions in another form"""
         self._pieces: dict[int, str] = {}
+        self._silent = frozenset(getattr(tokenizer, "all_special_ids", ()))
 
     def read(self, question: Any) -> Prompt:
         """A text as it is, or a list of message dicts through the chat template."""
@@ -140,11 +141,15 @@ class TextProcessor:
         )
 
     def unsettled(self, tokens: Sequence[int]) -> int:
-        """The run of byte tokens at the end, in vocabularies that fall back to bytes."""
-        num = 0
-        while num < len(tokens) and _is_byte(self.tokenizer, tokens[-1 - num]):
-            num += 1
-        return num
+        """The run of byte tokens at the end, in vocabularies that fall back to bytes; special
+        tokens, which are not written, do not end it."""
+        run = 0
+        for num, token in enumerate(reversed(tokens), start=1):
+            if _is_byte(self.tokenizer, token):
+                run = num
+            elif int(token) not in self._silent:
+                break
+        return run
 
     def piece(self, token: int) -> str:
         """Decoded behind another token, because decoders drop the blank of a first word."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from inward.common.clients import prompt_ids, streaming
 from inward.common.passed import passed_of
 from inward.common.requests import end_tokens, prompts_of
-from inward.common.thinking import Answer, Event, Request, run
+from inward.common.thinking import Answer, Event, Request, run, stood
 from inward.common.trace import Cost, Trace
 from inward.data.thoughts.segments import Sample, flat, parse
 from inward.methods.coconut.calls import Call, call_of
@@ -87,7 +87,7 @@ def _generated(model: Coconut, call: Call, streamer: Any) -> tuple[CoconutGenera
         for event in run(work):
             if event.kind == "word":
                 tell(event.tokens)
-    answers = [work.result(number) for number in range(len(rows))]
+    answers = [stood(work.result(number)) for number in range(len(rows))]
     sums = [own_words(model, a.tokens, a.logprobs) for a in answers if a.logprobs is not None]
     out = CoconutGenerated(
         tokens=[list(answer.tokens) for answer in answers],

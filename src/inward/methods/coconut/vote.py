@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from inward.common.thinking import run
+from inward.common.thinking import run, stood
 from inward.data.thoughts.segments import Sample
 from inward.methods.coconut.calls import call_of
 from inward.methods.coconut.generate import begun
@@ -56,7 +56,7 @@ def vote(
         pass
     found = []
     for number in range(len(call.requests)):
-        made = work.result(number)
+        made = stood(work.result(number))
         facts = made.details
         if num_samples == 1:
             only = list(made.tokens)
