@@ -61,7 +61,7 @@ from transformers import (
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from inward.common.bases import given_cache
+from inward.common.bases import given_cache, run_layers_again
 from inward.common.draws import Draws, Loss
 from inward.common.trace import Cost
 from inward.methods.huginn.blocks import Attention, OutProjection, RMSNorm, SandwichBlock
@@ -530,6 +530,14 @@ class HuginnForCausalLM(HuginnPreTrainedModel, Generates, GenerationMixin):
     def loss(self, batch: dict[str, Tensor], state: dict[str, Tensor] | None, draws: Draws) -> Loss:
         """Next-token cross-entropy at a sampled depth (section 3.3); see `train.loss`."""
         return loss(self, batch, draws)
+
+    def sharded_blocks(self) -> list[nn.Module]:
+        """What runs once a forward; the core runs r times and stays gathered."""
+        return [*self.transformer.prelude, *self.transformer.coda]
+
+    def recompute_in_backward(self) -> None:
+        """Run each recurrence again in the backward pass instead of keeping what it computed."""
+        run_layers_again(self)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.transformer.wte

@@ -297,6 +297,14 @@ class HuginnTraining(nn.Module):
         """See the function `loss`."""
         return loss(self.model, batch, draws, depth=self.depth, watch=self.watch)
 
+    def sharded_blocks(self) -> list[nn.Module]:
+        """See the model."""
+        return self.model.sharded_blocks()
+
+    def recompute(self) -> None:
+        """See the model."""
+        self.model.recompute()
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model as `HuginnForCausalLM.from_pretrained` reads it."""
         self.model.save_pretrained(folder)

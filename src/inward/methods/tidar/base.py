@@ -322,6 +322,22 @@ def _try_split(model: PreTrainedModel) -> bool:
     return torch.equal(own, model(input_ids=ids, use_cache=False).logits)
 
 
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model: its longest list of modules of one class; [] if it has none, or if
+    they share weights, with each other or with the rest."""
+    lists = [
+        list(module)
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len({type(part) for part in module}) == 1
+    ]
+    longest = max(lists, key=len, default=[])
+    owners: dict[int, int] = {}
+    for _, param in model.named_parameters(remove_duplicate=False):
+        owners[id(param)] = owners.get(id(param), 0) + 1
+    alone = all(owners[id(param)] == 1 for block in longest for param in block.parameters())
+    return longest if alone else []
+
+
 # --------------------------------------------------------------------------------------------------
 # The model that an adapter belongs to
 

@@ -60,6 +60,7 @@ from inward.common.reach import first_position, looking, reach_of
 from inward.methods.tidar import masks
 from inward.methods.tidar.base import (
     base_name,
+    blocks_of,
     check_embeddings,
     check_masks,
     context_limit,
@@ -246,6 +247,20 @@ class TiDAR(nn.Module):
         return masks.additive(attention_mask, dtype)
 
     # -- training ----------------------------------------------------------------------------------
+
+    def sharded_blocks(self) -> list[nn.Module]:
+        """The layers below, which a forward runs once or twice (`inward.train.sharding`)."""
+        splits(self.model)  # found out while the model is whole
+        return blocks_of(self.model)
+
+    def recompute(self) -> None:
+        """Run the layers again in the backward pass instead of keeping what they computed."""
+        if self.adapter is not None:
+            raise ValueError(
+                "recompute: an adapter's clean half hands on its keys and values, which layers "
+                "that run again do not keep; leave it out (the clean half keeps nothing else)"
+            )
+        self.model.gradient_checkpointing_enable()
 
     def loss(self, batch: Batch, state: dict[str, Tensor] | None, draws: Draws | None) -> Loss:
         """Joint loss, a sum over targets; with an adapter the diffusion part alone.

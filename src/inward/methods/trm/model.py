@@ -43,12 +43,14 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from inward.common import IGNORE
@@ -184,6 +186,7 @@ class TRM(PreTrainedModel):
         super().__init__(TRMConfig(config) if isinstance(config, TRMSettings) else config)
         settings = self.settings = self.config.settings
         self.state_dtype = getattr(torch, settings.compute_dtype)
+        self.recomputed = False
         D, V = settings.hidden_size, settings.vocab_size
         is_cube = settings.mixer == "cube"
         self.embed_tokens = nn.Embedding(3 if is_cube else V, D)
@@ -307,6 +310,8 @@ class TRM(PreTrainedModel):
         One latent: z <- f(z, x) n times, then z <- f(z, 0).
         """
         f = self.network
+        if self.recomputed and self.training and torch.is_grad_enabled():
+            f = partial(checkpoint, self.network, use_reentrant=False)
         y, z = state.get("y"), state["z"]
         evaluation = 0
         for _ in range(T):
@@ -320,6 +325,11 @@ class TRM(PreTrainedModel):
                         y = f(y, z, where)
                 evaluation += 1
         return {"z": z} if y is None else {"y": y, "z": z}
+
+    def recompute(self) -> None:
+        """Run each evaluation of f again in the backward pass instead of keeping what it
+        computed."""
+        self.recomputed = True
 
     def read_out(self, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits of the cells (B, L, V) and the halting logits (B,) float32."""
