@@ -78,6 +78,6 @@ KINDS: dict[str, dict[str, Any]] = {
 )  # fmt: skip
 def test_every_method_is_one(tmp_path, alone, world_size, kinds):
     jobs = [(name, tmp_path / kind / name, KINDS[kind]) for kind in kinds for name in METHODS]
-    start_ranks(world_size, train_all, jobs)
+    start_ranks(world_size, train_all, jobs, timeout=900)
     for name, out, _ in jobs:
         compare(name, out.parent.name, world_size, out, alone / name)

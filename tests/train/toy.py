@@ -203,10 +203,13 @@ def as_rank(rank: int, world_size: int, port: int, target: Callable[..., Any], *
     target(*args)
 
 
-def start_ranks(world_size: int, target: Callable[..., Any], *args: Any) -> None:
+def start_ranks(
+    world_size: int, target: Callable[..., Any], *args: Any, timeout: float = 120
+) -> None:
     """Run `target` in `world_size` processes connected by gloo and wait for them."""
     port = free_port()
-    finish(*[start(as_rank, rank, world_size, port, target, *args) for rank in range(world_size)])
+    ranks = [start(as_rank, rank, world_size, port, target, *args) for rank in range(world_size)]
+    finish(*ranks, timeout=timeout)
 
 
 def train_in_child(out: Path, options: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from inward.cli.options import UsageError, _console, parse, unknown
 
@@ -41,6 +41,11 @@ def train(words: list[str]) -> int:
         return 0
     changed = {f.name: getattr(options, f.name) for f in fields(options)}
     out, resume, other = (changed.pop(name) for name in ("out", "resume", "other_data"))
+    if (parallel := changed.pop("parallel")) is not None:
+        said = changed["train"].parallel
+        if said not in (recipe.train.parallel, parallel):
+            raise UsageError(f"--parallel says {parallel}, --train.parallel says {said}; say one")
+        changed["train"] = replace(changed["train"], parallel=parallel)
     return _train_recipe(replace(recipe, **changed), out, resume=resume, other_data=other)
 
 
@@ -57,10 +62,11 @@ def _overrides(recipe: Any) -> type:
     entries.append(("out", Path, field(default=Path("runs") / recipe.name)))
     entries.append(("resume", bool, field(default=False)))
     entries.append(("other_data", bool, field(default=False)))
+    entries.append(("parallel", Literal["ddp", "fsdp", "hsdp"] | None, field(default=None)))
     about = (
         f"{recipe.about}\n\n--out is the folder of the run. A run that stopped goes on by the same "
         "command; --resume insists that there is one; --other-data lets it go on with other data "
-        "than it began with."
+        "than it began with. --parallel is --train.parallel, for several processes (torchrun)."
     )
     return make_dataclass("Train", entries, namespace={"__doc__": about})
 

@@ -312,7 +312,7 @@ class FolderLock:
         while True:
             file = self.path.open("a+", encoding="utf-8")
             try:
-                _lock(file)
+                lock_file(file)
             except BlockingIOError:
                 file.seek(0)
                 owner = file.read(32).strip() or "unknown"
@@ -357,7 +357,8 @@ def check_free(folder: Path) -> None:
         FolderLock(folder).release()
 
 
-def _lock(file: IO[str]) -> None:
+def lock_file(file: IO[str]) -> None:
+    """Lock an open file until it is closed; BlockingIOError if another process (or thread) has."""
     if fcntl is None:  # without it nothing is locked, as before there were locks
         return
     try:

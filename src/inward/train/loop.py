@@ -90,6 +90,7 @@ def train(run: Run, settings: TrainSettings, out: str | Path) -> dict[str, Any]:
             damaged; a log with a gap.
         BlockingIOError: another process trains into `out`.
         OSError: something cannot be written (the disk is full), or the folder was deleted.
+        ConnectionError: another process of the run died; it is named.
         NonFiniteError: loss or gradient of a step is not finite; the state before it is saved.
         KeyboardInterrupt: SIGINT or SIGTERM came; the step was finished and the state saved.
             (A command should exit with 130.)
@@ -101,6 +102,11 @@ def train(run: Run, settings: TrainSettings, out: str | Path) -> dict[str, Any]:
             loop = _Loop(run, settings, out, accelerator, signals, place)
             try:
                 return loop.run_to_end()
+            except RuntimeError as error:  # what torch makes of a connection that broke
+                lost = place.told_lost(loop.state.step, loop.saved_step)
+                if lost is None:
+                    raise
+                raise lost from error
             finally:
                 loop.close()
 

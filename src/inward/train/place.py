@@ -1,27 +1,73 @@
 """The folder of a run while it is written into: locked, and every failure told in one line that
-says what is safe."""
+says what is safe: a full disk, a folder that is gone, a process that is gone."""
 
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from inward.common.files import FolderLock, as_os_error
+from inward.common.files import LOCK, FolderLock, as_os_error, lock_file
 from inward.train.process import agreement
 from inward.train.state import OtherProcessError
+
+_PRESENT = ".processes"
+"""Folder in a run of several processes where each holds a lock"""
+
+
+class Presence:
+    """Which processes of a run are there: each holds a lock, of which the system lets go when the
+    process dies, however it does. Whoever leaves in order takes the file of his lock away."""
+
+    def __init__(self, out: Path, rank: int, world_size: int) -> None:
+        self.folder, self.rank, self.world_size = out / _PRESENT, rank, world_size
+        self._lock = FolderLock(self._place(rank)) if world_size > 1 else None
+
+    def _place(self, rank: int) -> Path:
+        return self.folder / f"{rank:05d}"
+
+    def gone(self, patience: float = 2.0) -> list[int]:
+        """Numbers of the processes that died; looks for so many seconds until there is one."""
+        end = time.monotonic() + patience
+        while self._lock is not None:
+            found = [n for n in range(self.world_size) if n != self.rank and self._died(n)]
+            if found or time.monotonic() > end:
+                return found
+            time.sleep(0.05)
+        return []
+
+    def _died(self, rank: int) -> bool:
+        lock = self._place(rank) / LOCK
+        if not lock.exists():
+            return False
+        try:
+            with lock.open("a") as file:
+                lock_file(file)
+        except (BlockingIOError, FileNotFoundError):
+            return False
+        return True
+
+    def leave(self) -> None:
+        """In order."""
+        if self._lock is not None:
+            self._lock.release()
+            with suppress(OSError):
+                self._place(self.rank).rmdir()
+                self.folder.rmdir()  # the last one's
 
 
 class RunFolder:
     """`out`, with its lock on the main process; elsewhere the lock is None."""
 
-    def __init__(self, out: Path, lock: FolderLock | None) -> None:
+    def __init__(self, out: Path, lock: FolderLock | None, presence: Presence) -> None:
         self.out = out
         self.lock = lock
+        self.presence = presence
 
     def gone(self) -> bool:
         """Somebody deleted or moved the folder."""
@@ -32,6 +78,20 @@ class RunFolder:
         return FileNotFoundError(
             f"{self.out} was deleted or moved while the run wrote into it; stopped after step "
             f"{step}, begin again or go on where the folder is now"
+        )
+
+    def told_lost(self, step: int, saved: int | None) -> ConnectionError | None:
+        """The error for processes that died, after which the others cannot go on; None if all are
+        there."""
+        gone = self.presence.gone()
+        if not gone:
+            return None
+        numbers = " and ".join(map(str, gone))
+        who = f"process {numbers} is" if len(gone) == 1 else f"processes {numbers} are"
+        return ConnectionError(
+            f"{who} gone (of {self.presence.world_size}, counted from 0): killed, or the machine "
+            f"is lost. {self.out} stopped after step {step}, {_safe(saved)}; the same command goes "
+            "on from there, with as many processes as there are"
         )
 
     @contextmanager
@@ -58,11 +118,14 @@ class RunFolder:
         why = "the disk is full" if full else f"{error.strerror or error}"
         if isinstance(error, OtherProcessError):
             why = f"{why} for process {error.process} (of {error.of}, counted from 0)"
-        safe = "no state was saved yet" if saved is None else f"the state of step {saved} is safe"
         return (
-            f"cannot write into {self.out}: {why}. Stopped after step {step}, {safe}; make room, "
-            "then the same command goes on from there"
+            f"cannot write into {self.out}: {why}. Stopped after step {step}, {_safe(saved)}; make "
+            "room, then the same command goes on from there"
         )
+
+
+def _safe(saved: int | None) -> str:
+    return "no state was saved yet" if saved is None else f"the state of step {saved} is safe"
 
 
 @contextmanager
@@ -80,8 +143,10 @@ def locked(accelerator: Accelerator, out: Path) -> Iterator[RunFolder]:
             fault = str(error)
     if fault := agreement(accelerator)(fault):
         raise BlockingIOError(fault)
+    presence = Presence(out, accelerator.process_index, accelerator.num_processes)
     try:
-        yield RunFolder(out, lock)
+        yield RunFolder(out, lock, presence)
     finally:
+        presence.leave()
         if lock is not None:
             lock.release()
