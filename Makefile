@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-browser | test-versions | lint | bench.  Each first builds or renews .venv,
+# make demo | test | test-slow | test-distributed | test-browser | test-versions | lint | bench.  Each first builds or renews .venv,
 # which costs nothing when pyproject.toml, constraints.txt and the version have not changed.
 
 PYTHON ?= python3
@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install -
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST   := $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-slow test-browser test-versions lint bench
+.PHONY: help demo test test-slow test-distributed test-browser test-versions lint bench
 .NOTPARALLEL:
 
 help:
@@ -33,6 +33,12 @@ test: $(DEV_READY)
 
 test-slow: $(DEV_READY)
 	$(PYTEST) -m slow --durations=10
+
+# Several processes on gloo, one test after the other: every method sharded, states that another number
+# of processes goes on with, processes that are killed. Ten minutes; the quick half is in `make test`.
+test-distributed: $(DEV_READY)
+	$(TEST_ENV) $(BIN)/python -m pytest tests/train/test_ddp.py tests/train/test_sharded.py \
+		tests/train/test_every_method.py tests/train/test_lost.py --durations=10
 
 # The page in Debian's chromium (apt-get install chromium). Nothing is downloaded but playwright and,
 # where npm is, axe-core, which the tests alone use; what is missing is skipped, and says so.
