@@ -1,5 +1,5 @@
-# make demo | test | test-slow | test-browser | test-versions | test-mixins | test-vllm | lint | bench.  Each first builds or
-# renews .venv,
+# make demo | test | test-slow | test-browser | test-versions | test-distributed | test-mixins | test-vllm | lint | bench.  Each
+# first builds or renews .venv,
 # which costs nothing when pyproject.toml, constraints.txt and the version have not changed.
 
 PYTHON ?= python3
@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install -
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST   := $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-slow test-browser test-versions test-mixins test-vllm lint bench
+.PHONY: help demo test test-slow test-browser test-versions test-distributed test-mixins test-vllm lint bench
 .NOTPARALLEL:
 
 help:
@@ -34,6 +34,12 @@ test: $(DEV_READY)
 
 test-slow: $(DEV_READY)
 	$(PYTEST) -m slow --durations=10
+
+# Several processes on gloo, one test after the other: every method sharded, states that another number
+# of processes goes on with, processes that are killed. Ten minutes; the quick half is in `make test`.
+test-distributed: $(DEV_READY)
+	$(TEST_ENV) $(BIN)/python -m pytest tests/train/test_ddp.py tests/train/test_sharded.py \
+		tests/train/test_every_method.py tests/train/test_lost.py --durations=10
 
 # The page in Debian's chromium (apt-get install chromium). Nothing is downloaded but playwright and,
 # where npm is, axe-core, which the tests alone use; what is missing is skipped, and says so.

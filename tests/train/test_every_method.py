@@ -81,3 +81,58 @@ def test_every_method_is_one(tmp_path, alone, world_size, kinds):
     start_ranks(world_size, train_all, jobs, timeout=900)
     for name, out, _ in jobs:
         compare(name, out.parent.name, world_size, out, alone / name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's
+@pytest.mark.parametrize("before, after", [(1, 2), (2, 1), (2, 4)])
+def test_every_method_goes_on_with_another_number(tmp_path, alone, before, after):
+    """Five steps, then five more on other processes, sharded wherever there are several."""
+    for world_size, steps in ((before, 5), (after, 10)):
+        changes = {"steps": steps} | (KINDS["fsdp"] if world_size > 1 else {})
+        jobs = [(name, tmp_path / name, changes) for name in METHODS]
+        if world_size == 1:
+            train_all(jobs)
+        else:
+            start_ranks(world_size, train_all, jobs, timeout=900)
+    for name in METHODS:
+        compare(name, f"fsdp, {before} then {after}", after, tmp_path / name, alone / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"recompute": True}], ids=str)
+def test_precision_and_recomputing_are_those_of_one_process(tmp_path, changes):
+    names = ("trm", "huginn", "tidar")
+    train_all([(name, tmp_path / "one" / name, changes) for name in names])
+    jobs = [(name, tmp_path / "fsdp" / name, KINDS["fsdp"] | changes) for name in names]
+    start_ranks(2, train_all, jobs, timeout=600)
+    for name in names:  # sums over processes of gradients that were rounded to bfloat16 before
+        tolerance = 3e-3 if "precision" in changes else TOLERANCE
+        one, many = (rows_of(tmp_path / kind / name) for kind in ("one", "fsdp"))
+        for a, b in zip(one, many, strict=True):
+            assert b["loss"] == pytest.approx(a["loss"], rel=tolerance), name
+
+
+@pytest.mark.parametrize("name, part", [("trm", "network"), ("huginn", "model.transformer.adapter"),
+                                        ("tidar", "model.model.layers.0.mlp")])  # fmt: skip
+def test_recomputing_changes_nothing_and_keeps_less(tmp_path, name, part):
+    """The same losses to the last bit; what is run again runs more often."""
+    found = []
+    for recompute in (False, True):
+        run, calls = run_of(name), []
+        run.evaluate = None
+        module = run.model.get_submodule(part)
+        # before: what is run again ends as soon as it has what was missing
+        module.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        out = tmp_path / str(recompute)
+        train(run, settings(recompute=recompute, steps=3, eval_every=0), out)
+        found.append(([row["loss"] for row in rows_of(out)], len(calls)))
+    (plain, few), (again, more) = found
+    assert plain == again and few < more
+
+
+@pytest.mark.parametrize("name", ["coconut", "tidar-adapter"])
+def test_what_keeps_a_cache_cannot_be_run_again(tmp_path, name):
+    run = run_of(name)
+    with pytest.raises(ValueError, match="recompute: "):
+        train(run, settings(recompute=True), tmp_path)

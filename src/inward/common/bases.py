@@ -360,3 +360,12 @@ def both_cache_names(output: T) -> T:
 
     setattr(output, other, property(read, write))
     return output
+
+
+def run_layers_again(model: Any) -> None:
+    """Let a model of transformers run its layers again in the backward pass instead of keeping what
+    they computed."""
+    if hasattr(model, "activation_checkpointing_enable"):  # its name since 5.24
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -88,7 +88,7 @@ def started_accelerator(settings: TrainSettings, out: Path) -> Iterator[Accelera
 class Recomputes(Protocol):
     """A model that can run parts of its forward again in the backward pass."""
 
-    def recompute(self) -> None:
+    def recompute_in_backward(self) -> None:
         """Do so from now on; a ValueError says why it cannot."""
         ...
 
@@ -103,7 +103,7 @@ def prepare_model(accelerator: Accelerator, model: nn.Module, settings: TrainSet
     if settings.recompute:
         if not isinstance(model, Recomputes):
             raise ValueError(f"recompute: {type(model).__name__} cannot; leave it out")
-        model.recompute()
+        model.recompute_in_backward()
     module: nn.Module = LossModule(model)
     if settings.parallel != "ddp":
         # accelerate's own FSDP turns into DDP on CPUs without a word; from it comes autocast alone

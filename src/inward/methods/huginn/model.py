@@ -60,7 +60,7 @@ from transformers import (
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from inward.common.bases import given_cache
+from inward.common.bases import given_cache, run_layers_again
 from inward.common.draws import Draws, Loss
 from inward.common.trace import Cost
 from inward.methods.huginn.blocks import BLOCKS, Attention, OutProjection, parts_of
@@ -567,9 +567,9 @@ class HuginnForCausalLM(HuginnPreTrainedModel, Generates, GenerationMixin):
         """What runs once a forward; the core runs r times and stays gathered."""
         return [*self.transformer.prelude, *self.transformer.coda]
 
-    def recompute(self) -> None:
+    def recompute_in_backward(self) -> None:
         """Run each recurrence again in the backward pass instead of keeping what it computed."""
-        self.gradient_checkpointing_enable()
+        run_layers_again(self)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.transformer.wte

@@ -302,9 +302,9 @@ class HuginnTraining(nn.Module):
         """See the model."""
         return self.model.sharded_blocks()
 
-    def recompute(self) -> None:
+    def recompute_in_backward(self) -> None:
         """See the model."""
-        self.model.recompute()
+        self.model.recompute_in_backward()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model as `HuginnForCausalLM.from_pretrained` reads it, and its tokenizer."""

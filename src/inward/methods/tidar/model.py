@@ -52,6 +52,7 @@ from inward.common.bases import (
     holds_tokenizer,
     load_causal_lm,
     open_tokenizer,
+    run_layers_again,
     with_cache,
 )
 from inward.common.draws import Batch, Draws, Loss
@@ -259,14 +260,14 @@ class TiDAR(nn.Module):
         splits(self.model)  # found out while the model is whole
         return blocks_of(self.model)
 
-    def recompute(self) -> None:
+    def recompute_in_backward(self) -> None:
         """Run the layers again in the backward pass instead of keeping what they computed."""
         if self.adapter is not None:
             raise ValueError(
                 "recompute: an adapter's clean half hands on its keys and values, which layers "
                 "that run again do not keep; leave it out (the clean half keeps nothing else)"
             )
-        self.model.gradient_checkpointing_enable()
+        run_layers_again(self.model)
 
     def loss(self, batch: Batch, state: dict[str, Tensor] | None, draws: Draws | None) -> Loss:
         """Joint loss, a sum over targets; with an adapter the diffusion part alone.

@@ -326,7 +326,7 @@ class TRM(PreTrainedModel):
                 evaluation += 1
         return {"z": z} if y is None else {"y": y, "z": z}
 
-    def recompute(self) -> None:
+    def recompute_in_backward(self) -> None:
         """Run each evaluation of f again in the backward pass instead of keeping what it
         computed."""
         self.recomputed = True
