@@ -4,6 +4,8 @@ Run by `make test-vllm`, in an environment of its own; skipped where vLLM is mis
 model, because to start one takes most of the time.
 """
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 import os
 import random
 
