@@ -278,6 +278,4 @@ def _checked(vllm_config: VllmConfig) -> HuginnConfig:
             f"tensor_parallel_size is {parallel.tensor_parallel_size}, which does not divide "
             f"{config.n_heads} heads; use a divisor"
         )
-    if config.mean_recurrence < 1 or not isinstance(config.mean_recurrence, int):
-        raise ValueError(f"mean_recurrence is {config.mean_recurrence!r}, must be 1 or more")
     return config
