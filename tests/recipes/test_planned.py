@@ -2,6 +2,7 @@
 that were published."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def counted(model, batch, rows, precision="float32"):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
             loss = model.loss(batch, None, draws)
         loss.total.backward()
-    events = prof.profiler.kineto_results.events()
+    events: list[Any] = prof.profiler.kineto_results.events()
     now = peak = 0
     for _, size in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
         now += size

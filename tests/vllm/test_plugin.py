@@ -4,6 +4,8 @@ Run by `make test-vllm`, in an environment of its own; skipped where vLLM is mis
 model, because to start one takes most of the time.
 """
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 import os
 import random
 
@@ -160,3 +162,28 @@ def test_the_published_layout_at_another_depth(published):
     found = said(engine, prompts, 16)
     assert found == ours(model, prompts, 16, num_steps=4)
     assert found != ours(model, prompts, 16, num_steps=1)
+
+
+@pytest.mark.parametrize(
+    "fields, ranks, told",
+    [
+        ({"mean_recurrence": 0}, {}, "mean_recurrence"),
+        ({"mean_recurrence": 2.5}, {}, "mean_recurrence"),
+        ({"mean_recurence": 4}, {}, "mean_recurence"),
+        ({}, {"tensor_parallel_size": 2}, "does not divide 55 heads"),
+        ({}, {"pipeline_parallel_size": 2}, "pipeline_parallel_size is 2"),
+    ],
+)
+def test_overrides_and_parallelism_are_checked(fields, ranks, told):
+    from types import SimpleNamespace
+
+    from inward.serve.vllm.model import _checked
+
+    config = HuginnConfig()
+    config.update(fields)  # as vLLM does
+    ranks = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1} | ranks
+    asked = SimpleNamespace(
+        model_config=SimpleNamespace(hf_config=config), parallel_config=SimpleNamespace(**ranks)
+    )
+    with pytest.raises(ValueError, match=told):
+        _checked(asked)

@@ -19,7 +19,7 @@ ARCHITECTURES = ("HuginnForCausalLM", "RavenForCausalLM")
 def register() -> None:
     """Tell transformers the configuration and vLLM the model; harmless when called again."""
     from transformers import AutoConfig
-    from vllm import ModelRegistry  # pyright: ignore[reportMissingImports]
+    from vllm import ModelRegistry  # pyright: ignore - not here
 
     from inward.methods.huginn.config import HuginnConfig
 

@@ -3,7 +3,7 @@
 vLLM takes a request's `extra_args` (`vllm_xargs` over HTTP) for anything and tells a model nothing
 of them. A depth that stands there would be ignored; here it is refused before the request waits.
 """
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
