@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain, groupby
 from typing import Any, cast
 
 import numpy as np
+from torch import Tensor
 
 from inward.common.costs import Sizes, forward_cost
 from inward.common.sampling import Sampler
@@ -166,6 +168,7 @@ class ThinkingRow:
         token: int | None,
         chance: float = 0.0,
         lens: Span | None = None,
+        words: Span | None = None,
         entropy: float = 0.0,
         state: Any = None,
         block: int | None = None,
@@ -177,6 +180,7 @@ class ThinkingRow:
         kind = "thought" if token is None else "word"
         if self.plan.trace is not None:
             seen = {} if lens is None or "lens" not in self.plan.trace else {"lens": lens}
+            seen |= {} if words is None else {"words": words}
             scores = {"entropy": entropy}
             if token is None:  # a first thought is noted before its block is entered
                 scores["block"] = self.blocks + (not self.thinking) if block is None else block
@@ -191,7 +195,8 @@ class ThinkingRow:
                     arrays={} if state is None else {"state": state},
                 )
             )
-        shown = () if lens is None else tuple(lens.ids.tolist())
+        told = lens if words is None else words
+        shown = () if told is None else tuple(told.ids.tolist())
         return Event(kind, self.number, shown if token is None else (token,), step=len(self.marks))
 
     def costs(self, base: Any, sizes: Sizes | None, options: dict[str, Any]) -> list[Cost]:
@@ -279,3 +284,27 @@ def thought_positions(sample: Sample) -> Iterator[tuple[int, int]]:
             block += 1
             yield from ((at, block) for at in range(place, place + len(segment)))
         place += len(segment)
+
+
+@dataclass
+class Reading:
+    """What the logits (B, V) of some seats say, found out when first asked."""
+
+    logits: Tensor
+
+    @cached_property
+    def logp(self) -> Tensor:
+        """(B, V)"""
+        return self.logits.log_softmax(-1)
+
+    @cached_property
+    def entropy(self) -> list[float]:
+        """nats of each seat"""
+        return (-(self.logp.exp() * self.logp).nan_to_num(0.0).sum(-1)).tolist()
+
+
+def with_cost(step: Step, cost: Cost) -> Step:
+    """The same step with what it took."""
+    return type(step)(
+        step.index, step.kind, step.says, step.view, step.scores, cost, step.position, step.arrays
+    )

@@ -17,8 +17,9 @@ A row depends on nothing but itself: not on its neighbours, nor on when it joine
 by `inward.common.sampling` for (seed + row, place), noise for (seed + row, number of the thought);
 a request has one row, 0, or one for each of its votes.
 
-Steps of a trace: "thought" (under "lens" the likeliest tokens of the head) and "word" (the token
-said), `position` is the place in the row, thoughts counted.
+Steps of a trace: "thought" (under "lens" the likeliest tokens of the head; under "words", where
+thoughts are superposed, the words that it holds and their weights, read out exactly) and "word"
+(the token said), `position` is the place in the row, thoughts counted.
 
 Shape letters: B rows, d width, V vocabulary.
 """
@@ -28,7 +29,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -41,6 +41,7 @@ from inward.common.sampling import check_logits
 from inward.common.thinking import Answer, Event, Lanes, Method, Request
 from inward.common.trace import Cost, Span, Trace
 from inward.data.thoughts.segments import flat
+from inward.data.thoughts.superposed import read_out
 from inward.methods.coconut.base import unwrapped
 from inward.methods.coconut.plan import (
     BatchEdit,
@@ -50,7 +51,14 @@ from inward.methods.coconut.plan import (
     edited,
     plan_of,
 )
-from inward.methods.coconut.row import ThinkingRow, in_plane, thought_positions, total
+from inward.methods.coconut.row import (
+    Reading,
+    ThinkingRow,
+    in_plane,
+    thought_positions,
+    total,
+    with_cost,
+)
 from inward.methods.coconut.seats import (
     OwnPast,
     Seats,
@@ -130,23 +138,6 @@ class _Asked:
     ended: int = 0
     hurried: bool = False
     answer: Answer | None = None
-
-
-@dataclass
-class Reading:
-    """What the logits (B, V) of some seats say, found out when first asked."""
-
-    logits: Tensor
-
-    @cached_property
-    def logp(self) -> Tensor:
-        """(B, V)"""
-        return self.logits.log_softmax(-1)
-
-    @cached_property
-    def entropy(self) -> list[float]:
-        """nats of each seat"""
-        return (-(self.logp.exp() * self.logp).nan_to_num(0.0).sum(-1)).tolist()
 
 
 class CoconutWork:
@@ -495,6 +486,10 @@ class CoconutWork:
             elif row.plan.num_lens:
                 top = logp.topk(min(row.plan.num_lens, len(logp)))
                 facts["lens"] = Span.of(top.indices.tolist(), top.values.exp().tolist())
+            how = self.model.settings.superposing
+            if token is None and how is not None and row.plan.trace is not None:
+                held = read_out(logp.exp().cpu().numpy(), how, self.model.specials.latent)
+                facts["words"] = Span.of([w for w, _ in held], [share for _, share in held])
         if state is not None:
             facts["state"] = state.float().cpu().numpy().copy()
         event = row.mark(position, **facts, block=block)
@@ -558,10 +553,10 @@ class CoconutWork:
             costs = row.costs(self.base, self.sizes, dict(self.options(0, 1)))
             cost = total(costs)
             question = np.asarray(flat(row.prompt, latent=self.model.specials.latent)[0])
-            steps = [_with_cost(s, cost) for s, cost in zip(row.steps, costs, strict=True)]
+            steps = [with_cost(s, cost) for s, cost in zip(row.steps, costs, strict=True)]
             if "plane" in row.plan.trace:
                 steps = in_plane(steps, keep="state" in row.plan.trace)
-            meta = {"switch": str(row.plan.switch), "thought": row.plan.thought}
+            meta = {"switch": str(row.plan.switch), "thought": self._kind(row)}
             trace = Trace("coconut", question, steps, row.stopped, meta)
         return Answer(
             tokens=tuple(row.new),
@@ -573,15 +568,15 @@ class CoconutWork:
             details=row.facts(),
         )
 
+    def _kind(self, row: ThinkingRow) -> str:
+        """What its thoughts are: hidden, soft or superposed."""
+        if self.model.settings.superpose:
+            return "superposed"
+        return "soft" if self.model.reads_thoughts else row.plan.thought
+
     def _cost(self, rows: Sequence[ThinkingRow]) -> Cost:
         options = dict(self.options(0, 1))
         return total([row.cost(self.base, self.sizes, options) for row in rows])
-
-
-def _with_cost(step: Any, cost: Cost) -> Any:
-    return type(step)(
-        step.index, step.kind, step.says, step.view, step.scores, cost, step.position, step.arrays
-    )
 
 
 def _of_seats(group: Seats, rows: Sequence[tuple[int, ThinkingRow]]) -> Tensor:
