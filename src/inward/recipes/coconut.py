@@ -33,7 +33,14 @@ from inward.data.thoughts.patterns import (
 from inward.data.thoughts.records import Record
 from inward.data.thoughts.segments import Sample, Text
 from inward.data.thoughts.tokenizers import Form
-from inward.recipes.coconut_base import PretrainedBase, SmallBase, adapted, start_from
+from inward.methods.coconut.settings import CoconutSettings
+from inward.recipes.coconut_base import (
+    PretrainedBase,
+    SmallBase,
+    adapted,
+    check_thinking,
+    start_from,
+)
 from inward.recipes.coconut_data import AnyTask, ChainData, FileData, ProsQAData
 from inward.tasks.exact import ExactTask
 from inward.tasks.prosqa import ProsQATask
@@ -55,6 +62,7 @@ if TYPE_CHECKING:
 class CoconutRecipe:
     """One complete run.
 
+    thinking  options of the wrapper: what is fed back, superposed thoughts
     start   folder of a trained model (or its run) whose base the run starts from: weights alone, a
             new optimizer. Rows of a table share a CoT run so, and begin with `Stages(first=1)`
     """
@@ -69,6 +77,7 @@ class CoconutRecipe:
     num_evaluated: int = 100
     """validation records answered, each with its swap, at every evaluation"""
     start: str = ""
+    thinking: CoconutSettings = field(default_factory=CoconutSettings)
 
     def task(self) -> AnyTask:
         """How to ask and score."""
@@ -84,6 +93,7 @@ class CoconutRecipe:
 
         from inward.train.loop import Run
 
+        check_thinking(self.thinking, self.curriculum)
         files = isinstance(self.data, FileData)
         parts = self.data.parts() if isinstance(self.data, FileData) else None
         torch.manual_seed(self.train.seed)
@@ -104,6 +114,14 @@ class CoconutRecipe:
             read={} if parts is None else dict(parts.read),
             data_keys=("data",) if files else (),
         )
+
+    def superposed(self) -> Curriculum:
+        """The curriculum, which tells thoughts what to hold if they are superposed.
+
+        Raises ValueError if its thoughts stand for no step.
+        """
+        span = self.thinking.span if self.thinking.superpose else 0
+        return replace(self.curriculum, span=span) if span else self.curriculum
 
     def check_evaluation(self, model: Coconut) -> None:
         """Before long work: see that the right answers of held-out questions would be told to be
@@ -163,7 +181,8 @@ class CoconutRecipe:
         assert pause_of(tokenizer) is not None, "the pause token was just added"
         eos = tokenizer.eos_token_id
         assert isinstance(eos, int), "word tokenizers have one EOS"
-        return Coconut(self.base.build(len(tokenizer), eos), specials, tokenizer=tokenizer)
+        base = self.base.build(len(tokenizer), eos)
+        return Coconut(base, specials, self.thinking, tokenizer=tokenizer)
 
     def _pretrained(self, base: PretrainedBase) -> Coconut:
         from inward.common.bases import open_base
@@ -181,7 +200,7 @@ class CoconutRecipe:
         )
         if base.lora_rank:
             model = adapted(model, base, own_tokens(tokenizer, specials))
-        return Coconut(model, specials, tokenizer=tokenizer)
+        return Coconut(model, specials, self.thinking, tokenizer=tokenizer)
 
     def source(self, model: Coconut, records: Sequence[Record] | None = None) -> LatentSource:
         """Training batches of these records (default: `records`)."""
@@ -192,7 +211,7 @@ class CoconutRecipe:
         return LatentSource(
             self.records(model)[0] if records is None else records,
             model.tokenizer,
-            self.curriculum,
+            self.superposed(),
             seed=self.train.seed,
             rewrite=task.rewrite if made and not isinstance(task, ExactTask) else None,
             group=self.data.group,

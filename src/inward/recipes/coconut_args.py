@@ -17,6 +17,7 @@ from typing import Any
 from inward.common.files import read_text
 from inward.data.thoughts.curriculum import BlockLayout, Curriculum, Stages
 from inward.data.thoughts.patterns import Cot, Prefix
+from inward.methods.coconut.settings import CoconutSettings
 from inward.recipes import find
 from inward.recipes.coconut import CoconutRecipe, PretrainedBase
 
@@ -230,6 +231,7 @@ def _unlike(recipe: CoconutRecipe, processes: int) -> list[str]:
         f"optimizer {train.optim.name}": train.optim.name != "adamw",
         f"schedule {train.schedule}": train.schedule != "constant" or train.warmup > 0,
         f"clip {train.clip}": train.clip > 0,
+        f"thinking {recipe.thinking}": recipe.thinking != CoconutSettings(),
         f"ema_decay {train.ema_decay}": train.ema_decay > 0,
         f"batch_rows {train.batch_rows} of {processes} processes": train.batch_rows
         % (processes * train.accumulation)

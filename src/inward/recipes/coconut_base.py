@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
+
+from inward.data.thoughts.curriculum import Curriculum
+from inward.data.thoughts.patterns import Cot, NoCot
+from inward.methods.coconut.settings import CoconutSettings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,6 +75,23 @@ class PretrainedBase:
     start_like: str = "<<"
     lora_rank: int = 0
     pause: bool = False
+
+
+def check_thinking(thinking: CoconutSettings, curriculum: Curriculum) -> None:
+    """Raise a ValueError for options of the wrapper that a run would not heed."""
+    if thinking.distill or thinking.step_decoder:
+        raise ValueError(
+            f"distill {thinking.distill} and step_decoder {thinking.step_decoder} need teachers "
+            "and steps in each batch, which recipes do not make; set them to 0"
+        )
+    silent = curriculum.layout.thought != "latent" or isinstance(curriculum.pattern, Cot | NoCot)
+    if silent and thinking.feedback != "none":
+        raise ValueError(
+            f"feedback is {thinking.feedback!r}, but this curriculum has no thoughts to feed back; "
+            "leave it out, or choose another curriculum"
+        )
+    if thinking.superpose:
+        replace(curriculum, span=thinking.span)  # which checks
 
 
 def adapted(model: Any, base: PretrainedBase, tokens: list[int]) -> nn.Module:

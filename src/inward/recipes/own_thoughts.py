@@ -31,6 +31,7 @@ from inward.data.thoughts.patterns import (
     Rhythm,
 )
 from inward.data.thoughts.records import Record
+from inward.methods.coconut.settings import CoconutSettings, Feedback
 from inward.recipes.coconut import CoconutRecipe, PretrainedBase
 from inward.recipes.coconut_data import AnyTask, FileData
 from inward.train.settings import OptimSettings, TrainSettings
@@ -120,6 +121,14 @@ class ThoughtsRecipe:
     """what a thought is: the last hidden state, a learned pause token, or nothing at all"""
     boundaries: Literal["given", "supervised", "none"] = "given"
     """who sets the marks around thoughts: the data, the model itself (supervised), or nobody"""
+    feedback: Feedback = "none"
+    """what becomes of a thought before it is fed in: none, norm, projector, adapter, or mixture (of
+    the embeddings, by what the head says)"""
+    superpose: float = 0.0
+    """thoughts hold the words of the step they hide, to be read out exactly: the ratio of the
+    weights of neighbouring words, 0.5 or less; they are fed back as the mixture. 0: not"""
+    span: int = 4
+    """superpose: words that a thought holds at most"""
     spoken_epochs: int = 1
     """passes over the data in which every step is spoken, before the first is hidden"""
     epochs: int = 1
@@ -194,6 +203,7 @@ class ThoughtsRecipe:
                 )
         if self.pattern in ("cot", "no-cot", "tokens") and self.thought != "latent":
             raise ValueError(f"thought is {self.thought!r}, but {self.pattern} has no thoughts")
+        self._thinking()
         if self.pattern in _UNSCRIPTED and self.boundaries != "supervised":
             raise ValueError(
                 f"pattern {self.pattern} hides steps that no rhythm could tell: only a model that "
@@ -245,7 +255,18 @@ class ThoughtsRecipe:
             max_new_tokens=self.max_new_tokens,
             num_evaluated=self.num_evaluated,
             start=self.start,
+            thinking=self._thinking(),
         )
+
+    def _thinking(self) -> CoconutSettings:
+        """Options of the wrapper."""
+        if self.superpose and self.feedback not in ("none", "mixture"):
+            raise ValueError(
+                f"superpose is {self.superpose} and feedback {self.feedback!r}: superposed "
+                "thoughts are fed back as the mixture that they hold; leave feedback out"
+            )
+        feedback = "mixture" if self.superpose else self.feedback
+        return CoconutSettings(feedback, superpose=self.superpose, span=self.span)
 
     def _base_of_start(self) -> str:
         if self.start:

@@ -113,6 +113,14 @@ def _decoder(trace: Trace, decode: Decode | None) -> Decode:
 def _thought_line(step: Step, number: int, decode: Decode, look: Look, most: int) -> Text:
     line = Text(f"  thought {number:<3}", look.style("dim"))
     full, empty = ("█", "░") if look.utf8 else ("#", ".")
+    words = step.view.get("words")
+    if words is not None and words.confidence is not None:  # superposed: read out exactly
+        held = zip(words.ids.tolist(), words.confidence.tolist(), strict=True)
+        line.append(" holds " if len(words.ids) else " holds no word", look.style("dim"))
+        for token, weight in held:
+            line.append(f" {piece(decode(token))} ", look.style("magenta"))
+            line.append(f"{weight:.2f} ", look.style("dim"))
+        return line
     if "lens" not in step.view:
         return line.append(" (not looked at; ask with trace='lens')", look.style("dim"))
     for token, chance in _top(step, most):

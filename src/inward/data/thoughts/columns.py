@@ -28,6 +28,8 @@ position_ids    int64, the place within the row, masked columns not counted
 labels          int64, the token that this column shall predict (already shifted), or -100
 latent          bool, the column is a thought
 weight          (B,) int64, labels of each row; the training loop divides by their sum
+spans           (B, S, W) int64, only where thoughts are to hold words: what the thought after this
+                column is to hold, or -100
 """
 
 
@@ -79,7 +81,36 @@ def collate(
         arrays["labels"][r, column[:-1]] = np.where(wanted[1:], ids[1:], IGNORE)
     batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     batch["weight"] = (batch["labels"] != IGNORE).sum(1)
+    if (spans := _spans(samples, columns, S, learned_stop)) is not None:
+        batch["spans"] = torch.from_numpy(spans)
     return batch
+
+
+def _spans(
+    samples: Sequence[Sample], columns: Sequence[np.ndarray], S: int, learned_stop: bool
+) -> np.ndarray | None:
+    """(B, S, W) what thoughts are to hold, in the column before each; None: nothing."""
+    held: dict[tuple[int, int], tuple[int, ...]] = {}
+    for r, (sample, column) in enumerate(zip(samples, columns, strict=True)):
+        place = 0
+        for segment in sample.segments:
+            if isinstance(segment, Latent):
+                held |= {(r, int(column[place + j]) - 1): s for j, s in enumerate(segment.spans)}
+            place += len(segment)
+    if not held:
+        return None
+    if learned_stop:
+        raise ValueError(
+            "learned_stop teaches the position before a thought to say the placeholder, and these "
+            "thoughts are to hold words there; use one of the two"
+        )
+    widths = {len(span) for span in held.values()}
+    if len(widths) > 1:
+        raise ValueError(f"spans have {sorted(widths)} places; all of a batch must have the same")
+    found = np.full((len(samples), S, widths.pop()), IGNORE, np.int64)
+    for (r, c), span in held.items():
+        found[r, c] = span
+    return found
 
 
 def _flat(sample: Sample, latent: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -41,6 +41,7 @@ from inward.data.thoughts.patterns import (
     Turns,
 )
 from inward.data.thoughts.segments import Latent, Sample, Segment, Specials, Text
+from inward.data.thoughts.superposed import check_span, cut
 
 AnyPattern = (
     Prefix
@@ -83,23 +84,47 @@ def arrange(
     specials: Specials,
     *,
     pause: int | None = None,
+    span: int = 0,
 ) -> Sample:
     """Lay a plan out as a sample: the question is given, spoken steps and the answer are learned.
 
-    Raises ValueError for a layout with pause tokens without the id `pause`.
+    span   tokens of its step that a thought is to hold (`inward.data.thoughts.superposed`), the
+           placeholder as the filler; 0: thoughts have no target
+    Raises ValueError for a layout with pause tokens without the id `pause`, or a step that does not
+    fit into its thoughts.
     """
     segments: list[Segment] = [Text(pieces.question, False)]
     for turn in plan.turns:
         if isinstance(turn, Say):
             segments.append(Text(pieces.steps[turn.step][turn.skip :], True))
         else:
-            segments += _block(turn.num, layout, specials, pause)
+            segments += _block(turn, layout, specials, pause, _spans(pieces, turn, span, specials))
     if plan.answer:
         segments.append(Text(pieces.answer, True))
     return Sample(tuple(_joined(segments)))
 
 
-def _block(num: int, layout: BlockLayout, specials: Specials, pause: int | None) -> list[Segment]:
+def _spans(
+    pieces: Pieces, turn: Think, span: int, specials: Specials
+) -> tuple[tuple[int, ...], ...]:
+    """What each thought of a turn is to hold; thoughts that stand for no step hold no word."""
+    if not span:
+        return ()
+    nothing = (specials.latent,) * span
+    found: list[tuple[int, ...]] = []
+    for step in turn.steps:
+        found += cut(pieces.steps[step], turn.each, span, specials.latent)
+    return (*found[: turn.num], *(nothing,) * (turn.num - len(found)))
+
+
+def _block(
+    turn: Think,
+    layout: BlockLayout,
+    specials: Specials,
+    pause: int | None,
+    spans: tuple[tuple[int, ...], ...],
+) -> list[Segment]:
+    num = turn.num
     if layout.thought == "nothing":
         return []
     if layout.thought == "pause" and pause is None:
@@ -107,7 +132,9 @@ def _block(num: int, layout: BlockLayout, specials: Specials, pause: int | None)
     inner: list[Segment] = []
     if num:
         inner = [
-            Latent(num) if pause is None or layout.thought == "latent" else _paused(num, pause)
+            Latent(num, spans)
+            if pause is None or layout.thought == "latent"
+            else _paused(num, pause)
         ]
     if layout.boundaries == "none":
         return inner
@@ -127,7 +154,7 @@ def _joined(segments: list[Segment]) -> list[Segment]:
         if isinstance(segment, Text) and not segment.ids:
             continue
         if isinstance(segment, Latent) and isinstance(last, Latent):
-            joined[-1] = Latent(last.num + segment.num)
+            joined[-1] = Latent(last.num + segment.num, last.spans + segment.spans)
         elif (
             isinstance(segment, Text)
             and isinstance(last, Text)
@@ -185,12 +212,48 @@ class Stages:
 
 @dataclass(frozen=True)
 class Curriculum:
-    """Pattern, layout and stages of a run."""
+    """Pattern, layout and stages of a run.
+
+    span   tokens of a hidden step that each of its thoughts is to hold in superposition; 0:
+           thoughts have no target
+    Raises ValueError for a span where no thought stands for a step, or who thinks is learned.
+    """
 
     pattern: AnyPattern = field(default_factory=Prefix)
     """any `Pattern` will do; those listed can be overridden on the command line"""
     layout: BlockLayout = BlockLayout()
     stages: Stages = Stages()
+    span: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.span:
+            return
+        check_span(self.span)
+        if why := self._unreadable():
+            raise ValueError(
+                f"superposed thoughts (span {self.span}) hold the steps they hide: {why}"
+            )
+
+    def _unreadable(self) -> str:
+        """Why thoughts of this curriculum cannot hold the steps that they hide; "" if they can."""
+        pattern, layout = self.pattern, self.layout
+        if isinstance(pattern, HiddenTokens | Cot | NoCot | Fixed | Mixture):
+            return f"the pattern {type(pattern).__name__} has no thoughts that stand for a step"
+        if layout.thought != "latent":
+            return f"thought is {layout.thought!r}, must be 'latent'"
+        if layout.boundaries == "supervised":
+            return (
+                "with supervised boundaries the position before a thought learns to say 'think on' "
+                "instead; use boundaries 'given' or 'none'"
+            )
+        if isinstance(pattern, Rhythm) and (
+            not pattern.hidden or pattern.thoughts % pattern.hidden
+        ):
+            return (
+                f"a block of {pattern.thoughts} thoughts hides {pattern.hidden} steps; let it hide "
+                "one or more, each behind as many thoughts"
+            )
+        return ""
 
     def stage(self, pieces: Pieces, epoch: int, rng: np.random.Generator) -> int:
         """Stage of one visit: its epoch's, or with `uniform_prob` one drawn uniformly."""
@@ -212,7 +275,7 @@ class Curriculum:
     ) -> Sample:
         """One visit of a record at an epoch; all draws come from `rng`."""
         plan = self.pattern.plan(pieces, self.stage(pieces, epoch, rng), rng)
-        return arrange(pieces, plan, self.layout, specials, pause=pause)
+        return arrange(pieces, plan, self.layout, specials, pause=pause, span=self.span)
 
     def prompt(
         self, pieces: Pieces, stage: int, specials: Specials, *, pause: int | None = None

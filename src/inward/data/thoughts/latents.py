@@ -169,6 +169,7 @@ class LatentSource:
 
     def _check_longest(self) -> None:
         """Every stage of the longest records: too long or unknown words show up before training."""
+        self._check_spans()
         lengths = [len(self.form.text(record)) for record in self.records]
         rng = np.random.default_rng(0)
         for index in np.argsort(lengths)[-4:].tolist():
@@ -177,12 +178,42 @@ class LatentSource:
             for stage in range(first, first + len(self.curriculum.stages.lengths) + 1):
                 plan = self.curriculum.pattern.plan(pieces, stage, rng)
                 sample = arrange(
-                    pieces, plan, self.curriculum.layout, self.specials, pause=self.pause
+                    *(pieces, plan, self.curriculum.layout, self.specials),
+                    pause=self.pause,
+                    span=self.curriculum.span,
                 )
                 try:
                     sample.check(self.specials, max_positions=self.max_positions)
                 except ValueError as error:
                     raise ValueError(f"record {index} at stage {stage}: {error}") from error
+
+    def _check_spans(self) -> None:
+        """Steps that do not fit into superposed thoughts show up before training, and so do
+        thoughts that would never hold more than one token."""
+        span = self.curriculum.span
+        if not span:
+            return
+        rng, most, each = np.random.default_rng(0), 0, 1
+        last = self.curriculum.pattern.last_stage
+        for index, record in enumerate(self.records):
+            pieces = self._encoded(index, [0])
+            plan = self.curriculum.pattern.plan(pieces, last, rng)
+            for turn in plan.turns:
+                for i in turn.steps if isinstance(turn, Think) else ():
+                    each, length = turn.each, len(pieces.steps[i])
+                    most = max(most, -(-length // each))
+                    if length > each * span:
+                        raise ValueError(
+                            f"record {index}: the step {record.steps[i][:60]!r} has {length} "
+                            f"tokens with its end, but its {each} thoughts hold {each * span} "
+                            f"(span {span}); give more thoughts a step, a longer span, or shorter "
+                            "steps"
+                        )
+        if most == 1:
+            raise ValueError(
+                f"with {each} thoughts a step no thought of these records would hold more than one "
+                "token: a silent chain of thought, no superposition; give fewer thoughts a step"
+            )
 
     def describe(self) -> dict[str, Any]:
         """Return settings as JSON values, for logs and model cards."""

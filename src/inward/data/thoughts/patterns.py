@@ -20,7 +20,7 @@ No torch: draws come from a numpy generator, so a plan is a function of (pieces,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -46,9 +46,15 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Think:
-    """`num` thoughts; 0: the boundary tokens alone, as the released code has them at stage 0."""
+    """`num` thoughts; 0: the boundary tokens alone, as the released code has them at stage 0.
+
+    steps, each   the steps that they stand for, `each` thoughts a step, in order; thoughts beyond
+                  these stand for nothing. Only superposed thoughts look at them
+    """
 
     num: int
+    steps: tuple[int, ...] = field(default=(), compare=False)
+    each: int = field(default=1, compare=False)
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,8 @@ class Prefix:
                     The remedy that appendix C.1 suggests for c = 3, which diverged
     mark_zero       stage 0 has the boundary tokens without a thought (ProsQA, ProntoQA); the
                     released GSM8k stage 0 is plain CoT (False)
+    surplus         every visit thinks 0 to so many thoughts more, drawn anew: what a model may need
+                    to bear another number of them at inference. No paper's
     """
 
     c: int = 1
@@ -129,9 +137,11 @@ class Prefix:
     pad_to_max: bool = True
     one_at_a_time: bool = False
     mark_zero: bool = True
+    surplus: int = 0
 
     def __post_init__(self) -> None:
         need(self.c >= 1, "c", self.c, "1 or more; for c = 0 use Layout(thought='nothing')")
+        need(self.surplus >= 0, "surplus", self.surplus, "0 or more")
         need(self.max_stage >= 0, "max_stage", self.max_stage, "0 or more")
 
     @property
@@ -149,13 +159,17 @@ class Prefix:
     def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Turns:
         """See the class."""
         num_steps = len(pieces.steps)
+        more = int(rng.integers(self.surplus + 1)) if self.surplus else 0
         if stage > self._full:
             used = self.max_stage if self.pad_to_max else min(num_steps, self.max_stage)
-            return Turns((Think(used * self.c),))
+            silent = tuple(range(min(num_steps, used)))
+            return Turns((Think(used * self.c + more, silent, self.c),))
         if stage == 0 and not self.mark_zero:
             return Turns(_said(num_steps))
         hidden = -(-stage // self.c) if self.one_at_a_time else stage
-        return Turns((Think(self._thoughts(stage)), *_said(num_steps, hidden)))
+        thoughts = self._thoughts(stage) + (more if stage else 0)
+        think = Think(thoughts, tuple(range(min(num_steps, hidden))), self.c)
+        return Turns((think, *_said(num_steps, hidden)))
 
     def script(self, stage: int) -> Script:
         """Think, then speak to the end."""
@@ -200,8 +214,10 @@ class Rhythm:
         place, used = min(self.lead, sentences), 0
         turns += [Say(i) for i in range(place)]
         while place < sentences and (stage >= self.blocks or used < stage):
-            turns.append(Think(self.thoughts))
-            place = min(place + self.hidden, sentences - 1)  # the answer is never hidden
+            behind = min(place + self.hidden, sentences - 1)  # the answer is never hidden
+            each = max(1, self.thoughts // max(1, self.hidden))
+            turns.append(Think(self.thoughts, tuple(range(place, behind)), each))
+            place = behind
             turns += [Say(i) for i in range(place, place + self.sentences)]
             place, used = place + self.sentences, used + 1
         turns += [Say(i) for i in range(place, sentences)]
@@ -296,9 +312,9 @@ def _hide(pieces: Pieces, hidden: list[int], thoughts: int) -> Turns:
         if i not in hidden:
             turns.append(Say(i))
         elif turns and isinstance(last := turns[-1], Think):
-            turns[-1] = Think(last.num + thoughts)
+            turns[-1] = Think(last.num + thoughts, (*last.steps, i), thoughts)
         else:
-            turns.append(Think(thoughts))
+            turns.append(Think(thoughts, (i,), thoughts))
     return Turns(tuple(turns))
 
 
@@ -326,7 +342,7 @@ class NextOnly:
     def plan(self, pieces: Pieces, stage: int, rng: np.random.Generator) -> Turns:
         """See the class."""
         done = min(stage, self.max_stage, len(pieces.steps))
-        thought = (Think(done * self.c),)
+        thought = (Think(done * self.c, tuple(range(done)), self.c),)
         if done == len(pieces.steps):
             return Turns(thought)
         return Turns((*thought, Say(done)), answer=False)

@@ -39,11 +39,22 @@ class Text:
 
 @dataclass(frozen=True)
 class Latent:
-    """`num` thoughts in a row: each position's input is the hidden state before it."""
+    """`num` thoughts in a row: each position's input is the hidden state before it.
+
+    spans   what each is trained to hold (`inward.data.thoughts.superposed`), all of one width;
+            empty: nothing that is written down
+    """
 
     num: int
+    spans: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        widths = {len(span) for span in self.spans}
+        if self.spans and (len(self.spans) != self.num or len(widths) != 1):
+            raise ValueError(
+                f"a latent segment of {self.num} thoughts has {len(self.spans)} spans of "
+                f"{sorted(widths)} tokens; give each thought one, all of the same width"
+            )
         if not isinstance(self.num, int) or isinstance(self.num, bool) or self.num < 1:
             raise ValueError(
                 f"a latent segment has {self.num} thoughts; give 1 or more, or leave it out"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inward.common import IGNORE
+from inward.data.thoughts.columns import LatentBatch, before_thoughts
+
+if TYPE_CHECKING:
+    from inward.methods.coconut.model import Coconut
 
 _COLUMNS = ("input_ids", "attention_mask", "position_ids", "latent", "labels")
 
@@ -45,3 +49,22 @@ def check_columns(batch: Any, num_tokens: int, num_logits: int) -> None:
         low, high = (int(found) for found in tensor.aminmax())
         if low < 0 or high >= size:
             raise ValueError(f"{name} run from {low} to {high}, the model knows 0 to {size - 1}")
+
+
+def check_batch(model: Coconut, batch: LatentBatch) -> None:
+    """Raise a ValueError for a batch that this model cannot run."""
+    head = cast(nn.Linear, model.base.get_output_embeddings())
+    check_columns(batch, model.embedding.weight.shape[0], head.weight.shape[0])
+    latent, mask = batch["latent"], batch["attention_mask"].bool()
+    if bool(latent[:, 0].any()):
+        raise ValueError("a batch has a thought in column 0; nothing comes before it")
+    if bool((latent & ~mask).any()) or bool((before_thoughts(latent) & ~mask).any()):
+        raise ValueError(
+            "a thought, or the column before one, is masked; make batches with `collate`"
+        )
+    longest = int(batch["position_ids"].max()) + 1
+    if model.max_positions is not None and longest > model.max_positions:
+        raise ValueError(
+            f"a row has {longest} positions, thoughts included, but the context of the base "
+            f"holds {model.max_positions}; shorten the text or use fewer thoughts"
+        )

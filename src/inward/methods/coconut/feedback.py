@@ -66,6 +66,14 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     return layer
 
 
+def mixed(logits: Tensor, embedding: nn.Module) -> Tensor:
+    """(B, d) the embeddings of all tokens, mixed by the softmax of logits (B, V)."""
+    weight = cast(Tensor, embedding.weight)
+    ids = torch.arange(weight.shape[0], device=logits.device)
+    table = weight if type(embedding) is nn.Embedding else embedding(ids)  # some scale, some add
+    return logits[:, : len(ids)].softmax(-1).to(table.dtype) @ table
+
+
 @torch.no_grad()
 def embedding_rms(embedding: nn.Embedding) -> Tensor:
     """Scalar float32: root mean square of what the embedding gives, over all tokens."""

@@ -3,12 +3,14 @@
     CoconutSettings(feedback="projector")     a small network between h and the next input (CODI)
     CoconutSettings(distill=1.0)              align with a spoken chain (CODI, arXiv 2502.21074)
     CoconutSettings(step_decoder=1.0)         thoughts must spell their step (SIM-CoT, 2509.20317)
+    CoconutSettings(feedback="mixture", superpose=0.5)   thoughts that can be read (MUX, 2607.18264)
     CoconutSettings(alarms=True)              geometry of the thoughts in the log
 
 The paper's method has none of these, and that is the default. The extra losses are means over the
 tokens of a row, as published; so with them a row is the unit of the loss (`weight` is 1 a row), and
 the ordinary loss becomes a mean over each row's labels too. `with_teacher` and `with_steps` make
-such batches.
+such batches. The loss of superposed thoughts alone leaves the unit as it is: there a thought counts
+like `superpose_weight` tokens.
 
 Shape letters: B rows, K thoughts of a row, G groups of c thoughts, T tokens, d width, V vocabulary.
 """
@@ -24,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inward.common import IGNORE
-from inward.data.thoughts.columns import LatentBatch
+from inward.data.thoughts.columns import LatentBatch, widened
 
 if TYPE_CHECKING:
     from inward.methods.coconut.model import Coconut
@@ -146,11 +148,64 @@ def step_decoder_loss(decoder: nn.Module, thoughts: Tensor, steps: Tensor, c: in
     return losses.sum(1).reshape(B, G).mean(1)
 
 
-def extra_losses(
+def check_spans(model: Coconut, batch: LatentBatch) -> None:
+    """Raise a ValueError for a batch whose thoughts are to hold nothing although the settings say
+    so, or spans of another width, or spans although the settings do not."""
+    how, spans = model.settings.superposing, batch.get("spans")
+    if how is None and spans is not None:
+        raise ValueError(
+            "the batch says what its thoughts are to hold (spans), but the model's settings do not "
+            "superpose; set superpose and feedback='mixture', or leave out Curriculum(span=...)"
+        )
+    if how is None or not bool(batch["latent"].any()):
+        return
+    want = (*batch["latent"].shape, how.span)
+    if spans is None or tuple(spans.shape) != want:
+        has = "no spans" if spans is None else f"spans of shape {tuple(spans.shape)}"
+        raise ValueError(
+            f"superposed thoughts need to be told their words: spans {want}, and the batch has "
+            f"{has}; make it from a curriculum with span={how.span}"
+        )
+
+
+def superposed_loss(
     model: Coconut, batch: LatentBatch, output: CoconutOutput
+) -> tuple[Tensor | None, Metrics]:
+    """(B,) KL from what each thought is to hold to what the head says of it, summed over a row's
+    thoughts (nats); metrics: its mean, and the share of thoughts that read out exactly by the
+    likeliest word alone (their first). (None, {}) where thoughts are not superposed."""
+    how = model.settings.superposing
+    if how is None or "spans" not in batch:
+        return None, {}
+    rows = output.total.new_zeros(len(batch["latent"]))
+    right = count = output.total.new_zeros(())
+    alpha = torch.as_tensor(how.weights, dtype=rows.dtype, device=rows.device)
+    for part in output.parts:
+        spans = batch["spans"][:, part.start : part.stop]
+        there = spans[..., 0] != IGNORE
+        read = torch.ones_like(there)
+        if output.wanted is not None:
+            read = output.wanted[:, part.start : part.stop]
+        logits = part.logits.reshape(-1, part.logits.shape[-1])[there[read]]
+        if not len(logits):
+            continue
+        words, logp = spans[there], widened(logits).log_softmax(-1)
+        same = words[:, :, None] == words[:, None, :]
+        entropy = -(alpha * (same * alpha).sum(-1).log()).sum(-1)
+        gap = -(alpha * logp.gather(1, words)).sum(-1) - entropy
+        rows = rows.index_add(0, there.nonzero()[:, 0], gap.to(rows.dtype))
+        right = right + (logp.detach().argmax(-1) == words[:, 0]).sum()
+        count = count + len(words)
+    metrics = {"superposed_loss": (rows.detach().sum(), count), "first_word": (right, count)}
+    return rows, metrics
+
+
+def extra_losses(
+    model: Coconut, batch: LatentBatch, output: CoconutOutput, held: Tensor | None = None
 ) -> tuple[Tensor, Metrics]:
     """The sum over rows of the ordinary loss, as a mean over each row's labels, and of the extra
-    losses that the settings ask for; their metrics.
+    losses that the settings ask for; their metrics. held: (B,) of `superposed_loss`, summed over
+    the thoughts of each row.
 
     Raises:
         ValueError: the batch lacks what they need.
@@ -185,6 +240,9 @@ def extra_losses(
         )
         rows = rows + settings.step_decoder * spelled
         metrics["step_loss"] = (spelled.detach().sum(), one)
+    if held is not None:
+        thoughts = batch["latent"].sum(1).clamp(min=1)
+        rows = rows + settings.superpose_weight * held / thoughts
     return rows.sum(), metrics
 
 

@@ -34,26 +34,21 @@ Shape letters: B rows, S columns, K thoughts of a row, d width, V vocabulary.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from inward.common import IGNORE
-from inward.common.bases import open_tokenizer, with_cache
+from inward.common.bases import with_cache
 from inward.common.draws import Draws, Loss
-from inward.common.files import read_object, reading
+from inward.common.files import reading
 from inward.common.reach import Placed, looking
-from inward.common.weights import check_fit, read_tensors
 from inward.data.thoughts.columns import LatentBatch, before_thoughts, collate, widened
 from inward.data.thoughts.segments import Sample, Specials
 from inward.methods.coconut.alarms import alarm_metrics
@@ -61,18 +56,16 @@ from inward.methods.coconut.alone import rows_alone
 from inward.methods.coconut.base import (
     check_base,
     head_input,
-    load_base,
-    own_tokens,
-    save_base,
     unwrapped,
     without_frozen,
 )
 from inward.methods.coconut.cache import new_cache
-from inward.methods.coconut.checks import check_columns
-from inward.methods.coconut.feedback import feedback_module
-from inward.methods.coconut.losses import extra_losses
+from inward.methods.coconut.checks import check_batch
+from inward.methods.coconut.feedback import feedback_module, mixed
+from inward.methods.coconut.losses import check_spans, extra_losses, superposed_loss
 from inward.methods.coconut.manners import manners_of
 from inward.methods.coconut.output import CoconutOutput, PassOutput
+from inward.methods.coconut.saved import read, save
 from inward.methods.coconut.settings import CoconutSettings
 
 Edit = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -82,8 +75,6 @@ Called once for every column of thoughts: noise, ablation and swapping go here."
 
 PerPass = Callable[[int, int], Mapping[str, Any]]
 """(start, stop) of a pass -> further arguments of the base's forward (Huginn: num_steps, state)."""
-
-MODEL_TYPE = "inward_coconut"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -236,23 +227,25 @@ class Coconut(nn.Module):
             bounds = [0, *range(columns[0], latent.shape[1] + 1)]
         if cache is None and len(bounds) > 2:
             cache = self.new_cache(mask)
-        before = None
+        wanted = self.read_columns(wanted, latent)
+        before = said = None
         for start, stop in pairwise(bounds):
-            inputs = embeds[:, start:stop]
+            inputs, here = embeds[:, start:stop], None if wanted is None else wanted[:, start:stop]
             if before is not None and start in columns:
-                first = self.think(before, inputs[:, 0], latent, start, edit)
+                first = self.think(before, inputs[:, 0], latent, start, edit, said)
                 inputs = torch.cat([first[:, None], inputs[:, 1:]], dim=1)
             hidden, logits, states = self.run(
                 inputs,
                 mask[:, :stop],
                 positions[:, start:stop],
                 cache=cache,
-                wanted=None if wanted is None else wanted[:, start:stop],
+                wanted=here,
                 layers=layers,
                 **({} if per_pass is None else per_pass(start, stop)),
             )
             yield PassOutput(start, stop, inputs, hidden, logits, states)
             before = hidden[:, -1]
+            said = _logits_of(logits, here, stop - start - 1) if self.reads_thoughts else None
 
     def recompute(
         self,
@@ -266,11 +259,13 @@ class Coconut(nn.Module):
         """Exact without a cache: every pass runs all columns from the start. Slow and obvious."""
         latent = batch["latent"]
         inputs = self.embedding(batch["input_ids"])
-        S = latent.shape[1]
+        S, nothing = latent.shape[1], torch.zeros_like(latent)
+        wanted = self.read_columns(wanted, latent)
         for column in _thought_columns(latent):
-            nothing = torch.zeros_like(latent[:, :column])
-            hidden, _, _ = self._whole(batch, inputs[:, :column], nothing, False, per_pass)
-            thought = self.think(hidden[:, -1], inputs[:, column], latent, column, edit)
+            seen = self.read_columns(nothing, latent)[:, :column]
+            hidden, logits, _ = self._whole(batch, inputs[:, :column], seen, False, per_pass)
+            said = _logits_of(logits, seen, column - 1) if self.reads_thoughts else None
+            thought = self.think(hidden[:, -1], inputs[:, column], latent, column, edit, said)
             rest = inputs[:, column + 1 :]
             inputs = torch.cat([inputs[:, :column], thought[:, None], rest], dim=1)
         yield PassOutput(0, S, inputs, *self._whole(batch, inputs, wanted, layers, per_pass))
@@ -301,15 +296,16 @@ class Coconut(nn.Module):
             iterations = int(latent.sum(1).max())
         if iterations < 0:
             raise ValueError(f"iterations is {iterations}, must be 0 or more")
-        nothing = torch.zeros_like(latent)
+        seen = self.read_columns(torch.zeros_like(latent), latent)
+        wanted = self.read_columns(wanted, latent)
         columns = _thought_columns(latent)
         for _ in range(iterations if columns else 0):
-            hidden, _, _ = self._whole(batch, inputs, nothing, False, per_pass)
+            hidden, logits, _ = self._whole(batch, inputs, seen, False, per_pass)
             new = inputs.clone()
             for column in columns:
-                new[:, column] = self.think(
-                    hidden[:, column - 1], inputs[:, column], latent, column, edit
-                )
+                said = _logits_of(logits, seen, column - 1) if self.reads_thoughts else None
+                before, own = hidden[:, column - 1], inputs[:, column]
+                new[:, column] = self.think(before, own, latent, column, edit, said)
             if changes is not None:
                 old, now = inputs[latent].detach(), new[latent].detach()
                 changes.append((now - old).norm() / now.norm())
@@ -331,16 +327,42 @@ class Coconut(nn.Module):
         mask, positions = batch["attention_mask"][:, :stop], batch["position_ids"][:, :stop]
         return self.run(inputs, mask, positions, wanted=wanted, layers=layers, **options)
 
+    @property
+    def reads_thoughts(self) -> bool:
+        """Whether the head reads every thought, because it is made from what the head says."""
+        return self.settings.feedback == "mixture"
+
+    def read_columns(self, wanted: Tensor | None, latent: Tensor) -> Any:
+        """Columns (B, S) whose logits are computed: those wanted (None: all), and where
+        `reads_thoughts` those that thoughts come from."""
+        if wanted is None or not self.reads_thoughts:
+            return wanted
+        return wanted | before_thoughts(latent)
+
+    def fed(self, hidden: Tensor, said: Tensor | None) -> Tensor:
+        """(B, d) the next inputs that thoughts are, from hidden states (B, d) and, where
+        `reads_thoughts`, what the head said of them (B, V)."""
+        if not self.reads_thoughts:
+            return self.feedback(hidden)
+        assert said is not None, "the head has read them"
+        return mixed(widened(said), self.embedding)
+
     def think(
-        self, before: Tensor, otherwise: Tensor, latent: Tensor, column: int, edit: Edit | None
+        self,
+        before: Tensor,
+        otherwise: Tensor,
+        latent: Tensor,
+        column: int,
+        edit: Edit | None,
+        said: Tensor | None = None,
     ) -> Tensor:
         """(B, d) inputs of a column: the fed-back state where a row thinks there, else `otherwise`.
 
         Args:
-            before: (B, d) hidden states of the column before.
+            before: (B, d) hidden states of the column before; said: (B, V) its logits, see `fed`.
             otherwise: (B, d) embeddings of the tokens.
         """
-        thought = self.feedback(before).to(otherwise.dtype)
+        thought = self.fed(before, said).to(otherwise.dtype)
         if edit is not None:
             number = latent[:, :column].sum(1)
             thought = edit(thought, latent[:, column], number)
@@ -387,11 +409,12 @@ class Coconut(nn.Module):
         Raises:
             ValueError: a batch that does not fit the model, or an unknown executor.
         """
-        self._check(batch)
+        check_batch(self, batch)
         labelled = batch["labels"] != IGNORE
         wanted = None if isinstance(logits, str) and logits == "all" else labelled
         if isinstance(logits, Tensor):
             wanted = labelled | logits
+        wanted = self.read_columns(wanted, batch["latent"])
         changes: list[Tensor] = []
 
         def execute(
@@ -428,6 +451,7 @@ class Coconut(nn.Module):
             row_count.detach(),
             num_passes,
             torch.stack(changes) if changes else None,
+            wanted,
         )
 
     @staticmethod
@@ -442,23 +466,6 @@ class Coconut(nn.Module):
         values = torch.stack([losses, right.to(losses), (labels != IGNORE).to(losses)])
         return values.new_zeros(3, len(read)).index_add(1, rows, values)
 
-    def _check(self, batch: LatentBatch) -> None:
-        head = cast(nn.Linear, self.base.get_output_embeddings())
-        check_columns(batch, self.embedding.weight.shape[0], head.weight.shape[0])
-        latent, mask = batch["latent"], batch["attention_mask"].bool()
-        if bool(latent[:, 0].any()):
-            raise ValueError("a batch has a thought in column 0; nothing comes before it")
-        if bool((latent & ~mask).any()) or bool((before_thoughts(latent) & ~mask).any()):
-            raise ValueError(
-                "a thought, or the column before one, is masked; make batches with `collate`"
-            )
-        longest = int(batch["position_ids"].max()) + 1
-        if self.max_positions is not None and longest > self.max_positions:
-            raise ValueError(
-                f"a row has {longest} positions, thoughts included, but the context of the base "
-                f"holds {self.max_positions}; shorten the text or use fewer thoughts"
-            )
-
     def loss(
         self,
         batch: LatentBatch,
@@ -471,6 +478,7 @@ class Coconut(nn.Module):
         `losses`. Nothing is drawn and nothing carried.
         """
         settings = self.settings
+        check_spans(self, batch)
         output = self.forward(batch, layers=settings.distill > 0)
         count = output.row_count.sum()
         total, metrics = (
@@ -480,9 +488,13 @@ class Coconut(nn.Module):
                 "token_accuracy": (output.row_right.sum(), count),
             },
         )
+        held, told = superposed_loss(self, batch, output)
+        metrics |= told
         if settings.distill or settings.step_decoder:
-            total, more = extra_losses(self, batch, output)
+            total, more = extra_losses(self, batch, output, held)
             metrics |= more
+        elif held is not None:
+            total = total + settings.superpose_weight * held.sum()
         if settings.alarms:
             metrics |= alarm_metrics(self, output)
         return Loss(total=total, metrics=metrics)
@@ -520,24 +532,7 @@ class Coconut(nn.Module):
         A PEFT base is saved as its adapter with the name of its base, as PEFT does; merge it first
         for a folder that stands alone. config.json comes last: without it there is no model.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").unlink(missing_ok=True)
-        save_base(self.base, folder / "base", **kwargs)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder / "tokenizer")
-        weights = {name: t.contiguous() for name, t in self.feedback.state_dict().items()}
-        if weights:
-            save_file(weights, folder / "feedback.safetensors.tmp")
-            os.replace(folder / "feedback.safetensors.tmp", folder / "feedback.safetensors")
-        config = {
-            "model_type": MODEL_TYPE,
-            "specials": asdict(self.specials),
-            "settings": asdict(self.settings),
-        }
-        temporary = folder / "config.json.tmp"
-        temporary.write_text(json.dumps(config, indent=1), encoding="utf-8")
-        os.replace(temporary, folder / "config.json")
+        save(self, folder, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -561,37 +556,17 @@ class Coconut(nn.Module):
             ValueError: another kind of model, or weights that do not fit.
         """
         with reading(folder):
-            return cls._read(Path(folder), base, {"trainable": trainable, **kwargs})
+            return read(cls, Path(folder), base, {"trainable": trainable, **kwargs})
 
-    @classmethod
-    def _read(
-        cls, folder: Path, base: nn.Module | str | Path | None, kwargs: dict[str, Any]
-    ) -> Coconut:
-        path = folder / "config.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder} holds no Coconut model: there is no config.json")
-        config = read_object(path)
-        if config.get("model_type") != MODEL_TYPE:
-            raise ValueError(
-                f"{folder}: model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}; "
-                "use inward.hub.load"
-            )
-        tokenizer = None
-        if (folder / "tokenizer").is_dir():
-            tokenizer = open_tokenizer(folder / "tokenizer")
-        specials = Specials(**config["specials"])
-        num_tokens = 1 + max(own_tokens(tokenizer, specials))
-        model = cls(
-            load_base(folder / "base", base, num_tokens=num_tokens, **kwargs),
-            specials,
-            CoconutSettings(**config["settings"]),
-            tokenizer=tokenizer,
-        )
-        extra = folder / "feedback.safetensors"
-        tensors = read_tensors(extra) if extra.is_file() else {}
-        check_fit(tensors, model.feedback.state_dict(), extra)
-        model.feedback.load_state_dict(tensors)
-        return model
+
+def _logits_of(logits: Tensor, wanted: Tensor | None, column: int) -> Tensor:
+    """(B, V) of a column of a pass; 0 for rows of which it was not wanted."""
+    if wanted is None:
+        return logits[:, column]
+    rows, columns = wanted.nonzero(as_tuple=True)
+    at = columns == column
+    found = logits.new_zeros(wanted.shape[0], logits.shape[-1])
+    return found.index_copy(0, rows[at], logits[at])
 
 
 def _thought_columns(latent: Tensor) -> list[int]:

@@ -35,6 +35,7 @@ class CoconutOutput:
     row_loss, row_right, row_count: (B,) over the labels of each row: summed cross-entropy (with
         gradient), correct predictions, and how many there are.
     num_passes: forwards of the base.
+    wanted: (B, S) bool, the columns whose logits the parts hold; None: all.
     changes: jacobi only, (iterations,): |new - old| / |new| of the thoughts at each iteration.
     """
 
@@ -45,6 +46,7 @@ class CoconutOutput:
     row_count: Tensor
     num_passes: int
     changes: Tensor | None = None
+    wanted: Tensor | None = None
 
     @property
     def total(self) -> Tensor:

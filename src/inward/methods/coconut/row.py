@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain, groupby
 from typing import Any, cast
 
 import numpy as np
+from torch import Tensor
 
 from inward.common.costs import Sizes, forward_cost
 from inward.common.sampling import Sampler
@@ -169,6 +171,7 @@ class ThinkingRow:
         token: int | None,
         chance: float = 0.0,
         lens: Span | None = None,
+        words: Span | None = None,
         entropy: float = 0.0,
         state: Any = None,
         block: int | None = None,
@@ -180,6 +183,7 @@ class ThinkingRow:
         kind = "thought" if token is None else "word"
         if self.plan.trace is not None:
             seen = {} if lens is None or "lens" not in self.plan.trace else {"lens": lens}
+            seen |= {} if words is None else {"words": words}
             scores = {"entropy": entropy}
             if token is None:  # a first thought is noted before its block is entered
                 scores["block"] = self.blocks + (not self.thinking) if block is None else block
@@ -194,12 +198,14 @@ class ThinkingRow:
                     arrays={} if state is None else {"state": state},
                 )
             )
-        shown = () if lens is None else tuple(lens.ids.tolist())
+        told = lens if words is None else words
+        shown = () if told is None else tuple(told.ids.tolist())
         return Event(kind, self.number, shown if token is None else (token,), step=len(self.marks))
 
-    def soft_thoughts(self, table: int) -> Cost:
-        """What the thoughts added took that are mean embeddings over a table of so many entries."""
-        num = self.new_thoughts if self.plan.thought == "soft" else 0
+    def soft_thoughts(self, table: int, *, read: bool) -> Cost:
+        """What the thoughts added took that are mean embeddings over a table of so many entries:
+        where they were asked for, or the model `read`s all of its thoughts."""
+        num = self.new_thoughts if read or self.plan.thought == "soft" else 0
         return Cost(flops=2.0 * table * num).under("thinking") if num else Cost()
 
     def costs(self, base: Any, sizes: Sizes | None, options: Asked) -> list[Cost]:
@@ -285,3 +291,20 @@ def thought_positions(sample: Sample) -> Iterator[tuple[int, int]]:
             block += 1
             yield from ((at, block) for at in range(place, place + len(segment)))
         place += len(segment)
+
+
+@dataclass
+class Reading:
+    """What the logits (B, V) of some seats say, found out when first asked."""
+
+    logits: Tensor
+
+    @cached_property
+    def logp(self) -> Tensor:
+        """(B, V)"""
+        return self.logits.log_softmax(-1)
+
+    @cached_property
+    def entropy(self) -> list[float]:
+        """nats of each seat"""
+        return (-(self.logp.exp() * self.logp).nan_to_num(0.0).sum(-1)).tolist()

@@ -34,6 +34,7 @@ from inward.common.reach import Placed
 from inward.data.thoughts.columns import before_thoughts, widened
 from inward.methods.coconut.base import unwrapped
 from inward.methods.coconut.cache import RoomyLayer, new_cache
+from inward.methods.coconut.feedback import mixed
 from inward.methods.coconut.row import Asked, ThinkingRow
 from inward.methods.coconut.switch import Speaking
 
@@ -94,7 +95,7 @@ def prefill(
     last = (mask * columns).argmax(1)
     wanted = columns == last[:, None]
     watched = torch.tensor([row.plan.watched for row in rows], device=mask.device)
-    wanted = wanted | (before_thoughts(latent) & watched[:, None])
+    wanted = model.read_columns(wanted | (before_thoughts(latent) & watched[:, None]), latent)
     found = Prefilled(new_cache(model.base, mask), mask, mask, mask, [[] for _ in rows], 0)
 
     def edit(thought: Tensor, where: Tensor, number: Tensor) -> Tensor:
@@ -114,7 +115,8 @@ def prefill(
         found.logits[where[ends]] = logits[ends]
         for r, place, own in zip(where.tolist(), places.tolist(), logits, strict=True):
             column = part.start + place + 1
-            if column < latent.shape[1] and bool(latent[r, column]):
+            watched = rows[r].plan.watched
+            if watched and column < latent.shape[1] and bool(latent[r, column]):
                 at = int(batch["position_ids"][r, column])
                 found.seen[r].append((at, own, part.hidden[r, place]))
     return found
@@ -305,13 +307,11 @@ class Seats:
         """(B, d) what silent rows get as their next input."""
         soft = [row is not None and row.plan.thought == "soft" for row in self.rows]
         if not any(soft):
-            return model.feedback(self.hidden)
-        ids = torch.arange(model.embedding.weight.shape[0], device=self.hidden.device)
-        table = model.embedding(ids)
-        mean = self.logits[:, : len(ids)].softmax(-1).to(table.dtype) @ table
+            return model.fed(self.hidden, self.logits)
+        mean = mixed(self.logits, model.embedding)
         if all(soft):
             return mean
-        hidden = model.feedback(self.hidden).to(mean.dtype)
+        hidden = model.fed(self.hidden, self.logits).to(mean.dtype)
         return torch.where(torch.tensor(soft, device=mean.device)[:, None], mean, hidden)
 
 

@@ -142,6 +142,11 @@ class TrainableCoconut(nn.Module):
                 f"distill {settings.distill} and step_decoder {settings.step_decoder} need "
                 "teachers and steps in each batch; train with inward's own loop, or set them to 0"
             )
+        if settings.superpose:
+            raise ValueError(
+                f"superpose is {settings.superpose}: its loss needs each thought's words in the "
+                "batch; train with inward's own loop, or set it to 0"
+            )
         self.coconut = coconut
         self.warnings_issued: dict[str, bool] = {}
         self.register_state_dict_post_hook(_once)

@@ -17,8 +17,9 @@ A row depends on nothing but itself: not on its neighbours, nor on when it joine
 by `inward.common.sampling` for (seed + row, place), noise for (seed + row, number of the thought);
 a request has one row, 0, or one for each of its votes.
 
-Steps of a trace: "thought" (under "lens" the likeliest tokens of the head) and "word" (the token
-said), `position` is the place in the row, thoughts counted.
+Steps of a trace: "thought" (under "lens" the likeliest tokens of the head; under "words", where
+thoughts are superposed, the words that it holds and their weights, read out exactly) and "word"
+(the token said), `position` is the place in the row, thoughts counted.
 
 Shape letters: B rows, d width, V vocabulary.
 """
@@ -28,7 +29,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -41,6 +41,7 @@ from inward.common.sampling import check_logits
 from inward.common.thinking import Answer, Event, Lanes, Method, Request
 from inward.common.trace import Cost, Span, Trace, total
 from inward.data.thoughts.segments import flat
+from inward.data.thoughts.superposed import read_out
 from inward.methods.coconut.base import unwrapped
 from inward.methods.coconut.plan import (
     BatchEdit,
@@ -50,7 +51,7 @@ from inward.methods.coconut.plan import (
     edited,
     plan_of,
 )
-from inward.methods.coconut.row import ThinkingRow, in_plane, thought_positions
+from inward.methods.coconut.row import Reading, ThinkingRow, in_plane, thought_positions
 from inward.methods.coconut.seats import (
     OwnPast,
     Seats,
@@ -130,23 +131,6 @@ class _Asked:
     ended: int = 0
     hurried: bool = False
     answer: Answer | None = None
-
-
-@dataclass
-class Reading:
-    """What the logits (B, V) of some seats say, found out when first asked."""
-
-    logits: Tensor
-
-    @cached_property
-    def logp(self) -> Tensor:
-        """(B, V)"""
-        return self.logits.log_softmax(-1)
-
-    @cached_property
-    def entropy(self) -> list[float]:
-        """nats of each seat"""
-        return (-(self.logp.exp() * self.logp).nan_to_num(0.0).sum(-1)).tolist()
 
 
 class CoconutWork:
@@ -495,6 +479,10 @@ class CoconutWork:
             elif row.plan.num_lens:
                 top = logp.topk(min(row.plan.num_lens, len(logp)))
                 facts["lens"] = Span.of(top.indices.tolist(), top.values.exp().tolist())
+            how = self.model.settings.superposing
+            if token is None and how is not None and row.plan.trace is not None:
+                held = read_out(logp.exp().cpu().numpy(), how, self.model.specials.latent)
+                facts["words"] = Span.of([w for w, _ in held], [share for _, share in held])
         if state is not None:
             facts["state"] = state.float().cpu().numpy().copy()
         event = row.mark(position, **facts, block=block)
@@ -556,13 +544,13 @@ class CoconutWork:
             cost = self._cost([row])
         else:
             costs = row.costs(self.base, self.sizes, self.options)
-            cost = total([*costs, row.soft_thoughts(self.model.embedding.weight.numel())])
+            cost = total([*costs, self._soft(row)])
             cost = replace(cost, parameters=parameters(self.model))
             question = np.asarray(flat(row.prompt, latent=self.model.specials.latent)[0])
             steps = [replace(s, cost=c) for s, c in zip(row.steps, costs, strict=True)]
             if "plane" in row.plan.trace:
                 steps = in_plane(steps, keep="state" in row.plan.trace)
-            meta = {"switch": str(row.plan.switch), "thought": row.plan.thought}
+            meta = {"switch": str(row.plan.switch), "thought": self._kind(row)}
             trace = Trace("coconut", question, steps, row.stopped, meta)
         return Answer(
             tokens=tuple(row.new),
@@ -574,11 +562,21 @@ class CoconutWork:
             details=row.facts(),
         )
 
+    def _kind(self, row: ThinkingRow) -> str:
+        """What its thoughts are: hidden, soft or superposed."""
+        if self.model.settings.superpose:
+            return "superposed"
+        return "soft" if self.model.reads_thoughts else row.plan.thought
+
     def _cost(self, rows: Sequence[ThinkingRow]) -> Cost:
-        table = self.model.embedding.weight.numel()
         costs = [row.cost(self.base, self.sizes, self.options) for row in rows]
-        cost = total([*costs, *(row.soft_thoughts(table) for row in rows)])
+        cost = total([*costs, *map(self._soft, rows)])
         return replace(cost, parameters=parameters(self.model))
+
+    def _soft(self, row: ThinkingRow) -> Cost:
+        """What mixing embeddings took, where thoughts are mixtures."""
+        table = self.model.embedding.weight.numel()
+        return row.soft_thoughts(table, read=self.model.reads_thoughts)
 
 
 def _of_seats(group: Seats, rows: Sequence[tuple[int, ThinkingRow]]) -> Tensor:

@@ -6,11 +6,11 @@ systems.coconut = (trace) => {
     .sort((a, b) => (a.step.position || 0) - (b.step.position || 0) || a.at - b.at);
   let number = 0;
   const parts = [];
-  const meta = trace.meta || {}, exact = meta.thought === "soft";
+  const meta = trace.meta || {}, exact = meta.thought === "soft" || meta.thought === "superposed";
   steps.forEach(({ step, at }) => {
     if (step.kind === "thought") {
       number += 1;
-      parts.push({ key: "h" + number, at, thought: number, block: step.scores.block || null, lens: lensOf(trace, step.view && step.view.lens), entropy: step.scores.entropy, place: step.arrays && step.arrays.plane, share: step.scores.plane });
+      parts.push({ key: "h" + number, at, thought: number, block: step.scores.block || null, lens: lensOf(trace, step.view && step.view.lens), words: lensOf(trace, step.view && step.view.words), entropy: step.scores.entropy, place: step.arrays && step.arrays.plane, share: step.scores.plane });
     } else if (step.says) {
       const piece = step.says.ids.map((id) => pieceOf(trace, id)).join("");
       if (!SPECIAL.test(piece)) parts.push({ key: "w" + at, at, piece, p: step.says.confidence ? step.says.confidence[0] : null, entropy: step.scores.entropy });
@@ -102,8 +102,9 @@ systems.coconut = (trace) => {
     }
     if (part && part.thought) {
       found.push(h("h2", { text: `Thought ${part.thought}` }));
+      if (part.words.length) found.push(table(["word", "weight"], part.words.map((l) => [h("b", { text: visible(l.text) }), l.p === null ? "" : bar(l.p)]), -1, "Exact read-out: the words of this thought, in order"));
       if (part.lens.length) found.push(table([exact ? "holds" : "about to say", ""], part.lens.map((l) => [h("b", { text: visible(l.text) }), l.p === null ? "" : bar(l.p)]), -1, "The lens of this thought"));
-      else found.push(h("p", { class: "hint", text: "It was not looked at: ask with trace=(\"lens\", \"plane\")." }));
+      else if (!part.words.length) found.push(h("p", { class: "hint", text: "It was not looked at: ask with trace=(\"lens\", \"plane\")." }));
       const swap = swaps.find((row) => row.thought === part.thought);
       if (swap) found.push(swapped(meta, swap, answer));
     } else if (part) found.push(h("h2", { text: JSON.stringify(part.piece) }), h("p", { text: part.p === null ? "" : `Said with ${percent(part.p)}.` }));
