@@ -25,9 +25,10 @@ from inward import hub
 from inward.data.texts.text import TextQuestions, questions
 from inward.evals.rows import append_row, machine
 from inward.evals.stats import wilson
-from inward.methods.huginn.cache import RecurrentCache, SlotLayout, sharing_of, token_bytes
+from inward.methods.huginn.cache import RecurrentCache, SlotLayout, token_bytes
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.model import HuginnForCausalLM
+from inward.methods.huginn.sharing import sharing_of
 from inward.recipes.huginn import HopsData, hops
 
 ROWS = Path(__file__).with_suffix(".jsonl")

@@ -12,18 +12,16 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inward.methods.huginn.cache import (
+from inward.methods.huginn.cache import RecurrentCache, SlotLayout, token_bytes
+from inward.methods.huginn.sharing import (
     DeepestAvailable,
     FirstThenShared,
     PerDepth,
-    RecurrentCache,
     Ring,
     Shared,
     Sharing,
-    SlotLayout,
     reference_sharing,
     sharing_of,
-    token_bytes,
 )
 from tests.methods.huginn.test_model import CLOSE, build, ids
 

@@ -15,10 +15,10 @@ from transformers import GenerationConfig
 from inward.common import halting
 from inward.common.sampling import Sampling
 from inward.common.trace import read_traces, write_traces
-from inward.methods.huginn.cache import reference_sharing
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.generate import generate, generate_one
 from inward.methods.huginn.model import HuginnForCausalLM
+from inward.methods.huginn.sharing import reference_sharing
 from inward.methods.huginn.texts import plan
 from tests.golden_folders import golden_folders, golden_ids
 

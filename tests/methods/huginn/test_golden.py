@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from inward.hub import load
-from inward.methods.huginn.cache import RecurrentCache, reference_sharing
+from inward.methods.huginn.cache import RecurrentCache
 from inward.methods.huginn.model import HuginnForCausalLM
+from inward.methods.huginn.sharing import reference_sharing
 from tests.golden_folders import golden_folders, golden_ids
 
 pytestmark = pytest.mark.versions

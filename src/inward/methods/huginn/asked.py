@@ -21,8 +21,8 @@ from inward.common.halting import Never
 from inward.common.requests import check_prompt
 from inward.common.sampling import Sampler
 from inward.common.thinking import Request, check_acts, check_options
-from inward.methods.huginn.cache import DeepestAvailable, PerDepth, sharing_of
 from inward.methods.huginn.options import NAME, OPTIONS
+from inward.methods.huginn.sharing import DeepestAvailable, PerDepth, sharing_of
 from inward.methods.huginn.texts import HuginnPlan, HuginnText, plan, whole
 
 if TYPE_CHECKING:

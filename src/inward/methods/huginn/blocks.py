@@ -10,6 +10,7 @@ values, H head width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ Part = Callable[[Tensor], Tensor]
 
 
 class OutProjection(nn.Linear):
-    """A matrix that writes to the stream; it starts smaller (see `_init_weights`)."""
+    """A matrix that writes to the stream; it starts smaller (see `initialize`)."""
 
 
 class FusedLinear(nn.Linear):
@@ -261,3 +262,41 @@ BLOCKS: dict[str, type[Wired]] = {
     "SwinScaledBlock": BranchNormBlock,
 }
 """block_class_name -> class. The scaled ones scale by 1 under every initialisation built here."""
+
+
+# --------------------------------------------------------------------------------------------------
+# Embedding and first weights
+
+LOADED = "_is_hf_initialized"
+"""What transformers calls a weight that came from a file; its `nn.init` knows, a part of it not."""
+
+
+class ScaledEmbedding(nn.Embedding):
+    """Rows times a number, by default sqrt(d)."""
+
+    def __init__(self, num_embeddings: int, width: int, scale: float | None = None, **kwargs: Any):
+        super().__init__(num_embeddings, width, **kwargs)
+        self.embed_scale = math.sqrt(width) if scale is None else scale
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.embed_scale
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, config: HuginnConfig) -> None:
+    """The configuration's first weights of a module (as published "takase", section 3.2), normals
+    cut at +-3 sigma; the up half of the MLP has the plain sigma, as in training."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        out = isinstance(module, OutProjection)
+        sigma = config.init_std_out if out else config.init_std
+        if config.init_orthogonal and not getattr(module.weight, LOADED, False):
+            for part in parts_of(module):
+                nn.init.orthogonal_(part, gain=sigma * math.sqrt(max(part.shape)))
+        else:
+            nn.init.trunc_normal_(module.weight, std=sigma, a=-3 * sigma, b=3 * sigma)
+    elif isinstance(module, RMSNorm | nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        if isinstance(module, nn.LayerNorm):
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, Attention) and module.qk_bias is not None:
+        nn.init.zeros_(module.qk_bias)

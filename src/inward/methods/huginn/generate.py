@@ -41,11 +41,12 @@ from inward.common.requests import Prompts
 from inward.common.sampling import Sampling
 from inward.common.thinking import Request, check_acts, run
 from inward.methods.huginn import cpu as huginn_cpu
-from inward.methods.huginn.cache import RecurrentCache, Sharing
+from inward.methods.huginn.cache import RecurrentCache
 from inward.methods.huginn.context import Context
 from inward.methods.huginn.costs import HuginnCosts
 from inward.methods.huginn.loop import HuginnLoop
 from inward.methods.huginn.options import NAME, OPTIONS
+from inward.methods.huginn.sharing import Sharing
 from inward.methods.huginn.texts import (
     HuginnGenerated,
     HuginnPlan,

@@ -24,8 +24,9 @@ from inward.common.halting import Seen
 from inward.common.thinking import Answer, Event, Request
 from inward.methods.huginn import cpu as huginn_cpu
 from inward.methods.huginn.asked import text_of
-from inward.methods.huginn.cache import RecurrentCache, Sharing
+from inward.methods.huginn.cache import RecurrentCache
 from inward.methods.huginn.costs import HuginnCosts
+from inward.methods.huginn.sharing import Sharing
 from inward.methods.huginn.texts import HuginnText, choose, whole
 from inward.methods.huginn.think import Thought, think
 

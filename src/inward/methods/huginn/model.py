@@ -42,7 +42,6 @@ Shape letters: B rows, S new tokens, K cached and new tokens, d width, N heads, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from threading import get_ident
@@ -63,7 +62,7 @@ from transformers.utils.generic import can_return_tuple
 from inward.common.bases import given_cache, run_layers_again
 from inward.common.draws import Draws, Loss
 from inward.common.trace import Cost
-from inward.methods.huginn.blocks import BLOCKS, Attention, OutProjection, parts_of
+from inward.methods.huginn.blocks import BLOCKS, ScaledEmbedding, initialize
 from inward.methods.huginn.cache import RecurrentCache
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.context import (
@@ -80,7 +79,7 @@ from inward.methods.huginn.context import (
 from inward.methods.huginn.costs import HuginnCosts
 from inward.methods.huginn.growing import GrowingCache
 from inward.methods.huginn.noise import uniform_at
-from inward.methods.huginn.norms import NORMS, RMSNorm
+from inward.methods.huginn.norms import NORMS
 from inward.methods.huginn.outside import (
     CACHE,
     PASSED_ON,
@@ -93,20 +92,6 @@ from inward.methods.huginn.outside import (
 from inward.methods.huginn.states import ADAPTERS, DRAWN, FIXED, INJECTIONS
 from inward.methods.huginn.train import drawn_depth, loss
 from inward.methods.huginn.uneven import Uneven, check_uneven, depths_of
-
-LOADED = "_is_hf_initialized"
-"""What transformers calls a weight that came from a file; its `nn.init` knows, a part of it not."""
-
-
-class ScaledEmbedding(nn.Embedding):
-    """Rows times a number, by default sqrt(d)."""
-
-    def __init__(self, num_embeddings: int, width: int, scale: float | None = None, **kwargs: Any):
-        super().__init__(num_embeddings, width, **kwargs)
-        self.embed_scale = math.sqrt(width) if scale is None else scale
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) * self.embed_scale
 
 
 class HuginnPreTrainedModel(HuginnFiles, PreTrainedModel):
@@ -134,20 +119,7 @@ class HuginnPreTrainedModel(HuginnFiles, PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """The configuration's initialisation (as published "takase", section 3.2), normals cut at
         +-3 sigma; the up half of the MLP has the plain sigma, as in training."""
-        if isinstance(module, nn.Linear | nn.Embedding):
-            out = isinstance(module, OutProjection)
-            sigma = self.config.init_std_out if out else self.config.init_std
-            if self.config.init_orthogonal and not getattr(module.weight, LOADED, False):
-                for part in parts_of(module):
-                    nn.init.orthogonal_(part, gain=sigma * math.sqrt(max(part.shape)))
-            else:
-                nn.init.trunc_normal_(module.weight, std=sigma, a=-3 * sigma, b=3 * sigma)
-        elif isinstance(module, RMSNorm | nn.LayerNorm):
-            nn.init.ones_(module.weight)
-            if isinstance(module, nn.LayerNorm):
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, Attention) and module.qk_bias is not None:
-            nn.init.zeros_(module.qk_bias)
+        initialize(module, self.config)
 
 
 class HuginnModel(HuginnPreTrainedModel):

@@ -47,11 +47,11 @@ from inward.common.halting import DepthView, Seen
 from inward.common.requests import Prompts
 from inward.common.sampling import Sampling, check_logits
 from inward.methods.huginn.asked import check_wave
-from inward.methods.huginn.cache import Sharing
 from inward.methods.huginn.context import Context
 from inward.methods.huginn.costs import Took
 from inward.methods.huginn.generate import OnToken, finish
 from inward.methods.huginn.loop import HuginnLoop
+from inward.methods.huginn.sharing import Sharing
 from inward.methods.huginn.texts import (
     HuginnGenerated,
     HuginnText,

@@ -36,9 +36,9 @@ from torch import Tensor
 from inward.common.requests import Prompts
 from inward.common.sampling import Law, Sampling, Verdict, check_logits, matched
 from inward.methods.huginn.asked import check_drafts
-from inward.methods.huginn.cache import Sharing
 from inward.methods.huginn.generate import OnToken, finish
 from inward.methods.huginn.loop import HuginnLoop
+from inward.methods.huginn.sharing import Sharing
 from inward.methods.huginn.texts import (
     HuginnGenerated,
     HuginnText,

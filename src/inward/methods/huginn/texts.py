@@ -29,9 +29,9 @@ from inward.common.sampling import Sampler, Sampling, check_logits, sampling_of
 from inward.common.speaking import StopWords
 from inward.common.thinking import Answer, Event, Memory
 from inward.common.trace import Cost, Span, Step, Trace, plane, total
-from inward.methods.huginn.cache import PerDepth, Sharing, sharing_of
 from inward.methods.huginn.costs import Took
 from inward.methods.huginn.options import NAME, TRACES
+from inward.methods.huginn.sharing import PerDepth, Sharing, sharing_of
 
 if TYPE_CHECKING:
     from inward.methods.huginn.model import HuginnForCausalLM

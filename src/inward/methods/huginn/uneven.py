@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from inward.methods.huginn.cache import DeepestAvailable, RecurrentCache
+from inward.methods.huginn.cache import RecurrentCache
 from inward.methods.huginn.context import Context
+from inward.methods.huginn.sharing import DeepestAvailable
 
 if TYPE_CHECKING:
     from transformers import Cache
