@@ -17,8 +17,8 @@ from inward.common.bases import both_cache_names, cache_field, given_cache
 from inward.common.weights import strict
 from inward.methods.huginn.cache import RecurrentCache
 from inward.methods.huginn.context import rotary_of
-from inward.methods.huginn.retrofit import as_stored
 from inward.methods.huginn.static import static_cache
+from inward.methods.huginn.stored import as_stored
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin

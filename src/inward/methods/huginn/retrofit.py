@@ -5,76 +5,26 @@
 before those the core; what lies between is dropped (TinyLlama: 4, 8, 4 of 22). The blocks stay what
 they were, see blocks.py; embeddings are not scaled, and no norm stands before the coda.
 
-`as_stored` lets published checkpoints of that kind load; `retrofit` makes a new one. Here the
-adapter starts as [0 | I], so that a fresh model says at every depth what the kept layers say one
-after the other; `difference` measures that. It has to be trained to do more.
+Published checkpoints of that kind load as they are, see stored.py; `retrofit` makes a new one. Here
+the adapter starts as [0 | I], so that a fresh model says at every depth what the kept layers say
+one after the other; `difference` measures that. It has to be trained to do more.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inward.common.weights import tensor_names
-from inward.methods.huginn import fields
 from inward.methods.huginn.config import HuginnConfig
-
-if TYPE_CHECKING:
-    from inward.methods.huginn.model import HuginnForCausalLM
+from inward.methods.huginn.model import HuginnForCausalLM
 
 BASES = {"llama": "TransformerPreNormBlock", "olmo2": "SwinBlock"}
 """model_type of a base -> its block."""
-
-OF_HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-"""Arguments of `from_pretrained` that say where files are."""
-
-
-# --------------------------------------------------------------------------------------------------
-# Published ones
-
-
-def as_stored(source: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `from_pretrained`, with the configuration that the names of the weights
-    tell: a retrofitted model's config.json is the same for Llama's blocks and OLMo-2's."""
-    config, place = kwargs.get("config"), {k: kwargs[k] for k in OF_HUB if k in kwargs}
-    if config is None:
-        try:
-            row, _ = HuginnConfig.get_config_dict(source, **place)
-        except OSError:
-            return kwargs  # the loader says what it looked for
-        if not fields.is_retrofitted(row):
-            return kwargs
-        said = {name: kwargs.pop(name) for name in fields.PUBLISHED if name in kwargs}
-        config = HuginnConfig.from_dict(row | said)
-    told = isinstance(config, HuginnConfig) and (config.rope_pairs, config.qk_norm)
-    if told == ("halves", False) and any(".q_norm." in name for name in names_at(source, place)):
-        config = copy.copy(config)
-        config.block_class_name, config.qk_norm = "SwinBlock", "projection"
-    return kwargs | {"config": config}
-
-
-def names_at(source: Any, place: dict[str, Any]) -> list[str]:
-    """Names of the tensors of a folder or a repository; none if there are no safetensors."""
-    from transformers.utils import cached_file
-
-    def file(name: str) -> str | None:
-        return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **place)
-
-    if index := file("model.safetensors.index.json"):
-        return list(json.loads(Path(index).read_text(encoding="utf-8")).get("weight_map", {}))
-    single = file("model.safetensors")
-    return tensor_names(Path(single)) if single else []
-
-
-# --------------------------------------------------------------------------------------------------
-# New ones
 
 
 def kept_layers(num_layers: int, parts: Sequence[int], start: int | None = None) -> list[range]:
@@ -154,8 +104,6 @@ def retrofit(
     Raises:
         ValueError: another base, or layers that it does not have.
     """
-    from inward.methods.huginn.model import HuginnForCausalLM
-
     check_base(base)
     kept = kept_layers(base.config.num_hidden_layers, parts, start)
     config = config_for(base, parts, **choices)
