@@ -1,5 +1,7 @@
 """Huginn's configuration: every field is kept, or refused by name."""
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from transformers import AutoConfig
@@ -62,7 +64,7 @@ def test_what_says_the_same_is_taken():
 
 def test_numpy_numbers_are_numbers(tmp_path):
     sizes: dict[str, Any] = {name: np.int64(value) for name, value in SMALL.items()}
-    config = HuginnConfig(**sizes, norm_eps=np.float32(1e-5))
+    config = HuginnConfig(**sizes, norm_eps=cast(Any, np.float32(1e-5)))
     assert all(type(getattr(config, name)) is int for name in SMALL)
     config.save_pretrained(tmp_path)  # JSON knows no numpy
     assert AutoConfig.from_pretrained(tmp_path).norm_eps == float(np.float32(1e-5))

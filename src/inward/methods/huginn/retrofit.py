@@ -65,7 +65,7 @@ def check_base(base: Any) -> None:
 def config_for(base: Any, parts: Sequence[int], **choices: Any) -> HuginnConfig:
     """The configuration of a retrofit of (P, R, C) blocks; `choices`: other fields of it."""
     of = base.config
-    chosen = {"mean_recurrence": 8, "mean_backprop_depth": 8} | choices
+    chosen: dict[str, Any] = {"mean_recurrence": 8, "mean_backprop_depth": 8} | choices
     return HuginnConfig(
         n_embd=of.hidden_size,
         n_heads=of.num_attention_heads,
