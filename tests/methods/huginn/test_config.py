@@ -1,5 +1,7 @@
 """Huginn's configuration: every field is kept, or refused by name."""
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from transformers import AutoConfig
@@ -46,7 +48,12 @@ def test_fields_are_kept_or_refused_by_name(change, told):
 
 
 def test_what_says_the_same_is_taken():
-    same = {"hidden_size": 32, "num_attention_heads": 4, "head_dim": 8, "num_hidden_layers": 4}
+    same: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "head_dim": 8,
+        "num_hidden_layers": 4,
+    }
     same |= {"sliding_window": None, "attention_dropout": 0.0, "hidden_act": "silu"}
     same |= {"max_position_embeddings": 64, "effective_expected_depth": 132}
     config = HuginnConfig(**SMALL, **same)
@@ -56,8 +63,8 @@ def test_what_says_the_same_is_taken():
 
 
 def test_numpy_numbers_are_numbers(tmp_path):
-    sizes = {name: np.int64(value) for name, value in SMALL.items()}
-    config = HuginnConfig(**sizes, norm_eps=np.float32(1e-5))
+    sizes: dict[str, Any] = {name: np.int64(value) for name, value in SMALL.items()}
+    config = HuginnConfig(**sizes, norm_eps=cast(Any, np.float32(1e-5)))
     assert all(type(getattr(config, name)) is int for name in SMALL)
     config.save_pretrained(tmp_path)  # JSON knows no numpy
     assert AutoConfig.from_pretrained(tmp_path).norm_eps == float(np.float32(1e-5))
@@ -77,7 +84,12 @@ def test_what_was_set_later_is_checked_when_a_model_is_built(tmp_path):
 
 def test_the_training_codes_own_fields_say_what_holds_here():
     """Fields of the paper's training configurations (config_dynamic.py) at their defaults."""
-    row = {"attn_impl": "tridao", "lockstep_n": True, "lockstep_k": True, "clip_qkv": None}
+    row: dict[str, Any] = {
+        "attn_impl": "tridao",
+        "lockstep_n": True,
+        "lockstep_k": True,
+        "clip_qkv": None,
+    }
     row |= {"use_abacus": False, "randomize_positions_from": None, "mup_model_scaling_factor": 1}
     row |= {"qk_norm": False, "embed_step": False, "intermediate_noise_injection": 0.0}
     assert HuginnConfig(**SMALL, **row).n_embd == 32
@@ -85,7 +97,7 @@ def test_the_training_codes_own_fields_say_what_holds_here():
 
 def test_what_is_noted_comes_back(tmp_path):
     """Fields that say nothing about the numbers: kept, and written back."""
-    noted = {"name": "tiny", "hf_config": {"org": "us"}, "lockstep_n": True}
+    noted: dict[str, Any] = {"name": "tiny", "hf_config": {"org": "us"}, "lockstep_n": True}
     HuginnConfig(**SMALL, **noted).save_pretrained(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)
     assert {name: getattr(again, name) for name in noted} == noted
@@ -110,7 +122,7 @@ def test_what_is_noted_comes_back(tmp_path):
     ],
 )
 def test_generation_takes_whole_numbers(options, told):
-    usual = {"input_ids": ids(1, 5), "max_new_tokens": 2, "max_steps": 2}
+    usual: dict[str, Any] = {"input_ids": ids(1, 5), "max_new_tokens": 2, "max_steps": 2}
     with pytest.raises(ValueError, match=told):
         generate(build(), **usual | options)
 
@@ -118,6 +130,7 @@ def test_generation_takes_whole_numbers(options, told):
 def test_generation_takes_numpys_whole_numbers():
     model, prompt = build(), ids(1, 5)
     want = generate(model, prompt, max_new_tokens=3, max_steps=2, state_seed=3, batch_size=2)
-    sizes = {"max_new_tokens": 3, "max_steps": 2, "state_seed": 3, "batch_size": 2}
-    got = generate(model, prompt, **{name: np.int64(value) for name, value in sizes.items()})
+    sizes: dict[str, Any] = {"max_new_tokens": 3, "max_steps": 2, "state_seed": 3, "batch_size": 2}
+    numbers: dict[str, Any] = {name: np.int64(value) for name, value in sizes.items()}
+    got = generate(model, prompt, **numbers)
     assert got.tokens[0].tolist() == want.tokens[0].tolist() and want.steps[0].tolist() == [2] * 3

@@ -247,7 +247,7 @@ def test_files_come_back(variant, tmp_path):
 def test_the_law_of_initial_states(kind, mean, deviation):
     """As drawn by `initialize_state` of the authors' model_dynamic.py; at +-3 sigma a like-init
     state of sigma sqrt(2/5) is cut."""
-    sizes = SMALL | {"n_embd": 256, "block_size": 4096}
+    sizes: dict[str, Any] = SMALL | {"n_embd": 256, "block_size": 4096}
     model: Any = HuginnForCausalLM(HuginnConfig(**sizes, state_init=kind))
     e = torch.randn(2, 400, 256)
     for drawn in (
@@ -271,7 +271,7 @@ def test_a_state_that_is_the_input():
 
 def test_orthogonal_initialisation():
     """Each part of a fused matrix has orthogonal rows or columns of the deviation asked for."""
-    sizes = SMALL | {"n_embd": 64, "intermediate_size": 96}
+    sizes: dict[str, Any] = SMALL | {"n_embd": 64, "intermediate_size": 96}
     config = HuginnConfig(**sizes, init_orthogonal=True, init_strategy="scaled")
     model: Any = HuginnForCausalLM(config)
     block = model.transformer.core_block[0]
@@ -360,7 +360,7 @@ def test_a_retrofit_says_what_its_layers_say(base, start, tmp_path):
 
 
 def test_a_difference_is_seen(base):
-    model = retrofit(base, (1, 2, 2))
+    model: Any = retrofit(base, (1, 2, 2))
     with torch.no_grad():
         model.transformer.core_block[1].norm_2.weight.mul_(1.5)
     assert difference(model, base) > 1e-3

@@ -54,6 +54,8 @@ class Attention(nn.Module):
     q_norm, k_norm: over all heads together, before the rotation (OLMo-2's); or None.
     """
 
+    qk_bias: nn.Parameter | None
+
     def __init__(self, config: HuginnConfig):
         super().__init__()
         N, G, H = config.n_heads, config.num_key_value_heads, config.head_dim
@@ -108,9 +110,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: HuginnConfig, width: int | None = None):
         super().__init__()
-        m, width = config.intermediate_size, width or config.n_embd
+        m, wide = config.intermediate_size, width or config.n_embd
         self.f = NONLINEAR[config.nonlin_name]
-        self.fc = FusedLinear(width, (m, m))
+        self.fc = FusedLinear(wide, (m, m))
         self.proj = OutProjection(m, config.n_embd, bias=False)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -123,9 +125,9 @@ class SplitGatedMLP(nn.Module):
 
     def __init__(self, config: HuginnConfig, width: int | None = None):
         super().__init__()
-        m, width = config.intermediate_size, width or config.n_embd
+        m, wide = config.intermediate_size, width or config.n_embd
         self.f = NONLINEAR[config.nonlin_name]
-        self.fc1, self.fc2 = (nn.Linear(width, m, bias=False) for _ in range(2))
+        self.fc1, self.fc2 = (nn.Linear(wide, m, bias=False) for _ in range(2))
         self.proj = OutProjection(m, config.n_embd, bias=False)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -137,9 +139,9 @@ class PlainMLP(nn.Module):
 
     def __init__(self, config: HuginnConfig, width: int | None = None):
         super().__init__()
-        m, width = config.intermediate_size, width or config.n_embd
+        m, wide = config.intermediate_size, width or config.n_embd
         self.f = NONLINEAR[config.nonlin_name]
-        self.fc = nn.Linear(width, m, bias=False)
+        self.fc = nn.Linear(wide, m, bias=False)
         self.proj = OutProjection(m, config.n_embd, bias=False)
 
     def forward(self, h: Tensor) -> Tensor:

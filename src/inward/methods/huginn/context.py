@@ -158,7 +158,7 @@ def _made_scaled(width: int, base: float, scaling: tuple) -> tuple[tuple[float, 
     """Frequencies (width/2,) and a factor on cos and sin, as transformers makes them of a base and
     the items of a `rope_scaling`."""
     rope = dict(scaling) | {"rope_theta": base}
-    config = LlamaConfig(head_dim=width, rope_parameters=rope)
+    config: Any = LlamaConfig(head_dim=width, rope_parameters=rope)
     if "original_max_position_embeddings" in rope:
         config.max_position_embeddings = rope["original_max_position_embeddings"]
     with torch.device("cpu"), torch.inference_mode(False):  # it is kept, whoever asks first
@@ -283,7 +283,7 @@ def split_depth(
 ) -> tuple[int, int]:
     """(recurrences without gradient, with gradient); None: the mean. See `HuginnModel.forward`."""
     if num_steps is None:
-        num_steps = config.mean_recurrence
+        num_steps = int(config.mean_recurrence)
     given = num_steps.tolist() if isinstance(num_steps, Tensor | np.ndarray) else num_steps
     pair = tuple(given) if isinstance(given, Sequence) else (0, given)
     whole = all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in pair)

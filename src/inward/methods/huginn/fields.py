@@ -465,4 +465,4 @@ def positive(name: str, value: Any) -> float:
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value <= 0:
         raise ValueError(f"Huginn: {name} is {value!r}, must be a finite number above 0")
-    return value if type(value) in (int, float) else float(value)
+    return value if isinstance(value, int) else float(value)

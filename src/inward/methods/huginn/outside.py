@@ -98,7 +98,9 @@ class HuginnFiles(PreTrainedModel):
         tensors = dict(self.state_dict() if tensors is None else tensors)
         if self.config.rope_pairs == "interleaved":
             positions = torch.arange(self.config.block_size)[None]
-            tensors["freqs_cis"] = torch.stack(rotary_of(self.config, positions), dim=-1)
+            tensors["freqs_cis"] = torch.stack(
+                rotary_of(cast("Any", self.config), positions), dim=-1
+            )
         return super().save_pretrained(save_directory, *args, state_dict=tensors, **kwargs)
 
 

@@ -5,9 +5,9 @@
 before those the core; what lies between is dropped (TinyLlama: 4, 8, 4 of 22). The blocks stay what
 they were, see blocks.py; embeddings are not scaled, and no norm stands before the coda.
 
-Published checkpoints of that kind load (`stored.py`); `retrofit` makes a new one. Here the adapter
-starts as [0 | I], so that a fresh model says at every depth what the kept layers say one after the
-other; `difference` measures that. It has to be trained to do more.
+Published checkpoints of that kind load as they are, see stored.py; `retrofit` makes a new one. Here
+the adapter starts as [0 | I], so that a fresh model says at every depth what the kept layers say
+one after the other; `difference` measures that. It has to be trained to do more.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from inward.methods.huginn.config import HuginnConfig
-
-if TYPE_CHECKING:
-    from inward.methods.huginn.model import HuginnForCausalLM
+from inward.methods.huginn.model import HuginnForCausalLM
 
 BASES = {"llama": "TransformerPreNormBlock", "olmo2": "SwinBlock"}
 """model_type of a base -> its block."""
@@ -67,7 +65,7 @@ def check_base(base: Any) -> None:
 def config_for(base: Any, parts: Sequence[int], **choices: Any) -> HuginnConfig:
     """The configuration of a retrofit of (P, R, C) blocks; `choices`: other fields of it."""
     of = base.config
-    chosen = {"mean_recurrence": 8, "mean_backprop_depth": 8} | choices
+    chosen: dict[str, Any] = {"mean_recurrence": 8, "mean_backprop_depth": 8} | choices
     return HuginnConfig(
         n_embd=of.hidden_size,
         n_heads=of.num_attention_heads,
@@ -106,8 +104,6 @@ def retrofit(
     Raises:
         ValueError: another base, or layers that it does not have.
     """
-    from inward.methods.huginn.model import HuginnForCausalLM
-
     check_base(base)
     kept = kept_layers(base.config.num_hidden_layers, parts, start)
     config = config_for(base, parts, **choices)

@@ -1,9 +1,4 @@
-"""How checkpoints lie on disk: what the names of their weights tell beside config.json.
-
-Retrofitted models ("Teaching Pretrained Language Models to Think Deeper with Retrofitted
-Recurrence", McLeish et al. 2025, arXiv 2511.07384) are published with one configuration for Llama's
-blocks and OLMo-2's; `retrofit.py` makes new ones.
-"""
+"""Which blocks lie in a folder of a retrofitted model (arXiv 2511.07384, see retrofit.py)."""
 
 from __future__ import annotations
 
@@ -11,6 +6,8 @@ import copy
 import json
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import cached_file
 
 from inward.common.weights import tensor_names
 from inward.methods.huginn import fields
@@ -42,7 +39,6 @@ def as_stored(source: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def names_at(source: Any, place: dict[str, Any]) -> list[str]:
     """Names of the tensors of a folder or a repository; none if there are no safetensors."""
-    from transformers.utils import cached_file
 
     def file(name: str) -> str | None:
         return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **place)
