@@ -1,5 +1,5 @@
-"""`inward convert`: files of the papers' own code into ours, and back; a pretrained model into one
-that thinks in depth.
+"""`inward convert`: files of the papers' own code into ours, and back; a folder of Huginn's written
+anew; a pretrained model into one that thinks in depth.
 
 tyro reads the fields' types at run time, so there is no `from __future__ import annotations` here.
 """
@@ -12,12 +12,13 @@ from inward.cli.options import UsageError, _go, unknown
 
 def convert(words: list[str]) -> int:
     """Convert the files of a paper's own code, or a pretrained model."""
-    kinds = {"coconut": ConvertCoconut, "retrofit": ConvertRetrofit}
+    kinds = {"coconut": ConvertCoconut, "huginn": ConvertHuginn, "retrofit": ConvertRetrofit}
     if not words or words[0] in ("-h", "--help"):
         print(
             "usage: inward convert coconut FROM TO [options]\n"
+            "       inward convert huginn FROM TO [--standalone]\n"
             "       inward convert retrofit FROM TO [--layers P R C] [options]\n"
-            "inward convert coconut --help, inward convert retrofit --help"
+            "inward convert KIND --help says more"
         )
         return 0
     kind, *rest = words
@@ -170,4 +171,42 @@ class ConvertRetrofit:
             f"model: {self.target}   logits at one recurrence differ from the kept layers' by at "
             f"most {apart:.1e}"
         )
+        return 0
+
+
+@dataclass(kw_only=True)
+class ConvertHuginn:
+    """A folder of Huginn's, published (shards, any prefix or spelling) or ours, is written anew as
+    transformers and this library read it; with --standalone as anybody reads it."""
+
+    source: Path
+    """a folder, a run or a shipped model"""
+    target: Path
+    """the new folder"""
+    standalone: bool = False
+    """put the model's source beside the weights: loads with trust_remote_code=True where this
+    library is not installed"""
+
+    def run(self, words: list[str]) -> int:
+        """Run it."""
+        import shutil
+
+        from inward import hub
+        from inward.common.files import new_folder
+        from inward.methods.huginn.model import HuginnForCausalLM
+
+        if self.target.exists():
+            raise ValueError(f"{self.target} exists; remove it, or choose another folder")
+        source = hub.resolve(self.source)
+        model = hub.load(source)
+        if not isinstance(model, HuginnForCausalLM):
+            raise ValueError(f"{self.source} is a {type(model).__name__}, no Huginn model")
+        with new_folder(self.target) as folder, hub.quiet():
+            model.save_pretrained(folder, standalone=self.standalone)
+            for file in source.iterdir():  # tokenizer, template, how it is asked
+                if file.suffix in (".json", ".jinja", ".model", ".txt") and not (
+                    (folder / file.name).exists() or "safetensors" in file.name
+                ):
+                    shutil.copyfile(file, folder / file.name)
+        print(f"model: {self.target}   (inward ask {self.target} ...)")
         return 0

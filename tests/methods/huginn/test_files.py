@@ -1,6 +1,9 @@
 """Huginn's files: the published layout in all the forms it is found in, read and written back."""
 
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -8,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from inward.cli.main import main
 from inward.hub import load
 from inward.methods.huginn.config import HuginnConfig
-from inward.methods.huginn.model import HuginnForCausalLM
+from inward.methods.huginn.model import HuginnForCausalLM, HuginnModel
+from inward.methods.huginn.standalone import AUTO_MAP
 from tests.methods.huginn.test_model import SMALL, build, ids
 
 
@@ -151,6 +156,12 @@ def test_all_published_forms_of_the_weights_load(tmp_path):
     raw = {f"_orig_mod._original_module.{n}": t.clone() for n, t in model.state_dict().items()}
     save_file(raw, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
     agrees(tmp_path / "m", key_mapping={r"^_orig_mod\._original_module\.": ""})
+    agrees(tmp_path / "m")
+    base = HuginnModel.from_pretrained(tmp_path / "m")
+    assert torch.equal(base.wte.weight, model.transformer.wte.weight)
+    raw = {f"module.{n}": t.clone() for n, t in model.state_dict().items()}
+    save_file(raw, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    agrees(tmp_path / "m")
     for dtype in (torch.bfloat16, torch.float16):
         build().to(dtype).save_pretrained(tmp_path / "half")
         half = HuginnForCausalLM.from_pretrained(tmp_path / "half", dtype=torch.float32)
@@ -183,6 +194,82 @@ def test_untied_weights_survive(tmp_path):
         assert again.lm_head.weight is not again.transformer.wte.weight
         for name, tensor in model.state_dict().items():
             assert torch.equal(again.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("wrong", [49, 65])
+def test_a_wrong_vocabulary_names_both_numbers(tmp_path, tied, wrong):
+    build(tie_embeddings=tied).save_pretrained(tmp_path)
+    row = json.loads((tmp_path / "config.json").read_text()) | {"vocab_size": wrong}
+    (tmp_path / "config.json").write_text(json.dumps(row))
+    for kind in (HuginnForCausalLM, HuginnModel, AutoModelForCausalLM):
+        with pytest.raises(ValueError, match=f"vocab_size {wrong}, but .*weight in .* has 50 rows"):
+            kind.from_pretrained(tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------
+# Folders that others open
+
+
+def test_a_folder_written_anew_names_what_is_there(tmp_path, capsys):
+    """The published code is not copied, so the new folder does not name it; TRL asks for auto_map."""
+    build().save_pretrained(tmp_path / "old")
+    row = json.loads((tmp_path / "old" / "config.json").read_text()) | {
+        name: PUBLISHED[name] for name in ("architectures", "auto_map")
+    }
+    (tmp_path / "old" / "config.json").write_text(json.dumps(row))
+    (tmp_path / "old" / "chat_template.jinja").write_text("{{ messages }}")
+    for words, named in (([], None), (["--standalone"], AUTO_MAP)):
+        new = tmp_path / f"new{len(words)}"
+        assert main(["convert", "huginn", str(tmp_path / "old"), str(new), *words]) == 0
+        saved = json.loads((new / "config.json").read_text())
+        assert saved["architectures"] == ["HuginnForCausalLM"] and saved.get("auto_map") == named
+        assert (new / "chat_template.jinja").read_text() == "{{ messages }}"
+        assert load(new).config.auto_map == (named or {})
+        load(new).save_pretrained(tmp_path / "again")
+        assert "auto_map" not in json.loads((tmp_path / "again" / "config.json").read_text())
+    assert main(["convert", "huginn", str(tmp_path / "old"), str(new)]) == 1
+    assert "exists" in capsys.readouterr().err
+
+
+WITHOUT = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "inward":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+sys.meta_path.insert(0, Absent())
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+torch.set_num_threads(1)
+folder, again, given = sys.argv[1:]
+ids, logits, said = torch.load(given)
+for name in (folder, again):
+    model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True).eval()
+    assert type(model).__module__.startswith("transformers_modules")
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, logits)
+    assert torch.equal(model.generate(ids, max_new_tokens=5, do_sample=False), said)
+    model.save_pretrained(again)
+assert type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__ == "HuginnModel"
+model.train()(ids, labels=ids).loss.backward()
+print("done", "inward" in sys.modules)
+"""
+
+
+def test_a_standalone_folder_loads_where_this_library_is_not(tmp_path):
+    model, x = build(), ids(2, 6)
+    model.save_pretrained(tmp_path / "m", standalone=True)
+    with torch.no_grad():
+        given = (x, model(x).logits, model.generate(x, max_new_tokens=5, do_sample=False))
+    torch.save(given, tmp_path / "given.pt")
+    (tmp_path / "run.py").write_text(WITHOUT)
+    words = [str(tmp_path / name) for name in ("run.py", "m", "again", "given.pt")]
+    env = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, *words], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ran.returncode == 0 and ran.stdout.strip().endswith("done False"), ran.stderr[-2000:]
 
 
 def test_rounding_the_weights_leaves_the_angles_alone(tmp_path):

@@ -76,6 +76,8 @@ class HuginnConfig(PreTrainedConfig):
         for name, value in own.items():
             setattr(self, name, value)
         self.use_cache = use_cache
+        # of published files; TRL asks every configuration that transformers does not know for it
+        self.auto_map = dict(rest.pop("auto_map", None) or {})
         super().__init__(**{"tie_word_embeddings": self.tie_embeddings, **rest})
 
     def check(self) -> None:
@@ -152,6 +154,8 @@ class HuginnConfig(PreTrainedConfig):
         class does not know only what is not as published."""
         row = super().to_dict()
         row.pop("tie_word_embeddings", None)
+        if not row.get("auto_map"):
+            row.pop("auto_map", None)
         row["n_layers"] = self.n_layers
         for name in fields.UNSAID:
             if row.get(name) == fields.PUBLISHED[name]:

@@ -7,14 +7,17 @@ Shape letters as in model.py; P, R and C are the numbers of blocks in prelude, c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from inward.common.bases import both_cache_names, cache_field, given_cache
-from inward.common.weights import strict
+from inward.common.files import read_object, write_json
+from inward.common.weights import strict, tensor_names
 from inward.methods.huginn.cache import RecurrentCache
 from inward.methods.huginn.context import rotary_of
 from inward.methods.huginn.static import static_cache
@@ -77,23 +80,33 @@ class HuginnFiles(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, but names that are missing, unexpected or of wrong shape, NaN, and
-        two different embeddings in a model that ties them, are errors."""
-        kwargs = as_stored(pretrained_model_name_or_path, kwargs)
-        loaded = strict(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+        two different embeddings in a model that ties them, are errors. What compilers and trainers
+        put before names (`_orig_mod.`, `_original_module.`, `module.`) is taken off."""
+        source = pretrained_model_name_or_path
+        kwargs = as_stored(source, kwargs)
+        kwargs["key_mapping"] = {_WRAPPED: "", **(kwargs.get("key_mapping") or {})}
+        if Path(str(source)).is_dir():
+            check_vocabulary(Path(str(source)), kwargs.get("config"))
+        loaded = strict(super().from_pretrained, source, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         head = getattr(model, "lm_head", None)
         apart = head is not None and head.weight is not model.transformer.wte.weight
         if model.config.tie_embeddings and apart:
             raise ValueError(
-                f"{pretrained_model_name_or_path}: lm_head.weight and transformer.wte.weight "
-                "differ, but the configuration ties them; set tie_embeddings to false, or remove "
-                "one of them"
+                f"{source}: lm_head.weight and transformer.wte.weight differ, but the "
+                "configuration ties them; set tie_embeddings to false, or remove one of them"
             )
         return loaded
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+    def save_pretrained(
+        self, save_directory: Any, *args: Any, standalone: bool = False, **kwargs: Any
+    ) -> Any:
         """As in transformers, with the table of rotary angles that the published layout holds
-        (retrofitted models have none)."""
+        (retrofitted models have none).
+
+        standalone: put this model's source beside the weights, so that the folder loads with
+            `trust_remote_code=True` where this package is not installed.
+        """
         tensors = kwargs.pop("state_dict", None)
         tensors = dict(self.state_dict() if tensors is None else tensors)
         if self.config.rope_pairs == "interleaved":
@@ -101,7 +114,52 @@ class HuginnFiles(PreTrainedModel):
             tensors["freqs_cis"] = torch.stack(
                 rotary_of(cast("Any", self.config), positions), dim=-1
             )
-        return super().save_pretrained(save_directory, *args, state_dict=tensors, **kwargs)
+        saved = super().save_pretrained(save_directory, *args, state_dict=tensors, **kwargs)
+        if Path(save_directory, "config.json").is_file():  # else another process writes it
+            _write_code(Path(save_directory), standalone)
+        return saved
+
+
+_WRAPPED = r"^(?:_orig_mod\.|_original_module\.|module\.)+"
+
+
+def _write_code(folder: Path, standalone: bool) -> None:
+    """Our source, if it is wanted, and an `auto_map` that names what is there."""
+    row = read_object(folder / "config.json")
+    named = row.pop("auto_map", None) or {}
+    if standalone:
+        from inward.methods.huginn.standalone import AUTO_MAP, write_source
+
+        write_source(folder)
+        named = AUTO_MAP
+    there = {
+        auto: place
+        for auto, place in named.items()
+        if (folder / f"{str(place).partition('.')[0]}.py").is_file()
+    }
+    write_json(folder / "config.json", row | ({"auto_map": there} if there else {}))
+
+
+def check_vocabulary(folder: Path, config: Any = None) -> None:
+    """Raise a ValueError that names both numbers if the embedding in a folder's files has another
+    number of rows than the configuration (default: the folder's) says."""
+    if config is None and (folder / "config.json").is_file():
+        row = read_object(folder / "config.json")
+        said = max(row.get("vocab_size") or 0, row.get("padded_vocab_size") or 0) or None
+    else:
+        said = getattr(config, "vocab_size", None)
+    for file in sorted(folder.glob("*.safetensors")):
+        names = [n for n in tensor_names(file) if n.endswith(("wte.weight", "lm_head.weight"))]
+        if not names or said is None:
+            continue
+        with safe_open(file, framework="pt") as tensors:
+            for name in names:
+                rows = tensors.get_slice(name).get_shape()[0]
+                if rows != said:
+                    raise ValueError(
+                        f"{folder}: the configuration says vocab_size {said}, but {name} in "
+                        f"{file.name} has {rows} rows; set vocab_size to {rows}"
+                    )
 
 
 # --------------------------------------------------------------------------------------------------
