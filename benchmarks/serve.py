@@ -5,7 +5,7 @@
 A server runs alone on one core with one thread of torch, the client on another. Sides alternate
 round by round; each is started anew and warmed up, then asked at every number of streams: sixteen
 prompts in turn (each stream one after the other, at least sixteen answers in all), greedily, as
-streams of /v1/completions.
+streams: chats of a model that reads these, else /v1/completions.
 
     transformers    `transformers serve MODEL --continuous-batching`, same dtype
     plain           `inward serve MODEL`
@@ -15,7 +15,8 @@ streams of /v1/completions.
 
 A row a (round, side, streams) goes to benchmarks/serve.jsonl as soon as it is there; those that are
 there are not measured again, so a run that was stopped goes on. A row tells how busy the machine
-was (`load`), and `wrong`: answers that are not what the side said to the prompt before.
+was (`load`), what the server used of its processor for a token, which hardly depends on that, and
+`wrong`: answers that are not what the side said to the prompt before.
 
     --summary       the medians of what is there, and ours over theirs, round by round
     --soak MINUTES  keep the largest number of streams going that long, with ours alone
@@ -36,7 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,8 @@ STARTS = (
     "In the garden grew a tall tree with",
 )  # fmt: skip
 """What is gone on with."""
+GUESSES = ("look-up", "known")
+"""Sides that send a `prediction`."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,12 @@ def memory_of(pid: int) -> dict[str, float]:
     return {name: round(int(m[1]) / 1024, 1) for name, m in found.items() if m is not None}
 
 
+def cpu_of(pid: int) -> float:
+    """Seconds of processor that a process has used, which hardly depend on who else is there."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 # --------------------------------------------------------------------------------------------------
 # The client
 
@@ -160,15 +169,20 @@ class Asker:
     tokenizer: Any
     said: dict[int, str] = field(default_factory=dict)
 
+    @property
+    def chats(self) -> bool:
+        """By chats: those of a model that was trained on them, and those with a `prediction`, which
+        no other route takes. A model without a template reads the same text either way."""
+        return self.tokenizer.chat_template is not None or self.side in GUESSES
+
     async def answer(self, number: int, level: Level) -> None:
         """One answer to a prompt."""
         began, first, text = time.perf_counter(), None, ""
         try:
-            async for piece in await self.client.completions.create(**self._body(number)):
-                new = piece.choices[0].text if piece.choices else ""
+            async for new in self._pieces(number):
                 if new and first is None:
                     first = time.perf_counter() - began
-                text += new or ""
+                text += new
         except openai.OpenAIError as error:
             level.failed += 1
             print(f"{self.side}: {error}", file=sys.stderr)
@@ -178,13 +192,22 @@ class Asker:
         level.answers += 1
         level.wrong += self.said.setdefault(number, text) != text
 
-    def _body(self, number: int) -> dict[str, Any]:
+    async def _pieces(self, number: int) -> AsyncIterator[str]:
         prompt = STARTS[number]
         body: dict[str, Any] = {
             "model": self.plan.model if self.side == "transformers" else "served",
-            "prompt": prompt, "max_tokens": self.plan.tokens, "temperature": 0, "stream": True,
+            "max_tokens": self.plan.tokens, "temperature": 0, "stream": True,
         }  # fmt: skip
-        return body
+        if not self.chats:
+            async for piece in await self.client.completions.create(prompt=prompt, **body):
+                yield (piece.choices[0].text or "") if piece.choices else ""
+            return
+        guess = {"look-up": prompt, "known": self.said.get(number)}.get(self.side)
+        if guess is not None:
+            body["prediction"] = {"type": "content", "content": guess}
+        body["messages"] = [{"role": "user", "content": prompt}]
+        async for piece in await self.client.chat.completions.create(**body):
+            yield (piece.choices[0].delta.content or "") if piece.choices else ""
 
     async def level(self, streams: int, seconds: float | None = None) -> Level:
         """So many at once: each prompt at least once; or for so long."""
@@ -203,44 +226,6 @@ class Asker:
         return level
 
 
-class ChatAsker(Asker):
-    """Asks for chats, the route that takes a `prediction`; of models that read single texts, too.
-
-    What the model says to the prompt is the same text: it has no chat template, or both sides of
-    the comparison go through it.
-    """
-
-    async def answer(self, number: int, level: Level) -> None:
-        """One answer to a prompt."""
-        began, first, text = time.perf_counter(), None, ""
-        guess = STARTS[number] if self.side == "look-up" else self.said.get(number)
-        more = {} if guess is None else {"prediction": {"type": "content", "content": guess}}
-        try:
-            async for piece in await self.client.chat.completions.create(
-                model="served", messages=[{"role": "user", "content": STARTS[number]}],
-                max_tokens=self.plan.tokens, temperature=0, stream=True, **more,
-            ):  # fmt: skip
-                new = (piece.choices[0].delta.content or "") if piece.choices else ""
-                if new and first is None:
-                    first = time.perf_counter() - began
-                text += new
-        except openai.OpenAIError as error:
-            level.failed += 1
-            print(f"{self.side}: {error}", file=sys.stderr)
-            return
-        level.first.append(first or time.perf_counter() - began)
-        level.tokens += len(self.tokenizer(text, add_special_tokens=False).input_ids)
-        level.answers += 1
-        level.wrong += self.said.setdefault(number, text) != text
-
-
-def asker_of(side: str, plan: Plan, url: str, tokenizer: Any) -> Asker:
-    """A client of a side."""
-    client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=1800)
-    kind = ChatAsker if side in ("look-up", "known") else Asker
-    return kind(client, side, plan, tokenizer)
-
-
 # --------------------------------------------------------------------------------------------------
 # Rows
 
@@ -253,24 +238,27 @@ def measured(
     with serving(side, plan) as (url, pid):
 
         async def all_levels() -> Any:
-            asker = asker_of(side, plan, url, tokenizer)
+            client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=1800)
+            asker = Asker(client, side, plan, tokenizer)
             await asker.level(1)  # warm: every prompt once, and what it is answered
             for streams in levels:
-                load = os.getloadavg()[0]
-                yield streams, load, await asker.level(streams, soak)
+                load, cpu = os.getloadavg()[0], cpu_of(pid)
+                level = await asker.level(streams, soak)
+                yield streams, load, level, cpu_of(pid) - cpu
 
         loop = asyncio.new_event_loop()
         found = all_levels()
         try:
             while True:
                 try:
-                    streams, load, level = loop.run_until_complete(anext(found))
+                    streams, load, level, cpu = loop.run_until_complete(anext(found))
                 except StopAsyncIteration:
                     return
                 yield {
                     "side": side, "streams": streams, "round": number, "model": plan.model,
                     "tokens": plan.tokens, "dtype": plan.dtype,
                     "tokens_per_second": round(level.tokens / level.seconds, 2),
+                    "cpu_per_token": round(cpu / max(1, level.tokens), 6),
                     "first_p50": round(statistics.median(level.first or [0.0]), 4),
                     "first_max": round(max(level.first or [0.0]), 4),
                     "answers": level.answers, "wrong": level.wrong, "failed": level.failed,
@@ -278,6 +266,7 @@ def measured(
                     "load": round(load, 2), "soak": soak,
                 }  # fmt: skip
         finally:
+            loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
 
 
@@ -295,16 +284,19 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """Medians by streams and side, and each side over transformers, paired by rounds."""
-    told = [f"{'streams':>7} {'side':<13}{'tok/s':>9}{'first':>9}{'MiB':>8}{'wrong':>6}  ratio"]
+    told = [
+        f"{'streams':>7} {'side':<13}{'tok/s':>9}{'cpu ms':>8}{'first':>9}{'MiB':>8}{'wrong':>6}"
+    ]
     for streams in sorted({row["streams"] for row in rows}):
         here = [row for row in rows if row["streams"] == streams and row["soak"] is None]
         theirs = {r["round"]: r["tokens_per_second"] for r in here if r["side"] == "transformers"}
         for side in dict.fromkeys(row["side"] for row in here):
             own = [row for row in here if row["side"] == side]
-            speed, first, memory = (
+            speed, cpu, first, memory = (
                 statistics.median(value)
                 for value in (
                     [row["tokens_per_second"] for row in own],
+                    [1000 * row["cpu_per_token"] for row in own],
                     [row["first_p50"] for row in own],
                     [row["memory"].get("VmHWM", 0.0) for row in own],
                 )
@@ -316,7 +308,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
             ]
             ratio = f"{statistics.median(pairs):.2f} ({len(pairs)} rounds)" if pairs else ""
             wrong = sum(row["wrong"] + row["failed"] for row in own)
-            numbers = f"{speed:>9.1f}{first:>9.3f}{memory:>8.0f}{wrong:>6}"
+            numbers = f"{speed:>9.1f}{cpu:>8.3f}{first:>9.3f}{memory:>8.0f}{wrong:>6}"
             told.append(f"{streams:>7} {side:<13}{numbers}  {ratio}")
     return "\n".join(told)
 
