@@ -226,6 +226,15 @@ def test_errors_are_json_in_one_form(server):
         assert set(found.json()["error"]) == {"message", "type", "param", "code"}
 
 
+def test_what_is_wrong_with_a_puzzle_itself_is_told(server):
+    wrong = {"55" + "." * 34: "no solution", "." * 36: "several solutions", PUZZLE: None}
+    for puzzle, fault in wrong.items():
+        body = {"model": "sudoku6", "puzzle": puzzle}
+        assert server.post("/v1/solve", body).json().get("fault") == fault
+        told = data_of(server.post("/v1/solve", body | {"stream": True}).text)
+        assert json.loads(told[-2]).get("fault") == fault
+
+
 def test_a_puzzle_is_solved(server, thinkers):
     alone = thinkers["sudoku6"].ask(PUZZLE)
     told = server.post("/v1/solve", {"model": "sudoku6", "puzzle": PUZZLE}).json()

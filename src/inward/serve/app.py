@@ -295,6 +295,7 @@ async def solve(request: Request, body: SolveBody) -> Response:
     puzzle = of_puzzle(served.thinker, body.puzzle)
     choice = server.choose(served, Wanted.of(body))
     run = await server.begin("solve", served, choice, [(puzzle, body.seed)])
+    run.judge(puzzle)
     if not body.stream:
         return await server.whole(request, run, replies.solution(run, server.thoughts_as))
     return server.stream(run, replies.solution_stream(run, server.thoughts_as))
@@ -316,6 +317,7 @@ async def inward_events(request: Request, body: EventsBody) -> Response:
     run = await server.begin(
         "events", served, choice, [(question, seeds[0])], drawn, seed=_given_seed(body, seeds)
     )
+    run.judge(question)
     return server.stream(run, own_events.streamed(run))
 
 

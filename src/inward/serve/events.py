@@ -34,6 +34,8 @@ async def streamed(run: OpenRun) -> AsyncIterator[bytes]:
     yield _sse("begin", _begin(run))
     try:
         async for _, events in run.events():
+            if events[-1].kind == "end":
+                await run.settle()
             for event in events:
                 yield _sse(event.kind, _told(run, event))
     except (ApiError, WorkFailed) as error:

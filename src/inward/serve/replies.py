@@ -124,6 +124,8 @@ def about(run: OpenRun, number: int, answer: Answer) -> dict[str, Any]:
     for name in ("obeys_rules", "answered"):
         if answer.details.get(name) is not None:
             told[name] = bool(answer.details[name])
+    if run.fault is not None:
+        told["fault"] = run.fault
     if by := run.ended_by(number):
         told["ended_by"] = by
     return told
@@ -213,6 +215,7 @@ async def solution(run: OpenRun, field: str) -> dict[str, Any]:
     """A puzzle's answer."""
     answers, thoughts = await run.answers()
     answer = check(answers[0])
+    await run.settle()
     told = head(run, "solution") | {"answer": answer.text, "cells": list(answer.tokens)}
     told |= about(run, 0, answer) | {"usage": usage(run, answers)}
     return told | ({field: thoughts[0]} if thoughts[0] else {})
@@ -309,6 +312,7 @@ async def _streamed(
             answer = events[-1].answer
             if answer is not None:
                 answers[number] = check(answer)
+                await run.settle()
                 yield sse(start | end(number, answer) | more)
     except (ApiError, WorkFailed) as error:
         told = error if isinstance(error, ApiError) else ApiError(500, str(error))

@@ -33,6 +33,7 @@ class OpenRun:
     """A request: a ticket for each of its choices.
 
     seed: that the server gave it, if it did. told: thoughts are told.
+    fault: what is wrong with the puzzle itself, once `settle` has been waited for.
     """
 
     id: str
@@ -42,6 +43,19 @@ class OpenRun:
     seed: int | None = None
     controlled: bool = True
     created: int = field(default_factory=lambda: int(time.time()))
+    fault: str | None = None
+    _judging: asyncio.Task[str | None] | None = None
+
+    def judge(self, puzzle: Any) -> None:
+        """Begin to look for a fault of the puzzle, by its rules and beside the model."""
+        fault = getattr(self.served.thinker.processor, "fault", None)
+        if fault is not None:
+            self._judging = asyncio.create_task(asyncio.to_thread(fault, puzzle))
+
+    async def settle(self) -> None:
+        """Wait until it is known."""
+        if self._judging is not None:
+            self.fault = await self._judging
 
     async def events(self) -> AsyncIterator[tuple[int, list[Event]]]:
         """(choice, its next events) of all choices as they come, until all have ended."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ from fastapi import FastAPI
 from inward.serve.app import Field, Server, create_app
 from inward.serve.limits import Limits
 from inward.serve.shield import LOCAL, Shield, is_loopback
-from inward.serve.workers import serve_many, threads_of
+from inward.serve.workers import in_touch, serve_many, threads_of
 
 if TYPE_CHECKING:
     from inward.thinker import Thinker
@@ -211,7 +213,7 @@ def serve(place: Address, settings: Settings) -> None:
 
     try:
         if settings.workers > 1:
-            serve_many(place, settings, settings.workers, bound, greet)
+            serve_many(run_worker, place, settings, bound, greet)
             return
         app = application(settings)
         server = GracefulServer(configured(app, place, settings), app.state.server, settings.grace)
@@ -219,6 +221,26 @@ def serve(place: Address, settings: Settings) -> None:
         server.run(sockets=[bound])
     finally:
         bound.close()
+
+
+def run_worker(
+    number: int,
+    folder: Path,
+    bound: socket.socket,
+    place: Address,
+    settings: Settings,
+    parent: Connection,
+) -> None:
+    """The process of one of several workers, see `workers.Target`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until uvicorn minds it; the parent ends all
+    try:
+        app = application(settings, worker=number, offices=folder)
+    except (OSError, ValueError) as error:
+        parent.send_bytes(f"{error}".encode())
+        return
+    server = GracefulServer(configured(app, place, settings), app.state.server, settings.grace)
+    in_touch(server, parent)
+    server.run(sockets=[bound])
 
 
 def key_of_environment() -> tuple[str, ...]:

@@ -148,28 +148,14 @@ def threads_of(settings: Settings, num: int) -> int:
     return settings.threads or max(1, (cores or 1) // num)
 
 
-def run_worker(
-    number: int,
-    folder: Path,
-    bound: socket.socket,
-    place: Address,
-    settings: Settings,
-    parent: Connection,
-) -> None:
-    """The process of a worker. It tells the parent "ready", or why it will never be."""
-    from inward.serve.server import GracefulServer, application, configured
+Target = Callable[[int, Path, socket.socket, "Address", "Settings", Connection], None]
+"""(number, folder of offices, bound socket, place, settings, to the parent): a worker's process"""
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until uvicorn minds it; the parent ends all
-    try:
-        app = application(settings, worker=number, offices=folder)
-    except (OSError, ValueError) as error:
-        parent.send_bytes(f"{error}".encode())
-        return
-    state = app.state.server
-    server = GracefulServer(configured(app, place, settings), state, settings.grace)
+
+def in_touch(server: Any, parent: Connection) -> None:
+    """Tell the parent when the server has started, and stop when the parent is gone."""
     threading.Thread(target=_mind_the_parent, daemon=True).start()
     threading.Thread(target=_tell_when_ready, args=(server, parent), daemon=True).start()
-    server.run(sockets=[bound])
 
 
 def _tell_when_ready(server: Any, parent: Connection) -> None:
@@ -204,8 +190,10 @@ class Worker:
 
 @dataclass(eq=False)
 class Workers:
-    """Starts workers, and starts again what dies."""
+    """Starts workers, and starts again what dies. target: what each of them runs, which tells the
+    parent "ready", or why it will never be."""
 
+    target: Target
     place: Address
     settings: Settings
     num: int
@@ -245,7 +233,7 @@ class Workers:
         spawn = multiprocessing.get_context("spawn")
         news, child = spawn.Pipe(duplex=False)
         process = spawn.Process(
-            target=run_worker,
+            target=self.target,
             name=f"inward worker {number}",
             args=(number, self.folder, self.bound, self.place, self.settings, child),
         )
@@ -301,21 +289,27 @@ def _signals(handler: Callable[..., None]) -> Iterator[None]:
 
 
 def serve_many(
-    place: Address, settings: Settings, num: int, bound: socket.socket, on_ready: Callable[[], None]
+    target: Target,
+    place: Address,
+    settings: Settings,
+    bound: socket.socket,
+    on_ready: Callable[[], None],
 ) -> None:
-    """Serve with `num` workers at a bound socket until a signal comes.
+    """Serve with `settings.workers` processes at a bound socket until a signal comes.
 
     Raises:
         ValueError: there are no sockets of files here; a worker could not begin.
     """
     if not hasattr(socket, "AF_UNIX"):
-        raise ValueError(f"workers is {num}; without sockets of files (AF_UNIX) there can be 1")
+        raise ValueError(
+            f"workers is {settings.workers}; without sockets of files (AF_UNIX) there can be 1"
+        )
     folder = Path(tempfile.mkdtemp(prefix="inward-"))  # nobody else may enter
     given = os.environ.get(METRICS)
     try:
         (folder / "metrics").mkdir()
         os.environ[METRICS] = str(folder / "metrics")  # the workers' prometheus_client reads it
-        Workers(place, settings, num, bound, folder, on_ready).run()
+        Workers(target, place, settings, settings.workers, bound, folder, on_ready).run()
     finally:
         os.environ.pop(METRICS, None)
         if given is not None:

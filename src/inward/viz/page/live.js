@@ -96,11 +96,12 @@ function startPlayground(root, data) {
   const effort = h("input", { type: "text", "aria-label": "Effort", size: 8, placeholder: "as trained" });
   const key = h("input", { type: "password", "aria-label": "API key", size: 10, placeholder: "none", autocomplete: "off" });
   const go = h("button", { type: "submit", class: "go", text: "Think" }), halt = h("button", { type: "button", text: "Stop", disabled: true });
-  const said = h("p", { class: "said-now", role: "status" });
-  const form = h("form", { class: "ask-form" }, question, h("div", { class: "row" }, h("label", {}, "model", first), h("label", {}, "beside", second), h("label", {}, "effort", effort), h("label", {}, "key", key), go, halt), said);
+  const now = h("button", { type: "button", text: "Answer now", title: "End the thinking; the answer so far comes", disabled: true });
+  const said = h("div", { class: "said-now", role: "status" });
+  const form = h("form", { class: "ask-form" }, question, h("div", { class: "row" }, h("label", {}, "model", first), h("label", {}, "beside", second), h("label", {}, "effort", effort), h("label", {}, "key", key), go, now, halt), said);
   const player = new Player(root, { title: "playground", live: { form } });
   root.classList.add("empty");
-  let running = [], traces = {};
+  let running = [], traces = {}, thinks = {};
   const headers = () => ({ "content-type": "application/json", ...(key.value ? { authorization: "Bearer " + key.value } : {}) });
 
   async function models() {
@@ -108,6 +109,7 @@ function startPlayground(root, data) {
     if (!answer.ok) throw new Error(await refusal(answer));
     const rows = (await answer.json()).data, names = rows.map((row) => row.id);
     traces = Object.fromEntries(rows.map((row) => { const own = row.inward || row; return [row.id, (live.wanted[own.method] || []).filter((name) => (own.traces || []).includes(name))]; }));
+    thinks = Object.fromEntries(rows.map((row) => [row.id, !row.inward || Boolean(row.inward.budget)]));
     const chosen = [first.value, second.value];
     first.replaceChildren(...names.map((name) => h("option", { value: name, text: name })));
     second.replaceChildren(h("option", { value: "", text: "no other" }), ...names.map((name) => h("option", { value: name, text: name })));
@@ -117,7 +119,16 @@ function startPlayground(root, data) {
   async function refusal(answer) {
     try { const found = await answer.json(); return found.error && found.error.message ? found.error.message : answer.statusText; } catch (error) { return `${answer.status} ${answer.statusText}`; }
   }
-  async function think(model, index, control) {
+  // Where each answer is told: one line for one model; of two each has its own, under its name.
+  function lines(names) {
+    if (names.length < 2) { said.replaceChildren(); return [said]; }
+    const made = names.map((name) => ({ name, text: h("span") }));
+    said.replaceChildren(...made.map(({ name, text }) => h("p", {}, h("b", { text: name }), text)));
+    return made.map(({ text }) => text);
+  }
+  const FAULTS = { "no solution": "The puzzle has no solution: no answer can be right.", "several solutions": "The puzzle allows more than one answer." };
+
+  async function think(model, index, control, line) {
     const body = { model, question: question.value, trace: (traces[model] || []).length ? traces[model] : true };
     Object.assign(body, effortOf(effort.value.trim()));
     const answer = await fetch(live.events, { method: "POST", headers: headers(), body: JSON.stringify(body), signal: control.signal });
@@ -126,9 +137,11 @@ function startPlayground(root, data) {
     for await (const event of streamed(answer)) {
       if (event.error) throw new Error(event.error.message || String(event.error));
       if (!growing) growing = new Growing(event.kind === "begin" ? event : { model, method: event.method || "plain" });
-      if (event.kind === "begin") { control.id = event.id; continue; }
+      if (event.kind === "begin") { control.id = event.id; now.disabled = !running.some((one) => one.id && one.thinks); continue; }
       growing.feed(event);
-      if (event.kind === "word") said.textContent = (index ? "" : said.textContent) + (event.text || "");
+      if (event.kind === "word") line.textContent += event.text || "";
+      const fault = event.kind === "end" && FAULTS[(event.answer || {}).fault];
+      if (fault) line.textContent += `${line.textContent ? "\n" : ""}${fault}`;
       if (growing.over || performance.now() - drawn > 60) { player.grow(index, growing.trace); drawn = performance.now(); }
     }
     if (growing) player.grow(index, growing.trace);
@@ -137,24 +150,23 @@ function startPlayground(root, data) {
     event.preventDefault();
     running.forEach((control) => control.abort());
     const names = [first.value, ...(second.value ? [second.value] : [])];
-    running = names.map(() => new AbortController());
-    const mine = running;
+    running = names.map((name) => Object.assign(new AbortController(), { thinks: thinks[name] }));
+    const mine = running, told = lines(names);
     player.setTraces([]);
-    said.textContent = "";
     go.disabled = true;
     halt.disabled = false;
-    const ends = await Promise.allSettled(names.map((name, i) => think(name, i, mine[i])));
-    const wrong = ends.find((end) => end.status === "rejected" && end.reason.name !== "AbortError");
-    if (wrong) said.textContent = wrong.reason.message;
-    if (mine === running) { go.disabled = false; halt.disabled = true; }
+    const ends = await Promise.allSettled(names.map((name, i) => think(name, i, mine[i], told[i])));
+    ends.forEach((end, i) => { if (end.status === "rejected" && end.reason.name !== "AbortError") told[i].textContent = end.reason.message; });
+    if (mine === running) { go.disabled = false; halt.disabled = now.disabled = true; }
   });
   // The server ends the answer, so that what was said and its trace still come; without an id there is nothing to keep.
-  async function stop(control) {
+  async function end(control, action) {
     if (!control.id) return control.abort();
-    const answer = await fetch(live.control, { method: "POST", headers: headers(), body: JSON.stringify({ id: control.id, action: "cancel" }) });
+    const answer = await fetch(live.control, { method: "POST", headers: headers(), body: JSON.stringify({ id: control.id, action }) });
     if (!answer.ok && answer.status !== 404) throw new Error(await refusal(answer));
   }
-  halt.addEventListener("click", () => running.forEach((control) => stop(control).catch((error) => { control.abort(); said.textContent = error.message; })));
+  halt.addEventListener("click", () => running.forEach((control) => end(control, "cancel").catch((error) => { control.abort(); said.textContent = error.message; })));
+  now.addEventListener("click", () => running.filter((control) => control.id && control.thinks).forEach((control) => end(control, "reasoning_end").catch((error) => { said.append(` ${error.message}`); })));
   key.addEventListener("change", () => models().catch((error) => { said.textContent = error.message; }));
   models().catch((error) => { said.textContent = error.message; });
   return player;
