@@ -241,6 +241,9 @@ def test_what_cannot_be_is_refused():
         plan(needs_of(recipe), hsdp, Cluster())
     with pytest.raises(ValueError, match="mfu"):
         Cluster(mfu=1.5)
+    cot = find("coconut-gsm8k-cot")()
+    with pytest.raises(ValueError, match="nothing can be computed again"):
+        plan(needs_of(cot), replace(cot.train, recompute=True), Cluster())
     with pytest.raises(ValueError, match="name the model"):
         needs_of(find("cot")())
 

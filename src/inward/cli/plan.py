@@ -76,7 +76,7 @@ def _planned(recipe: Any, given: Any) -> int:
         needs = needs_of(recipe, length=given.length, identifiers=given.identifiers)
         found = planning.plan(needs, settings, cluster)
         turned = replace(settings, recompute=not settings.recompute)
-        other = planning.plan(needs, turned, cluster)
+        other = planning.plan(needs, turned, cluster) if needs.recomputes else None
         better = None if found.fits else planning.advise(needs, settings, cluster)
     if given.json:
         advised = None if better is None else better.to_dict()
@@ -89,7 +89,7 @@ def _planned(recipe: Any, given: Any) -> int:
     return 0
 
 
-def told(needs: Needs, found: Plan, other: Plan) -> list[str]:
+def told(needs: Needs, found: Plan, other: Plan | None) -> list[str]:
     """A plan in lines."""
     from inward.train.planning import USABLE
 
@@ -107,11 +107,12 @@ def told(needs: Needs, found: Plan, other: Plan) -> list[str]:
     limit = f"{USABLE:.0%} of {cluster.memory:g} GB is {USABLE * cluster.memory:.1f} GB"
     verdict = "it fits" if found.fits else "it does not fit"
     lines += [f"  {'together':<13}{gb(found.total):>12}   {limit}: {verdict}", ""]
-    word = "without" if found.recompute else "with"
-    lines.append(
-        f"  {word} recomputing: activations {gb(other.bytes['activations'])}, together "
-        f"{gb(other.total)}, FLOPs times {other.flops / found.flops:.2f}"
-    )
+    if other is not None:
+        word = "without" if found.recompute else "with"
+        lines.append(
+            f"  {word} recomputing: activations {gb(other.bytes['activations'])}, together "
+            f"{gb(other.total)}, FLOPs times {other.flops / found.flops:.2f}"
+        )
     if needs.asked_bytes:
         lines.append(
             f"  a text of full length, when the model is asked: {gb(needs.asked_bytes)} of keys "

@@ -450,7 +450,8 @@ def _tidar(recipe: TiDARRecipe) -> Needs:
         micro=cache(run),
         asked_bytes=_asked_bytes(config, length // 2),
         rows_in=f"{length // 2} tokens",
-        told=(*told, "recomputed: each layer keeps its input alone"),
+        recomputes=not recipe.draft_only,
+        told=tuple(told),
     )
 
 
@@ -519,12 +520,12 @@ def _coconut(recipe: CoconutRecipe, length: int) -> Needs:
             told.append("activations as if the base were trained: an upper bound for LoRA")
         sizes = _sizes(model, recipe)
     told.append("thoughts add passes of one token each, whose keys and values are counted once")
-    told.append("recomputed: each layer keeps its input alone (a cache excludes it in thoughts)")
     return Needs(
         **sizes,
         micro=cache(run),
         asked_bytes=_asked_bytes(config, length),
         rows_in=f"{length} tokens",
+        recomputes=False,
         told=tuple(told),
     )
 

@@ -87,7 +87,7 @@ class Needs:
     the largest block that is gathered by itself (0: there are none). carried: bytes a row from step
     to step. micro: (rows, recompute) -> one micro-batch. asked_bytes: keys and values of one text
     of full length when the model is asked, in bfloat16. rows_in: what a row is. precision: of
-    matrix products. told: what was
+    matrix products. recomputes: whether its training can compute again in backward. told: what was
     taken for granted.
     """
 
@@ -105,6 +105,7 @@ class Needs:
     mfu: float = 0.4
     mfu_from: str = "assumed"
     precision: str = "float32"
+    recomputes: bool = True
     told: tuple[str, ...] = ()
 
 
@@ -159,7 +160,7 @@ def plan(needs: Needs, settings: TrainSettings, cluster: Cluster) -> Plan:
 
     Raises:
         ValueError: the rows of a batch do not divide by devices x accumulation, or the devices by
-            the groups of hsdp.
+            the groups of hsdp; recomputing where there is none.
     """
     world, width = cluster.gpus * settings.accumulation, cluster.width(settings)
     if settings.batch_rows % world:
@@ -167,6 +168,11 @@ def plan(needs: Needs, settings: TrainSettings, cluster: Cluster) -> Plan:
             f"batch_rows is {settings.batch_rows}, which {cluster.gpus} gpus x accumulation "
             f"{settings.accumulation} do not divide; change --gpus, --train.accumulation or "
             "--train.batch-rows"
+        )
+    if settings.recompute and not needs.recomputes:
+        raise ValueError(
+            f"train.recompute: {needs.name} keeps keys and values that backward needs, so that "
+            "nothing can be computed again; leave it out"
         )
     rows = settings.batch_rows // world
     micro = needs.micro(rows, settings.recompute)
@@ -206,7 +212,7 @@ def plan(needs: Needs, settings: TrainSettings, cluster: Cluster) -> Plan:
 def advise(needs: Needs, settings: TrainSettings, cluster: Cluster) -> Plan | None:
     """The first plan that fits, of: more accumulation, then also recomputing, then fsdp, then
     twice, four times ... the devices; None: not even one row on 65,536 of them."""
-    for wider, changed in _candidates(cluster, settings):
+    for wider, changed in _candidates(cluster, settings, needs.recomputes):
         parts = [
             n
             for n in range(settings.accumulation, settings.batch_rows // wider.gpus + 1)
@@ -225,11 +231,11 @@ def advise(needs: Needs, settings: TrainSettings, cluster: Cluster) -> Plan | No
 
 
 def _candidates(
-    cluster: Cluster, settings: TrainSettings
+    cluster: Cluster, settings: TrainSettings, recomputes: bool
 ) -> Iterator[tuple[Cluster, TrainSettings]]:
     yield cluster, settings
-    again = replace(settings, recompute=True)
-    if not settings.recompute:
+    again = replace(settings, recompute=recomputes)
+    if again != settings:
         yield cluster, again
     fsdp: dict[str, Any] = {"parallel": "fsdp", "shard_processes": 0}
     if settings.parallel == "ddp" and cluster.gpus > 1:
