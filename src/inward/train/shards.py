@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -43,7 +44,7 @@ def held(tensor: Tensor) -> Held:
     if not isinstance(tensor, DTensor):
         return Held(tensor, tuple(tensor.shape))
     with torch.no_grad():
-        rows = tensor.detach().to_local()
+        rows = cast(DTensor, tensor.detach()).to_local()
     first, writes = 0, True
     for axis, placement in enumerate(tensor.placements):
         number = tensor.device_mesh.get_local_rank(axis)
