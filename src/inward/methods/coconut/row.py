@@ -245,7 +245,8 @@ class ThinkingRow:
             return total(self.costs(base, sizes, options))
         thinks, before, forwards = self._thinks(), 0, []
         for position, seconds in self.marks:
-            alone = 0 if position - before == 1 else len(forwards) + 1
+            along = position - before == 1 and position >= len(self.prompt)
+            alone = 0 if along else len(forwards) + 1
             part = self._part(before, position, thinks)
             forwards.append((before, position, (part, alone), seconds))
             before = position
