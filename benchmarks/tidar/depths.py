@@ -1,4 +1,4 @@
-"""Drafts of few recurrences for a Huginn that speaks. (`python benchmarks/tidar/depths.py`, minutes)
+"""Drafts of few recurrences for a Huginn that speaks (`python benchmarks/tidar/depths.py`).
 
 The Huginn of `inward train huginn-stories` (0.5 M parameters, mean depth 6) and the drafts of
 `inward train tidar-huginn-stories` (an adapter, K = 6, mask rows of 2 recurrences) say greedy text

@@ -151,7 +151,7 @@ def test_training_is_the_same_without_a_cache_gradients_too(depths):
     (one, first), (two, second) = found
     assert (one - two).abs() < 1e-10 and len(first) == len(second)
     for a, b in zip(first, second, strict=True):  # the loss itself is computed in float32
-        assert (a - b).abs().max() < 1e-6 * a.abs().max()
+        assert (a - b).abs().max() < 1e-5 * a.abs().max()
     given = coconut()
     per_pass = passes_of(given, batch, {"num_steps": depths[0]}, {"num_steps": depths[1]})
     assert torch.allclose(given.forward(batch, per_pass=per_pass).total, one, atol=1e-10)
