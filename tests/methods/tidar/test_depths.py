@@ -91,7 +91,7 @@ def test_an_adapter_acts_on_its_own_rows_at_any_depth(model, verify, draft):
                 for b in range(2)]  # fmt: skip
     assert torch.allclose(both[:, :5], bare, atol=1e-5)
     assert torch.allclose(both, torch.cat(slow), atol=1e-5)
-    want = [plainly(model, prompt, verify) for prompt in PROMPTS]
+    want = [plainly(adapted, prompt, verify) for prompt in PROMPTS]
     for scheme in ("two_pass", "one_pass"):
         assert asked(adapted, {"scheme": scheme}) == want
 
