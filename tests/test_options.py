@@ -191,6 +191,8 @@ ACTS: Mapping[str, Mapping[str, When]] = {
         "votes": When(3, THINKS, shows=("evaluations",)),
         "ballot": When(lambda tokens: 1, VOTES, shows=("share",)),
         "per_pass": When({"output_attentions": True}, proof=lambda model: _per_pass(model)),
+        "per_thought": When({"num_steps": 5}, proof=lambda _: _deeper("coconut", "per_thought")),
+        "per_word": When({"num_steps": 5}, proof=lambda _: _deeper("coconut", "per_word")),
         "packed": When(True, proof=_unpackable(MODELS["coconut"], PROMPTS["coconut"], "coconut")),
     },
     "tidar": {
@@ -202,6 +204,9 @@ ACTS: Mapping[str, Mapping[str, When]] = {
         "chooser": When(_chooser(), {"scheme": "auto"}, {"without": {"costs": COSTS}},
                         shows=("flops",)),
         "mask_id": When(MASK - 1, proof=lambda model: _other_mask(model)),
+        "draft": When({"num_steps": 5}, proof=lambda _: _deeper("tidar", "draft"),
+                      idle={"scheme": "plain"}),
+        "verify": When({"num_steps": 5}, proof=lambda _: _deeper("tidar", "verify")),
         "K": When(2, shows=("flops",), idle={"scheme": "plain"}),
         "drafter": When(_few, shows=("flops",)),
         "stopping_criteria": When([lambda ids, _: ids.shape[1] > 6], shows=("stopped",)),
@@ -269,6 +274,23 @@ def _per_pass(model: Any) -> None:
         asked("coconut", deep, {"per_pass": {"num_steps": num}}, {}).cost.flops for num in (1, 3)
     )
     assert many > few
+
+
+def _deeper(method: str, option: str) -> None:
+    """Over a looped model, more recurrences of one kind of position cost more on its account."""
+    kinds = {"draft": "drafting", "verify": "verification", "per_thought": "thinking"}
+    if method == "coconut":
+        model: Any = Coconut(make_base("huginn", dtype=torch.float32), SPECIALS).eval()
+    else:
+        model = TiDAR(_huginn(), MASK, 3)
+    beside = THINKS if method == "coconut" else {}
+    few, many = (
+        asked(method, model, {**beside, option: {"num_steps": num}}, {}).cost.parts
+        for num in (1, 4)
+    )
+    kind = kinds.get(option, "words")
+    each = [p[kind].flops / (p[kind].forwards or 1) for p in (few, many)]
+    assert each[1] > 1.5 * each[0]
 
 
 def _lens(model: Any) -> None:

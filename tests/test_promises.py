@@ -24,6 +24,7 @@ from inward.data.thoughts.segments import Latent, Sample, Specials, Text
 from inward.data.thoughts.tokenizers import byte_tokenizer
 from inward.hub import load
 from inward.methods.coconut.model import Coconut
+from inward.methods.coconut.settings import CoconutSettings
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.model import HuginnForCausalLM
 from inward.methods.tidar.model import TiDAR
@@ -143,6 +144,13 @@ METHODS = {
     "coconut(huginn)": Promise(
         lambda: Coconut(_huginn(), SPECIALS), None,
         lambda: Coconut(_huginn(BYTES, 64), _specials()), TEXTS, {"thoughts": (2,)},
+    ),
+    "coconut(huginn)-depths": Promise(
+        lambda: Coconut(_huginn(), SPECIALS, CoconutSettings(thought_steps=4, word_steps=1)),
+        lambda model: model.collate(SAMPLES),
+        lambda: Coconut(_huginn(BYTES, 64), _specials()),
+        TEXTS, {"thoughts": (2, 1), "per_thought": {"num_steps": 5}, "per_word": {"num_steps": 2}},
+        traces=("lens",),
     ),
     "coconut(tidar.model)": Promise(
         lambda: Coconut(TiDAR(llama(), MASK, 3).model, SPECIALS), None,

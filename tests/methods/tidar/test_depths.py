@@ -1,6 +1,7 @@
 """TiDAR over Huginn with depths of their own: mask rows think less (or more) than the words, and
 the text is that of plain decoding at the verifying depth."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from inward.common.thinking import Memory, Request, answers
 from inward.methods.huginn.cache import RecurrentCache
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.model import HuginnForCausalLM
+from inward.methods.tidar.adapter import DraftAdapter
 from inward.methods.tidar.door import METHOD
 from inward.methods.tidar.model import TiDAR
-from inward.methods.tidar.settings import TiDARSettings
+from inward.methods.tidar.settings import AdapterSettings, TiDARSettings
 from tests.counted import counter
 from tests.methods.tidar.toys import llama
 
@@ -65,6 +67,33 @@ def test_the_text_is_plain_decodings_at_the_verifying_depth(model, scheme, verif
         if draft is not None:
             own["draft"] = {"num_steps": draft}
         assert asked(model, own) == want, (scheme, verify, draft)
+
+
+@pytest.mark.parametrize(("verify", "draft"), [(4, 2), (2, 5), (5, 1)])
+def test_an_adapter_acts_on_its_own_rows_at_any_depth(model, verify, draft):
+    """Words stay those of the bare model; drafts are those of the adapter, whatever else runs."""
+    base = copy.deepcopy(model.model)
+    adapter = DraftAdapter(base, AdapterSettings(rank=4))
+    settings = TiDARSettings(block_size=4, steps=verify, draft_steps=draft)
+    adapted = TiDAR(base, V, settings, adapter=adapter).eval()
+    torch.manual_seed(1)
+    for p in adapter.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, V, V], [2, 6, 5, 3, 5, V, V, V]])
+    masked = ids == V
+    sees = torch.ones(8, 8).tril().bool()[None, None]
+    given: dict[str, Any] = {"position_ids": torch.arange(8)[None], "attention_mask": sees}
+    with torch.no_grad():
+        both = adapted(ids, **given, **adapted.depths(masked)).logits
+        bare = model.model(ids[:, :5], num_steps=verify).logits
+        # the same with a depth that lets nobody stop before the others, where it is the same
+        slow = [adapted(ids[b : b + 1], **given, **adapted.depths(masked[b : b + 1])).logits
+                for b in range(2)]  # fmt: skip
+    assert torch.allclose(both[:, :5], bare, atol=1e-5)
+    assert torch.allclose(both, torch.cat(slow), atol=1e-5)
+    want = [plainly(adapted, prompt, verify) for prompt in PROMPTS]
+    for scheme in ("two_pass", "one_pass"):
+        assert asked(adapted, {"scheme": scheme}) == want
 
 
 def test_depths_of_the_verifier_say_other_things(model):

@@ -141,5 +141,7 @@ def new_cache(base: nn.Module, attention_mask: Tensor, *, capacity: int | None =
             )
         return DynamicCache(config=model.config)
     columns = capacity or attention_mask.shape[1]
-    # Layers made on demand: Huginn has a slot for each recurrence, more than layers.
-    return Cache(layer_class_to_replicate=cast(Any, partial(RoomyLayer, columns)))
+    layer = cast(Any, partial(RoomyLayer, columns))
+    if own := getattr(model, "new_cache", None):  # Huginn has a slot for each recurrence
+        return own(layer)
+    return Cache(layer_class_to_replicate=layer)

@@ -89,6 +89,12 @@ METHOD = Method(
             None, "from the tokens of a try to what is counted; None: all tokens", None, _VOTES
         ),
         "per_pass": Option(None, "further arguments of the base's forward, or (start, stop) -> "),
+        "per_thought": Option(
+            {}, 'of a looped base: depth of thoughts, {"num_steps": 8}', dict[str, int], _THOUGHT
+        ),
+        "per_word": Option(
+            {}, 'of a looped base: depth of words, {"num_steps": 2}', dict[str, int]
+        ),
         "packed": Option(None, "pack weights for a CPU: True, False, None: where it pays"),
     },
     unit=("votes", "votes"),

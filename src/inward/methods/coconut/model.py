@@ -61,6 +61,7 @@ from inward.methods.coconut.base import (
 )
 from inward.methods.coconut.cache import new_cache
 from inward.methods.coconut.checks import check_batch
+from inward.methods.coconut.depths import passes_of
 from inward.methods.coconut.feedback import feedback_module, mixed
 from inward.methods.coconut.losses import check_spans, extra_losses, superposed_loss
 from inward.methods.coconut.manners import manners_of
@@ -127,8 +128,7 @@ class Coconut(nn.Module):
     @property
     def max_positions(self) -> int | None:
         """How many positions the base was built for; None if it does not say."""
-        config = unwrapped(self.base).config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None)
+        limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         return None if limit is None else limit - self.manners.first
 
     @property
@@ -420,7 +420,8 @@ class Coconut(nn.Module):
         def execute(
             batch: LatentBatch, wanted: Tensor | None, edit: Edit | None
         ) -> Iterator[PassOutput]:
-            options = {"wanted": wanted, "edit": edit, "layers": layers, "per_pass": per_pass}
+            options = {"wanted": wanted, "edit": edit, "layers": layers}
+            options["per_pass"] = per_pass or passes_of(self, batch)
             if executor == "jacobi":
                 return self.jacobi(batch, iterations=iterations, changes=changes, **options)
             if executor == "recompute" or (torch.is_grad_enabled() and not self.manners.plain):

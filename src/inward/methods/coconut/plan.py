@@ -42,6 +42,8 @@ DEFAULTS: Mapping[str, Any] = {
     "votes": 1,
     "ballot": None,
     "per_pass": None,
+    "per_thought": {},
+    "per_word": {},
     "packed": None,
 }
 """Of the options in `Request.own`; `door` says what they mean."""
@@ -225,6 +227,10 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "per_pass": (
         "a mapping, or a function of (start, stop)",
         lambda value: takes(value, 2) or isinstance(value, Mapping),
+    ),
+    **dict.fromkeys(
+        ("per_thought", "per_word"),
+        ("whole numbers by name", lambda value: isinstance(value, Mapping)),
     ),
     "packed": ("True, False or None", lambda value: isinstance(value, bool)),
 }

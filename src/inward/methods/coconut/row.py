@@ -10,6 +10,7 @@ from itertools import chain, groupby
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from inward.common.costs import Sizes, forward_cost
@@ -19,8 +20,9 @@ from inward.common.trace import NUMBERS, Cost, Span, Step, plane, total
 from inward.data.thoughts.segments import Latent, Sample, Segment, Specials, Text
 from inward.methods.coconut.plan import CoconutPlan
 
-Asked = Callable[[int, int], Mapping[str, Any]]
-"""(start, stop) -> further arguments of the base's forward"""
+Asked = Callable[..., Mapping[str, Any]]
+"""(start, stop, which columns are thoughts (B, stop - start)) -> further arguments of the base's
+forward"""
 
 
 @dataclass(eq=False)
@@ -214,7 +216,7 @@ class ThinkingRow:
         found, before = [], 0
         thinks = self._thinks()
         for position, seconds in self.marks:
-            cost = _forward(base, before, position, sizes, options)
+            cost = self._forward(base, before, position, sizes, options, thinks)
             found.append(replace(cost, seconds=seconds).under(self._part(before, position, thinks)))
             before = position
         return found
@@ -243,24 +245,37 @@ class ThinkingRow:
             return total(self.costs(base, sizes, options))
         thinks, before, forwards = self._thinks(), 0, []
         for position, seconds in self.marks:
-            alone = 0 if position - before == 1 else len(forwards) + 1
+            along = position - before == 1 and position >= len(self.prompt)
+            alone = 0 if along else len(forwards) + 1
             part = self._part(before, position, thinks)
             forwards.append((before, position, (part, alone), seconds))
             before = position
         found = []
         for (part, _), run in groupby(forwards, lambda forward: forward[2]):
             some = list(run)
-            ends = [_forward(base, *some[i][:2], sizes, options) for i in (0, -1)]
+            ends = [self._forward(base, *some[i][:2], sizes, options, thinks) for i in (0, -1)]
             share = len(some) / 2
             numbers = ((getattr(a, n) + getattr(b, n)) * share for a, b in [ends] for n in NUMBERS)
             cost = replace(Cost(*numbers), seconds=sum(forward[3] for forward in some))
             found.append(cost.under(part))
         return total(found)
 
-
-def _forward(base: Any, start: int, stop: int, sizes: Sizes | None, options: Asked) -> Cost:
-    more = options(start, stop) if sizes is None else {}
-    return forward_cost(base, rows=stop - start, past=start, reads=1, sizes=sizes, **more)
+    def _forward(
+        self,
+        base: Any,
+        start: int,
+        stop: int,
+        sizes: Sizes | None,
+        options: Asked,
+        thinks: Collection[int],
+    ) -> Cost:
+        """Of these positions. Before a prompt's thoughts nothing is read, unless a record is."""
+        reads = int(stop >= len(self.prompt) or self.plan.watched)
+        more: Mapping[str, Any] = {}
+        if sizes is None:
+            latent = torch.tensor([[place in thinks for place in range(start, stop)]])
+            more = options(start, stop, latent)
+        return forward_cost(base, rows=stop - start, past=start, reads=reads, sizes=sizes, **more)
 
 
 def in_plane(steps: list[Step], *, keep: bool) -> list[Step]:

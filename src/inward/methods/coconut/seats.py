@@ -102,7 +102,11 @@ def prefill(
         return edits(rows, thought, where, number)
 
     model = fast(mask.shape[1])
-    parts = model.sequential(batch, wanted=wanted, edit=edit, cache=found.cache, per_pass=asked)
+
+    def further(start: int, stop: int) -> Any:
+        return asked(start, stop, latent[:, start:stop])
+
+    parts = model.sequential(batch, wanted=wanted, edit=edit, cache=found.cache, per_pass=further)
     for part in parts:
         found.num_passes += 1
         where, places = wanted[:, part.start : part.stop].nonzero(as_tuple=True)
@@ -126,11 +130,16 @@ def prefill(
 # The past of the rows
 
 
+def looped_of(model: Coconut) -> tuple[int, int] | None:
+    """Layers of the base outside its loop and in it, if it has one; see `RaggedCache`."""
+    return getattr(unwrapped(model.base), "looped", None)
+
+
 class SharedPast:
     """Of many rows, in a `RaggedCache`. reach: positions that every layer of the base sees."""
 
-    def __init__(self, capacity: int, reach: int) -> None:
-        self.cache = RaggedCache(0, capacity)
+    def __init__(self, capacity: int, reach: int, looped: tuple[int, int] | None = None) -> None:
+        self.cache = RaggedCache(0, capacity, looped)
         self.reach = reach
         self.depth: int | None = None
 
@@ -166,7 +175,7 @@ class SharedPast:
             ValueError: it went through layers that earlier positions did not.
         """
         writes = self.cache.book.writes
-        if self.depth is not None and writes > self.depth:
+        if self.depth is not None and writes > self.depth and self.cache.looped is None:
             raise ValueError(
                 f"a forward went through {writes} layers, those before it through {self.depth}; "
                 "what the deeper ones would look at is missing: let per_pass ask for the same or "
@@ -296,7 +305,7 @@ class Seats:
             self.past.begin(live, device, inputs.dtype),
             positions[:, None],
             cache=self.past.cache,
-            **asked(place, place + 1),
+            **asked(place, place + 1, silent.bool()[:, None]),
         )
         self.past.end()
         self.hidden, self.logits = hidden[:, 0], widened(logits[:, 0])
@@ -379,7 +388,7 @@ def _keeps_promises(model: Coconut, asked: Asked) -> bool:
         return Prefilled(cache, ones(num), inputs[:, -1], inputs[:, -1], [[]], 1)
 
     def step(garbage: float) -> Tensor:
-        past = SharedPast(8, model.manners.reach)
+        past = SharedPast(8, model.manners.reach, looped_of(model))
         past.cache.extend(2)
         for seat, num in enumerate((2, 6)):
             past.take([seat], read(num))

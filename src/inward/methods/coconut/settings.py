@@ -28,6 +28,8 @@ class CoconutSettings:
         of the weights of neighbouring words, above 0, at most 1/2; 0: thoughts hold what they will.
         The batch must say the words (`Curriculum(span=...)`); needs feedback "mixture".
     span: words of such a thought, at most. superpose_weight: what its loss weighs, in tokens.
+    thought_steps, word_steps: recurrences of thoughts and of words over a looped base (Huginn), in
+        training and where a request does not say otherwise; 0: as the base says.
     """
 
     feedback: Feedback = "none"
@@ -40,6 +42,8 @@ class CoconutSettings:
     superpose: float = 0.0
     span: int = 4
     superpose_weight: float = 1.0
+    thought_steps: int = 0
+    word_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.feedback not in get_args(Feedback):
@@ -52,6 +56,11 @@ class CoconutSettings:
                 f"thoughts_per_step {self.thoughts_per_step} 1 or more"
             )
         self._check_superposing()
+        if min(self.thought_steps, self.word_steps) < 0:
+            raise ValueError(
+                f"thought_steps {self.thought_steps} and word_steps {self.word_steps} must be 0 or "
+                "more"
+            )
         if self.feedback_width is not None and self.feedback_width < 1:
             raise ValueError(f"feedback_width is {self.feedback_width}, must be 1 or more")
 

@@ -43,11 +43,10 @@ from inward.common.trace import Cost, Span, Trace, total
 from inward.data.thoughts.segments import flat
 from inward.data.thoughts.superposed import read_out
 from inward.methods.coconut.base import unwrapped
+from inward.methods.coconut.depths import Further, lane_of
 from inward.methods.coconut.plan import (
     BatchEdit,
     CoconutPlan,
-    check_names,
-    check_passes,
     edited,
     plan_of,
 )
@@ -58,6 +57,7 @@ from inward.methods.coconut.seats import (
     SharedPast,
     honest,
     keeps_all,
+    looped_of,
     prefill,
 )
 from inward.methods.coconut.switch import Speaking, Switch, SwitchView
@@ -100,21 +100,10 @@ class CoconutLanes(Lanes):
         self.num_passes += passes
 
     def _lane(self, request: Request) -> tuple[Hashable, ...]:
-        packed, asked = _hashable(request.own.get("packed")), request.own.get("per_pass")
-        if isinstance(asked, Mapping):
-            return packed, *sorted((name, _hashable(value)) for name, value in asked.items())
-        if asked is None:
-            return (packed,)
+        if (key := lane_of(request.own)) is not None:
+            return key
         self._alone += 1
-        return packed, self._alone
-
-
-def _hashable(value: Any) -> Hashable:
-    try:
-        hash(value)
-    except TypeError:
-        return id(value)
-    return value
+        return request.own.get("packed"), self._alone
 
 
 # --------------------------------------------------------------------------------------------------
@@ -163,7 +152,7 @@ class CoconutWork:
         self.next = 0
         self.seen = False
         self.bans: dict[bool, Tensor] = {}
-        self.per_pass: Any = None
+        self.options = Further(model, {})
         specials = model.specials
         self.never = (specials.latent, specials.eot)
 
@@ -177,10 +166,10 @@ class CoconutWork:
         self.method.check_options(request.own)
         plan = plan_of(self.model, request, self.method.traces)
         self.method.check_acts(self.model, request)
-        check_passes(self.model, request.own.get("per_pass"))
+        options = Further(self.model, request.own)
         if not self.busy:
             self.sizes = None if hasattr(self.base, "forward_cost") else sizes_of(self.base)
-            self.per_pass = request.own.get("per_pass")
+            self.options = options
             self.limit = self.model.max_positions
         if not self.seen:  # the model as it is now, once for requests that come together
             self.fast = Decoding(self.model, self.base, wanted=self.packed)
@@ -246,13 +235,6 @@ class CoconutWork:
             raise KeyError(f"there is no request {number}")
         return self.asked[number]
 
-    def options(self, start: int, stop: int) -> Mapping[str, Any]:
-        """Further arguments of the base's forward."""
-        asked = self.per_pass
-        if asked is None or isinstance(asked, Mapping):
-            return asked or {}
-        return check_names(self.model, asked(start, stop))
-
     # -- 2. joining
 
     def _admit(self) -> None:
@@ -273,7 +255,11 @@ class CoconutWork:
         read = prefill(self.fast, rows, self.edits, self.options)
         self.count(read.num_passes)
         if group is None:
-            past = OwnPast(read) if own else SharedPast(1, self.model.manners.reach)
+            past = (
+                OwnPast(read)
+                if own
+                else SharedPast(1, self.model.manners.reach, looped_of(self.model))
+            )
             group = Seats(self.fast, past)
             self.groups.append(group)
         group.join(rows, read)

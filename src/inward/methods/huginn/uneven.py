@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from inward.common.taken import taken_out
 from inward.methods.huginn.cache import RecurrentCache
 from inward.methods.huginn.context import Context
 from inward.methods.huginn.sharing import DeepestAvailable
@@ -133,7 +134,8 @@ class Uneven:
             return self.model.iterate(s, self.e, context, recurrence=i)
         some = index[..., None].expand(-1, -1, s.shape[2])
         old = s.gather(1, some)
-        new = self.model.iterate(old, self.e.gather(1, some), context, recurrence=i)
+        with taken_out(index, s.shape[1]):
+            new = self.model.iterate(old, self.e.gather(1, some), context, recurrence=i)
         new = torch.where(context.at_work[..., None], new, old)
         return s.scatter(1, some, new)
 

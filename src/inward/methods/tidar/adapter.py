@@ -43,6 +43,7 @@ from transformers.pytorch_utils import Conv1D
 
 from inward.common import IGNORE
 from inward.common.files import read_object, reading, write_json, write_tensors
+from inward.common.taken import among_taken
 from inward.common.weights import check_finite, complain, read_tensors
 from inward.methods.tidar.adapter_loss import _kept, draft_logits, needed_rows
 from inward.methods.tidar.settings import AdapterSettings
@@ -127,6 +128,7 @@ class DraftAdapter(nn.Module):
         own, rows = _ACTING.get().get(self._name, (self, None))
         if rows is None:
             return
+        rows = among_taken(rows)
         A, B = own.lora_A[key], own.lora_B[key]
         chosen, into = x.flatten(0, -2)[rows], output.view(-1, output.shape[-1])
         change = B(A(chosen.to(cast(Tensor, A.weight).dtype))).to(output.dtype)
