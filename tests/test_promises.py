@@ -99,6 +99,8 @@ def _specials() -> Specials:
 TEXTS = ("the cat", "a dog sat")
 PUZZLES = ("1...............", "..2.........3..4")
 
+SUPERPOSED = CoconutSettings("mixture", superpose=0.5, span=3)
+
 METHODS = {
     "trm": Promise(
         _trm, _puzzles, _trm, PUZZLES, {"max_steps": 3, "halt": "never"}, traces=()
@@ -118,6 +120,11 @@ METHODS = {
         TEXTS,
         {"thoughts": (2,)},
         traces=("lens",),
+    ),
+    "coconut(superposed)": Promise(
+        lambda: Coconut(llama(), SPECIALS, SUPERPOSED), None,
+        lambda: Coconut(llama(vocab_size=BYTES), _specials(), SUPERPOSED),
+        TEXTS, {"thoughts": (2, 1)}, traces=("lens",),
     ),
     "tidar": Promise(
         lambda: TiDAR(llama(), MASK, 3),

@@ -1,7 +1,10 @@
 """Superposed thoughts in the wrapper: what is fed back, what the loss is, what a trace tells."""
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
 
 import inward
 from inward.data.thoughts.segments import Latent, Sample, Text
@@ -9,6 +12,7 @@ from inward.data.thoughts.superposed import Superposing, superposition
 from inward.methods.coconut.generate import generate
 from inward.methods.coconut.model import Coconut
 from inward.methods.coconut.settings import CoconutSettings
+from inward.viz.thoughts import show_thoughts
 from tests.methods.coconut.toys import BASES, SPECIALS, VOCAB, distance, make_base
 
 F = SPECIALS.latent
@@ -99,7 +103,11 @@ def test_training_makes_thoughts_that_read_out_exactly_and_are_saved_and_served(
     assert held == [[3, 4], [5, 5, 5]]
     assert stepped.tokens[0][-2:] == [11, 12]
     trace.pieces = {i: f" w{i}" for i in range(VOCAB)}
-    assert "Exact read-out" in inward.page(trace)
+    inward.page(trace, tmp_path / "page.html")
+    assert "Exact read-out" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    with Console(record=True, width=100, file=io.StringIO()) as console:
+        show_thoughts(trace, console=console)
+    assert "holds  w5 0.5" in " ".join(console.export_text().split("thought 2")[1].split())
 
 
 def test_soft_thoughts_with_the_same_feedback_and_no_such_loss_are_the_control():
