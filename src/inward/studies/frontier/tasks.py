@@ -115,7 +115,7 @@ class Pointers:
     thoughts = 1
 
     def __post_init__(self) -> None:
-        if not 3 <= self.num_nodes or not 1 <= self.max_hops < self.num_nodes:
+        if self.num_nodes < 3 or not 1 <= self.max_hops < self.num_nodes:
             raise ValueError(
                 f"num_nodes {self.num_nodes} and max_hops {self.max_hops}: use 3 nodes or more, "
                 "and 1 hop to one fewer than there are nodes"
