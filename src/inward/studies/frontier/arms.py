@@ -112,7 +112,7 @@ def lesson(arm: Arm, task: FrontierTask) -> Lesson:
     if arm.name == "superposed":
         span = -(-longest_step(task) // task.thoughts)
         more: dict[str, Any] = {"span": span}
-        settings: dict[str, Any] = {"superpose": 0.5, "span": span}
+        settings: dict[str, Any] = {"feedback": "mixture", "superpose": 0.5, "span": span}
         return Lesson(
             Curriculum(prefix, **more), _shares(prefix.last_stage), CoconutSettings(**settings)
         )

@@ -117,8 +117,8 @@ def _by_depth(job: Job, budget: float) -> Plan:
     for depth in depths:
         training.depth = replace(usual, mean=depth, sampling="fixed", ramp=0)
         found[depth] = _mean_step(run, settings, range(MEASURED))
-    flops = line_through({depth: value for depth, (value, _) in found.items()}, k)
-    seconds = line_through({depth: value for depth, (_, value) in found.items()}, k)
+    flops = line_through({depth: value for depth, (value, _) in found.items()})
+    seconds = line_through({depth: value for depth, (_, value) in found.items()})
 
     def spent(steps: int) -> np.ndarray:
         drawn = drawn_depths(job, replace(usual, ramp=steps // 3), steps)
@@ -137,9 +137,9 @@ def _by_depth(job: Job, budget: float) -> Plan:
     )
 
 
-def line_through(values: dict[int, float], k: int) -> Callable[[int], float]:
-    """A step's FLOPs (or seconds) at any depth, from those at three: 1, the last depth k that has
-    gradients throughout (at least 2), and one beyond it."""
+def line_through(values: dict[int, float]) -> Callable[[int], float]:
+    """A step's FLOPs (or seconds) at any depth, from those at three: 1, the last that has gradients
+    throughout (at least 2), and one beyond it."""
     first, middle, last = sorted(values)
     with_gradient = (values[middle] - values[first]) / (middle - first)
     without = (values[last] - values[middle]) / (last - middle)
@@ -149,7 +149,6 @@ def line_through(values: dict[int, float], k: int) -> Callable[[int], float]:
             return values[first] + (depth - first) * with_gradient
         return values[middle] + (depth - middle) * without
 
-    del k
     return at
 
 

@@ -69,7 +69,7 @@ def _accuracy(right: Sequence[np.ndarray]) -> Interval:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Match:
     """first against second. winner: "" for a tie. dominates: the winner takes no more FLOPs."""
 
     first: str
@@ -79,7 +79,7 @@ class Verdict:
     dominates: bool
 
 
-def verdicts(rows: Sequence[Row], task: str) -> list[Verdict]:
+def verdicts(rows: Sequence[Row], task: str) -> list[Match]:
     """All pairs of arms that have rows of the same seeds."""
     order = standings(rows, task)
     found = []
@@ -93,7 +93,7 @@ def verdicts(rows: Sequence[Row], task: str) -> list[Verdict]:
 
 def _verdict(
     rows: Sequence[Row], task: str, first: Standing, second: Standing, seeds: Sequence[int]
-) -> Verdict:
+) -> Match:
     a, b = (outcomes(rows, task, standing.arm, seeds) for standing in (first, second))
     paired = paired_difference(a, b)
     winner = None
@@ -102,7 +102,7 @@ def _verdict(
     elif paired.difference.high < 0:
         winner, loser = second, first
     dominates = winner is not None and winner.flops <= loser.flops  # pyright: ignore[reportPossiblyUnboundVariable]
-    return Verdict(first.arm, second.arm, paired, "" if winner is None else winner.arm, dominates)
+    return Match(first.arm, second.arm, paired, "" if winner is None else winner.arm, dominates)
 
 
 def outcomes(rows: Sequence[Row], task: str, arm: str, seeds: Sequence[int]) -> np.ndarray:

@@ -276,10 +276,12 @@ class Asker:
 
 def asker_of(job: Job, model: nn.Module) -> Asker:
     """Around a model in memory, trained or not."""
+    from inward.methods.huginn.train import HuginnTraining
+
     if job.arm.method == "trm":
         processor = PuzzleProcessor(job.task.grid_task())
         return Asker(job, Thinker(model, hub.door("trm"), processor, job.name), 0)
-    inner: Any = getattr(model, "model", model) if job.arm.method == "huginn" else model
+    inner: Any = model.model if isinstance(model, HuginnTraining) else model
     words, said = most_words(job.task), {}
     after = "\n"
     if job.arm.method == "coconut":

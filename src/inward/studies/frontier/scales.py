@@ -69,7 +69,7 @@ SCALES = {
                 Equations(max_steps=3, num_train=64, num_valid=8, num_test=12),
                 Grids(clues=30, num_train=24, num_valid=4, num_test=6, max_steps=2),
             ),
-            {"pointers": 5e7, "chains": 1e8, "sudoku": 3e8},
+            {"pointers": 3e7, "chains": 1e8, "sudoku": 3e8},
             Shape(layers=1, width=16, heads=2, feed_forward=48, depth=3, backprop=2, T=1, n_sup=2),
             batch_rows=4,
             seeds=(0, 1),
@@ -79,7 +79,7 @@ SCALES = {
         ),
         Scale(
             "first",
-            _tasks(Pointers(num_nodes=6, max_hops=3, num_valid=120, num_test=300)),
+            _tasks(Pointers(num_nodes=7, max_hops=3, num_valid=120, num_test=200)),
             {"pointers": 1e11},
             Shape(feed_forward=128, depth=6, backprop=3),
             seeds=(0,),
