@@ -55,6 +55,21 @@ def test_records_written_anew_stay_the_same_question(task):
         assert not tasks.right(again, again.answer)  # no mark: a step is no answer
 
 
+@pytest.mark.parametrize("task", TINY.tasks.values(), ids=lambda task: task.name)
+def test_no_step_is_longer_than_told(task):
+    tokenizer = models.tokenizer_for(task)
+    steps = [step + "\n" for record in task.records("train") for step in record.steps]
+    longest = max(map(len, tokenizer(steps).input_ids))
+    assert longest <= task.longest_step and (task.name == "sudoku" or longest > 1)
+
+
+def test_superposed_thoughts_are_for_short_steps():
+    dear = scales.SCALES["pilot"].tasks
+    assert not why_not(ARMS["superposed"], dear["chains"])
+    assert why_not(ARMS["superposed"], dear["sudoku"]).startswith("a step of sudoku has up to 33")
+    assert lesson(ARMS["superposed"], dear["chains"]).settings.span == 5
+
+
 def test_pointers_follow_their_arrows():
     for record in POINTERS.records("test"):
         arrows, _, asked = record.question.partition(" | ")
@@ -155,7 +170,7 @@ def test_arms_have_the_same_size(plans):
 
 def test_all_text_arms_read_the_same_records_in_the_same_order():
     batches = {}
-    for arm in ("plain", "cot", "coconut", "huginn"):
+    for arm in ("plain", "cot", "coconut", "superposed", "huginn"):
         run, settings = models.run_of(job(arm), ((0, 5),))
         num = settings.batch_rows
         batch = run.source.batch(3, range(num), num)

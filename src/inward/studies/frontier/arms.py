@@ -16,7 +16,7 @@ stage, as shares of one budget of FLOPs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from inward.data.thoughts.curriculum import BlockLayout, Curriculum
@@ -66,25 +66,13 @@ def why_not(arm: Arm, task: FrontierTask) -> str:
     """Why an arm has no run on a task; "" if it has."""
     if arm.reads == "cells" and task.grid_task() is None:
         return f"the questions of {task.name} have no fixed form"
-    if arm.name == "superposed":
-        if not _superposes():
-            return "not built yet: Coconut has no option for superposed thoughts"
-        if (span := longest_step(task)) > LONGEST_SPAN * task.thoughts:
-            return f"a step of {task.name} has up to {span} words, too many for its thoughts"
+    most = LONGEST_SPAN * task.thoughts
+    if arm.name == "superposed" and task.longest_step > most:
+        return (
+            f"a step of {task.name} has up to {task.longest_step} words, {task.thoughts} thoughts "
+            f"hold {most}"
+        )
     return ""
-
-
-def _superposes() -> bool:
-    return "superpose" in {f.name for f in fields(CoconutSettings)}
-
-
-def longest_step(task: FrontierTask) -> int:
-    """Tokens of the longest step of training, its line end included."""
-    from inward.studies.frontier.models import tokenizer_for
-
-    tokenizer = tokenizer_for(task)
-    steps = {step for record in task.records("train") for step in record.steps}
-    return 1 + max(len(ids) for ids in tokenizer(sorted(steps)).input_ids)
 
 
 @dataclass(frozen=True)
@@ -110,12 +98,9 @@ def lesson(arm: Arm, task: FrontierTask) -> Lesson:
     if arm.name == "coconut":
         return Lesson(Curriculum(prefix), _shares(prefix.last_stage))
     if arm.name == "superposed":
-        span = -(-longest_step(task) // task.thoughts)
-        more: dict[str, Any] = {"span": span}
-        settings: dict[str, Any] = {"feedback": "mixture", "superpose": 0.5, "span": span}
-        return Lesson(
-            Curriculum(prefix, **more), _shares(prefix.last_stage), CoconutSettings(**settings)
-        )
+        span = -(-task.longest_step // task.thoughts)
+        settings = CoconutSettings(feedback="mixture", superpose=0.5, span=span)
+        return Lesson(Curriculum(prefix, span=span), _shares(prefix.last_stage), settings)
     return Lesson(Curriculum(NoCot()))
 
 

@@ -57,6 +57,11 @@ class FrontierTask(Protocol):
         """Thoughts that stand for a step."""
         ...
 
+    @property
+    def longest_step(self) -> int:
+        """Tokens of a step at most, its line end included."""
+        ...
+
     def records(self, split: str) -> list[Record]:
         """Questions with steps and answers: "train", "valid" or "test"."""
         ...
@@ -113,6 +118,7 @@ class Pointers:
     name = "pointers"
     digits = False
     thoughts = 1
+    longest_step = 2
 
     def __post_init__(self) -> None:
         if self.num_nodes < 3 or not 1 <= self.max_hops < self.num_nodes:
@@ -245,6 +251,11 @@ class Equations:
     digits = True
     thoughts = 2
 
+    @property
+    def longest_step(self) -> int:
+        """<<, two numbers below 100, the operand, + and = between them, >>, and the line end."""
+        return 9 + len(str(self.max_term))
+
     def _data(self) -> ChainData:
         return ChainData(
             settings=chains.ChainSettings(
@@ -312,6 +323,11 @@ class Grids:
     name = "sudoku"
     digits = False
     thoughts = 2
+
+    @property
+    def longest_step(self) -> int:
+        """Every blank cell with its digit, and the line end."""
+        return 2 * (36 - self.clues) + 1
 
     def _data(self) -> SudokuData:
         return SudokuData(
