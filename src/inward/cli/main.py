@@ -1,7 +1,7 @@
 """The command `inward`: which verbs there are, how their options are read, how errors are told.
 
     inward demo | ask | chat | serve | train | plan | eval | effort | arc | convert | data | bench
-           | env
+           | frontier | env
 
 The top-level help is written by hand and imports nothing, so it costs what Python costs to start.
 A verb has a file of its name here (see `HOMES`): dataclasses whose fields are the options, which
@@ -32,6 +32,7 @@ VERBS = {
     "convert": "files of the Coconut paper's own code into ours, and back",
     "data": "make or look at puzzles: sudoku, maze, arc, show",
     "bench": "start-up, training, solving and answering speed on this machine",
+    "frontier": "methods that think, compared for the same training FLOPs",
     "env": "versions and hardware, for bug reports",
 }
 
