@@ -107,7 +107,7 @@ def test_training_makes_thoughts_that_read_out_exactly_and_are_saved_and_served(
     assert "Exact read-out" in (tmp_path / "page.html").read_text(encoding="utf-8")
     with Console(record=True, width=100, file=io.StringIO()) as console:
         show_thoughts(trace, console=console)
-    assert "holds  w5 0.5" in " ".join(console.export_text().split("thought 2")[1].split())
+    assert "holds w5 0.5" in " ".join(console.export_text().split("thought 2")[1].split())
 
 
 def test_soft_thoughts_with_the_same_feedback_and_no_such_loss_are_the_control():
