@@ -212,7 +212,7 @@ def test_a_wrong_vocabulary_names_both_numbers(tmp_path, tied, wrong):
 
 
 def test_a_folder_written_anew_names_what_is_there(tmp_path, capsys):
-    """The published code is not copied, so the new folder does not name it (TRL asks for that)."""
+    """The published code is not copied, so the new folder does not name it."""
     build().save_pretrained(tmp_path / "old")
     row = json.loads((tmp_path / "old" / "config.json").read_text()) | {
         name: PUBLISHED[name] for name in ("architectures", "auto_map")

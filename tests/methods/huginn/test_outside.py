@@ -3,6 +3,7 @@ configuration and its depth in training act."""
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -305,3 +306,22 @@ def test_parts_have_their_published_names():
     assert {name.split(".")[1] for name in model.state_dict() if name.startswith("tr")} == {
         "wte", "prelude", "adapter", "core_block", "coda", "ln_f",
     }  # fmt: skip
+
+
+def test_prompts_are_token_ids():
+    model = build()
+    for prompt in ("one two", ["one two"], [[1, 2]]):
+        for call in ([(prompt,), {}], [(), {"inputs": prompt}], [(), {"input_ids": prompt}]):
+            with pytest.raises(ValueError, match="generate takes token ids"):
+                model.generate(*call[0], **call[1])
+
+
+@torch.no_grad()
+def test_numpy_integers_are_integers():
+    model, x = build(), ids(1, 4)
+    want = model(x, num_steps=3).logits
+    for depth in (np.int64(3), np.int32(3), np.array([0, 3]), torch.tensor(3)):
+        assert torch.equal(model(x, num_steps=depth).logits, want)
+    for depth in (np.float64(3), np.array([1.5, 2]), True):
+        with pytest.raises(ValueError, match="whole number"):
+            model(x, num_steps=depth)

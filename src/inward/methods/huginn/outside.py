@@ -6,6 +6,7 @@ Shape letters as in model.py; P, R and C are the numbers of blocks in prelude, c
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -121,6 +122,7 @@ class HuginnFiles(PreTrainedModel):
 
 
 _WRAPPED = r"^(?:_orig_mod\.|_original_module\.|module\.)+"
+_OF_VOCABULARY = re.compile(_WRAPPED[:-1] + r"*(?:(?:transformer\.)?wte|lm_head)\.weight")
 
 
 def _write_code(folder: Path, standalone: bool) -> None:
@@ -148,8 +150,8 @@ def check_vocabulary(folder: Path, config: Any = None) -> None:
         said = max(row.get("vocab_size") or 0, row.get("padded_vocab_size") or 0) or None
     else:
         said = getattr(config, "vocab_size", None)
-    for file in sorted(folder.glob("*.safetensors")):
-        names = [n for n in tensor_names(file) if n.endswith(("wte.weight", "lm_head.weight"))]
+    for file in sorted(folder.glob("model*.safetensors")):
+        names = [name for name in tensor_names(file) if _OF_VOCABULARY.fullmatch(name)]
         if not names or said is None:
             continue
         with safe_open(file, framework="pt") as tensors:
@@ -173,6 +175,13 @@ class Generates(GenerationMixin):
         self, *args: Any, cache: Any = None, past_key_values: Any = None, **kwargs: Any
     ) -> Any:
         """As in transformers, with the cache under either name."""
+        first = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+        if first is not None and not isinstance(first, Tensor):
+            raise ValueError(
+                f"the prompt is a {type(first).__name__}; generate takes token ids (rows, tokens), "
+                "as a tokenizer gives them with return_tensors='pt'; inward.open(folder).ask takes "
+                "text"
+            )
         given = given_cache(cache, past_key_values)
         if given is not None:
             kwargs[CACHE] = given
