@@ -20,7 +20,6 @@ Shape letters: T tokens of all requests of a step, d width, N heads, H head widt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -47,7 +46,25 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
 from inward.methods.huginn.blocks import RMSNorm
 from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.context import rotary_angles, rotate_pairs
-from inward.methods.huginn.noise import truncated_normal, uniform_at
+from inward.methods.huginn.noise import uniform_at
+from inward.methods.huginn.states import DRAWN, FIXED
+
+BUILT: dict[str, tuple[Any, ...]] = {
+    "block_class_name": ("SandwichBlock",),
+    "norm_class_name": ("RMSNorm_llama", "RMSNorm"),
+    "mlp_class_name": ("GatedMLP",),
+    "nonlin_name": ("SiLU",),
+    "injection_type": ("linear",),
+    "rope_pairs": ("interleaved",),
+    "qk_bias": (True,),
+    "norm_after_core": (True,),
+    "qk_norm": (False,),
+    "clip_qkv": (None,),
+    "rotary_scaling": (None,),
+    "logit_scale": (1, 1.0),
+}
+"""Field -> the values that are built here: the published model's. Retrofits and the training code's
+other variants run in `inward serve`."""
 
 
 class SlottedAttention(nn.Module):
@@ -168,16 +185,15 @@ class HuginnTrunk(nn.Module):
         self.ln_f = RMSNorm(config.n_embd, config.norm_eps)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """Rows times sqrt(d)."""
-        return self.wte(input_ids) * math.sqrt(self.config.n_embd)
+        """Rows times the scale, sqrt(d) as published."""
+        return self.wte(input_ids) * self.config.embed_scale
 
     def initial_state(self, e: Tensor, positions: Tensor) -> Tensor:
         """s_0 (T, d): what `HuginnForCausalLM.initial_state` says for seed 0."""
-        if self.config.state_init == "zero":
-            return torch.zeros_like(e)
-        uniform = uniform_at(0, positions[None], e.shape[-1])[0]
-        scale = math.sqrt(e.shape[-1]) * self.config.init_std
-        return (scale * truncated_normal(uniform)).to(e.dtype)
+        if (fixed := FIXED.get(self.config.state_init)) is not None:
+            return fixed(e)
+        uniform = uniform_at(0, positions[None], e.shape[-1])
+        return DRAWN[self.config.state_init](uniform, self.config)[0].to(e.dtype)
 
     def forward(
         self,
@@ -267,6 +283,11 @@ def _checked(vllm_config: VllmConfig) -> HuginnConfig:
     """
     found = vllm_config.model_config.hf_config
     config = HuginnConfig(**{k: v for k, v in found.to_dict().items() if k != "model_type"})
+    for name, values in BUILT.items():
+        if (value := getattr(config, name)) not in values:
+            raise ValueError(
+                f"{name} is {value!r}, but in vLLM only {values[0]!r} is built; use inward serve"
+            )
     parallel = vllm_config.parallel_config
     if parallel.pipeline_parallel_size > 1:
         raise ValueError(
