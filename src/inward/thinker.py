@@ -374,6 +374,8 @@ class Thinker:
         """The options that an effort stands for."""
         if effort is None:
             return {}
+        if isinstance(effort, Integral) and not isinstance(effort, bool):
+            effort = int(effort)  # numpy's too
         if isinstance(effort, bool) or not isinstance(effort, int | str):
             raise ValueError(
                 f"effort is {effort!r}; give an int in the method's own unit"

@@ -23,10 +23,5 @@ EXCEPTIONS: dict[str, str] = {
     "test_training_gradient_checkpointing_use_reentrant_true": _RECOMPUTED,
 }
 
-ONLY: dict[str, dict[str, str]] = {
-    "5.24": {
-        "test_bc_cache_name_forward": "it wants a warning at the cache's older name; both are "
-        "taken silently here, as long as releases that know one of them are supported",
-    },
-}
+ONLY: dict[str, dict[str, str]] = {}
 """Of some versions of transformers alone: the version's beginning -> as above."""
