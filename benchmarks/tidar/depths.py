@@ -72,10 +72,12 @@ def forwards_of(found: list[Answer]) -> float:
     return sum(a.cost.forwards - 1 for a in found)
 
 
-def small(model: TiDAR, tokenizer: Any, num_texts: int, num: int) -> dict[str, dict[str, float]]:
+def small(
+    model: TiDAR, tokenizer: Any, num_texts: int, num: int, opener: str
+) -> dict[str, dict[str, float]]:
     """What each way takes on the trained model."""
     text = OwnText(path="", num_texts=num_texts, num_valid=1, opening=12, seed=77)
-    prompts = text._openings(open_base("stories260k")[0], [tokenizer.bos_token_id])
+    prompts = text._openings(open_base(opener)[0], [tokenizer.bos_token_id])
     found: dict[str, dict[str, float]] = {}
     plain: list[Answer] = []
     for name, way in ways().items():
@@ -131,13 +133,14 @@ def main() -> None:
     parser.add_argument("--base", default="runs/huginn-stories/model")
     parser.add_argument("--texts", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--opener", default="stories260k", help="model that writes the openings")
     parser.add_argument("--wide", type=int, default=0, help="width of the random model; 0: none")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
     base, tokenizer = open_base(args.base)
     model = TiDAR.from_pretrained(args.model, base=base)
-    found = small(model, tokenizer, args.texts, args.tokens)
+    found = small(model, tokenizer, args.texts, args.tokens, args.opener)
     if args.wide:
         times = seconds_a_forward(wide_model(args.wide), 12, args.rounds)
         for name, seconds in times.items():

@@ -73,7 +73,7 @@ class StepMeter(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if (count := _COUNTED.get(func)) is not None:
-            self._add(*count(result, *args, **(kwargs or {})))
+            self._add(*cast(Any, count(result, *args, **(kwargs or {}))))
         return result
 
     def _add(self, flops: int, factors: tuple[Tensor, ...], backward: int | None = None) -> None:

@@ -278,8 +278,8 @@ class Runner:
     def _said(self, kind: dict[str, int]) -> dict[str, int]:
         """All arguments that one of the two kinds of rows has of its own, for this kind."""
         usual: dict[str, int] = getattr(self.lm, "per_position", {})
-        names = sorted({*self.draft, *self.verify})
-        return {name: kind.get(name, self.options.get(name, usual[name])) for name in names}
+        known = {**usual, **self.options, **kind}
+        return {name: known[name] for name in sorted({*self.draft, *self.verify})}
 
     def _further(self, pieces: Sequence[Piece], q: int) -> dict[str, Any]:
         """Further arguments of a forward of these pieces."""
