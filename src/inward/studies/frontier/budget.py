@@ -27,7 +27,7 @@ MOST = 10**6
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepPlan:
     """A run as its budget allows.
 
     schedule: (stage, steps). step_flops: of a mean step of each stage. flops: of all steps.
@@ -46,7 +46,7 @@ class Steps:
         return sum(num for _, num in self.schedule)
 
 
-def plan(job: Job) -> Steps:
+def plan(job: Job) -> StepPlan:
     """Steps of every stage.
 
     Raises ValueError if the budget does not pay for a step of each.
@@ -71,7 +71,7 @@ def _mean_step(run: Any, settings: Any, steps: range) -> tuple[float, float]:
     return float(np.mean(flops)), float(np.median(seconds))
 
 
-def _by_stage(job: Job, budget: float) -> Steps:
+def _by_stage(job: Job, budget: float) -> StepPlan:
     shares = ((0, 1.0),) if job.arm.method == "trm" else lesson(job.arm, job.task).shares
     found = {stage: measured(job, stage) for stage, _ in shares}
     costs = [found[stage][0] for stage, _ in shares]
@@ -80,7 +80,7 @@ def _by_stage(job: Job, budget: float) -> Steps:
     nums = [num for _, num in schedule]
     seconds = [found[stage][1] for stage, _ in shares]
     (*_, parameters) = found[shares[0][0]]
-    return Steps(
+    return StepPlan(
         schedule,
         tuple(costs),
         float(np.dot(nums, costs)),
@@ -108,7 +108,7 @@ def _check(job: Job, budget: float, schedule: Schedule) -> None:
         )
 
 
-def _by_depth(job: Job, budget: float) -> Steps:
+def _by_depth(job: Job, budget: float) -> StepPlan:
     run, settings = run_of(job, ((0, MOST),))
     training: Any = run.model
     usual, k = training.depth, training.depth.backprop
@@ -128,7 +128,7 @@ def _by_depth(job: Job, budget: float) -> Steps:
     _check(job, budget, ((0, steps),))
     drawn = drawn_depths(job, replace(usual, ramp=steps // 3), steps)
     total = float(sum(flops(depth) for depth in drawn))
-    return Steps(
+    return StepPlan(
         ((0, steps),),
         (total / steps,),
         total,

@@ -157,7 +157,7 @@ def closest_width(count: Callable[[int], int], wanted: int, what: str) -> int:
 
     Raises ValueError if that is further than `SAME` away.
     """
-    low, high = 1, 2
+    low, high = 8, 16  # narrower, a token MLP of few cells would have none
     while count(high) < wanted and high < _WIDEST:
         low, high = high, 2 * high
     while high - low > 1:

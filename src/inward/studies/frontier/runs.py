@@ -161,7 +161,7 @@ class Estimate:
     """Of one run. seconds: of a core, training and answering."""
 
     wish: Wish
-    plan: budget.Steps
+    plan: budget.StepPlan
     training: float
     answering: float
 
@@ -174,7 +174,7 @@ class Estimate:
 def estimates(scale: Scale, wanted: Sequence[Wish]) -> list[Estimate]:
     """Measured: a few steps of each arm times those of its budget, and a few answers of a model
     that has learned nothing (which says as much as it may)."""
-    known: dict[tuple[str, str, int], tuple[budget.Steps, float]] = {}
+    known: dict[tuple[str, str, int], tuple[budget.StepPlan, float]] = {}
     found = []
     for wish in wanted:
         # another rate takes the same; another seed of Huginn draws other depths
@@ -301,7 +301,7 @@ def folder_of(job: Job, out: Path) -> Path:
 
 
 def run_job(
-    job: Job, planned: budget.Steps, *, out: Path, rows: Path, command: str
+    job: Job, planned: budget.StepPlan, *, out: Path, rows: Path, command: str
 ) -> dict[str, Any]:
     """Train (or go on), choose on validation, ask the test questions, write the row.
 
@@ -361,7 +361,7 @@ def _looks(job: Job) -> Callable[[nn.Module], dict[str, float]]:
     return evaluate
 
 
-def _curve(folder: Path, planned: budget.Steps) -> list[list[float]]:
+def _curve(folder: Path, planned: budget.StepPlan) -> list[list[float]]:
     import json
 
     lines = read_text(folder / "log.jsonl").splitlines()
@@ -369,7 +369,7 @@ def _curve(folder: Path, planned: budget.Steps) -> list[list[float]]:
     return [[flops_until(planned, r["step"]), r["metrics"]["accuracy"]] for r in found]
 
 
-def flops_until(planned: budget.Steps, step: int) -> float:
+def flops_until(planned: budget.StepPlan, step: int) -> float:
     """Of the first `step` steps of a run."""
     spent, left = 0.0, step
     for (_, num), cost in zip(planned.schedule, planned.step_flops, strict=True):
