@@ -57,8 +57,8 @@ def shown(browser, server):
 def ask(page, model, question, effort="", beside=""):
     page.get_by_label("Model", exact=True).select_option(model)
     page.get_by_label("Second model").select_option(beside)
-    page.get_by_label("Effort").fill(effort)
-    page.get_by_label("Question").fill(question)
+    page.get_by_label("Effort", exact=True).fill(effort)
+    page.get_by_label("Question", exact=True).fill(question)
     page.get_by_role("button", name="Think").click()
 
 

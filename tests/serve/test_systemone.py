@@ -203,6 +203,10 @@ def test_this_route_alone_tells_errors_in_its_own_form(server):
         told = server.post("/v1/systemone", body)
         assert told.status_code == 422, told.text
         assert told.json()["detail"][0]["loc"][1] == place
+    headers = {"Content-Type": "application/json"}
+    for body, status in ((b"\xff", 400), (b"{", 422)):
+        told = httpx.post(f"{server.url}/v1/systemone", content=body, headers=headers)
+        assert told.status_code == status and told.json().keys() == {"detail"}
     told = httpx.get(f"{server.url}/v1/models").json()
     kinds = {row["id"]: row["architecture"]["output_modalities"] for row in told["data"]}
     assert kinds["sudoku6"] == ["decisions"] and kinds["chatty"] == ["text", "decisions"]

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 from inward.serve.choices import Choice, Wanted
 from inward.serve.decisions import (
@@ -61,6 +62,8 @@ class DecisionRoute(APIRoute):
                 return JSONResponse({"detail": told}, 422)
             except ApiError as error:
                 return JSONResponse({"detail": error.message}, error.status, error.headers)
+            except HTTPException as error:  # bytes that are no text
+                return JSONResponse({"detail": str(error.detail)}, error.status_code)
             except WorkFailed as error:
                 return JSONResponse({"detail": str(error)}, 500)
 
