@@ -227,7 +227,11 @@ def test_errors_are_json_in_one_form(server):
 
 
 def test_what_is_wrong_with_a_puzzle_itself_is_told(server):
-    wrong = {"55" + "." * 34: "no solution", "." * 36: "several solutions", PUZZLE: None}
+    wrong = {
+        "12345." + "." * 11 + "6" + "." * 18: "no solution",
+        "." * 36: "several solutions",
+        PUZZLE: None,
+    }
     for puzzle, fault in wrong.items():
         body = {"model": "sudoku6", "puzzle": puzzle}
         assert server.post("/v1/solve", body).json().get("fault") == fault
