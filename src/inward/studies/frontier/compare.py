@@ -53,13 +53,18 @@ def standings(rows: Sequence[Row], task: str) -> list[Standing]:
                 tuple(row["seed"] for row in own),
                 _accuracy([bits(effort["test"]) for effort in chosen]),
                 tuple(effort["amount"] for effort in chosen),
-                *(float(np.mean([e[name] for e in chosen]))
-                  for name in ("flops", "tokens", "seconds")),
-                float(np.mean([row["flops"] for row in own])),
-                own[0]["parameters"],
+                flops=_mean(chosen, "flops"),
+                tokens=_mean(chosen, "tokens"),
+                seconds=_mean(chosen, "seconds"),
+                training=_mean(own, "flops"),
+                parameters=own[0]["parameters"],
             )
-        )  # fmt: skip
+        )
     return sorted(found, key=lambda standing: -standing.accuracy.value)
+
+
+def _mean(rows: Sequence[Row], name: str) -> float:
+    return float(np.mean([row[name] for row in rows]))
 
 
 def _accuracy(right: Sequence[np.ndarray]) -> Interval:
@@ -96,13 +101,11 @@ def _verdict(
 ) -> Match:
     a, b = (outcomes(rows, task, standing.arm, seeds) for standing in (first, second))
     paired = paired_difference(a, b)
-    winner = None
-    if paired.difference.low > 0:
-        winner, loser = first, second
-    elif paired.difference.high < 0:
-        winner, loser = second, first
-    dominates = winner is not None and winner.flops <= loser.flops  # pyright: ignore[reportPossiblyUnboundVariable]
-    return Match(first.arm, second.arm, paired, "" if winner is None else winner.arm, dominates)
+    if paired.difference.low <= 0 <= paired.difference.high:
+        return Match(first.arm, second.arm, paired, "", False)
+    won = paired.difference.low > 0
+    winner, loser = (first, second) if won else (second, first)
+    return Match(first.arm, second.arm, paired, winner.arm, winner.flops <= loser.flops)
 
 
 def outcomes(rows: Sequence[Row], task: str, arm: str, seeds: Sequence[int]) -> np.ndarray:
