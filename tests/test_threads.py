@@ -376,8 +376,9 @@ def test_a_bad_processor_fails_its_own_question_alone(method, trouble):
 
     start = int(thinker.processor.read(second).tokens[0])
     assert start != int(thinker.processor.read(first).tokens[0])
-    rule = Sampling(processors=(bad,))
-    wanted = told(thinker.ask(first, **said | {"sampling": Sampling(processors=(lambda i, s: s,))}))
+    rule: Any = Sampling(processors=(bad,))
+    plain: Any = Sampling(processors=(lambda i, s: s,))
+    wanted = told(thinker.ask(first, **said | {"sampling": plain}))
     right, wrong = thinker.ask([first, second], **said | {"sampling": rule})
     assert told(right) == wanted and not right.error
     assert wrong.error and not wrong.text and wrong.cost.forwards > 0

@@ -1,5 +1,7 @@
 """`inward convert retrofit`: a Llama folder becomes a Huginn folder."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -10,8 +12,14 @@ from inward.cli.convert import convert
 
 def test_convert_retrofit(tmp_path, capsys):
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 60, "num_hidden_layers": 6}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "vocab_size": 60,
+        "num_hidden_layers": 6,
+    }
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    heads["num_hidden_layers"] = 6
     base = LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval()
     base.save_pretrained(tmp_path / "base")
     words = [str(tmp_path / "base"), str(tmp_path / "deep"), "--layers", "1", "2", "2"]

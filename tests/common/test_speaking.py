@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -70,7 +71,10 @@ def spoken(processor, tokens, stop=()):
     return pieces, num
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+ANY_CHECK: Any = list(HealthCheck)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=ANY_CHECK)
 @given(data=st.data())
 def test_words_joined_are_the_text_of_all_tokens(processor, data):
     """Of tokens at random (half characters, special ones, runs of blanks) and of real texts."""

@@ -117,7 +117,8 @@ def package(name: str, path: Path) -> None:
 
 def import_recpre(clone: Path) -> Any:
     """(the configurations' module, the models' module)."""
-    triton = sys.modules["triton"] = Anything("triton")
+    triton: Any = Anything("triton")
+    sys.modules["triton"] = triton
     triton.language = sys.modules["triton.language"] = Anything("triton.language")
     package("recpre", clone / "recpre")
     package("recpre.attention_backends", clone / "recpre" / "attention_backends")
@@ -231,15 +232,17 @@ def small_base(kind: str) -> Any:
     """A model of five layers as transformers makes it."""
     import transformers
 
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "vocab_size": 40, "num_hidden_layers": 5}
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "vocab_size": 40}
+    sizes["num_hidden_layers"] = 5
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
     sizes |= {"tie_word_embeddings": False, "attn_implementation": "eager"}
     if kind == "llama":
         scaling = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0}
         scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-        config = transformers.LlamaConfig(**sizes, rope_theta=5e3, rope_scaling=scaling)
+        config = transformers.LlamaConfig(**sizes, **{"rope_theta": 5e3, "rope_scaling": scaling})
         return transformers.LlamaForCausalLM(config)
-    config = transformers.Olmo2Config(**sizes, rope_theta=5e5, rms_norm_eps=1e-6)
+    rope: dict[str, Any] = {"rope_theta": 5e5, "rms_norm_eps": 1e-6}
+    config = transformers.Olmo2Config(**sizes, **rope)
     return transformers.Olmo2ForCausalLM(config)
 
 
@@ -255,7 +258,8 @@ def retrofit(kind: str, out: Path) -> None:
     of = base.config
     # what get_llama_huginn_config and get_olmo_huginn_config set, on the published configuration
     config = settings.RavenConfig()
-    said = {"head_dim": 4, "intermediate_size": 24, "n_embd": 16, "n_heads": 4, "n_layers": 4}
+    said: dict[str, Any] = {"head_dim": 4, "intermediate_size": 24, "n_embd": 16, "n_heads": 4}
+    said["n_layers"] = 4
     said |= {"num_key_value_heads": 2, "n_layers_in_prelude": 1, "n_layers_in_coda": 1}
     said |= {"n_layers_in_recurrent_block": 2, "norm_eps": 1e-5 if kind == "llama" else 1e-6}
     said |= {"vocab_size": 40, "padded_vocab_size": 40, "tie_embeddings": False, "qk_bias": False}
@@ -280,7 +284,8 @@ def retrofit(kind: str, out: Path) -> None:
             found |= {f"logits.r{r}": run.logits, f"latents.r{r}": run.latent_states}
         kept = [base.model.layers[i] for i in (0, 2, 3, 4)]
         base.model.layers = torch.nn.ModuleList(kept)
-        for i, layer in enumerate(base.model.layers):
+        layers: Any = base.model.layers
+        for i, layer in enumerate(layers):
             layer.self_attn.layer_idx = i
         found["logits.base"] = base(ids, use_cache=False).logits
     row = json.loads(config.to_json_string(use_diff=True))

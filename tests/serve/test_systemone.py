@@ -1,13 +1,13 @@
 """Typed decisions: their form, their numbers, and what is refused."""
 
 import math
-from types import SimpleNamespace
 
 import httpx2 as httpx
 import numpy as np
 import pytest
 import torch
 
+from inward.common.thinking import Answer
 from inward.serve.decisions import ChoiceQuestion, Decision, NoulQuestion, ScoreQuestion
 from tests.serve.conftest import GRAPH, HOPS, PUZZLE
 from tests.serve.live import chatty, live
@@ -218,7 +218,7 @@ def test_a_place_is_found_by_what_was_said():
     reader = LabelReader((1, 2))
     for prefix, odds in (([7, 8], (0.0, 1.0, 0.0)), ([7, 8, 3], (0.0, 0.0, 2.0))):
         reader(torch.tensor([prefix]), torch.tensor([odds]))
-    first, num = reader.shares(SimpleNamespace(tokens=(3,), stopped="length"))
+    first, num = reader.shares(Answer(tokens=(3,), stopped="length"))
     assert num == 0 and first[0] == pytest.approx(1 / (1 + math.exp(-1)))
-    second, num = reader.shares(SimpleNamespace(tokens=(3, 5, 0), stopped="end"))
+    second, num = reader.shares(Answer(tokens=(3, 5, 0), stopped="end"))
     assert num == 1 and second[1] == pytest.approx(1 / (1 + math.exp(-2)))

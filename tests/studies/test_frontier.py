@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from inward.studies.frontier.models import Job
 from inward.train.meter import step_cost
 
 TINY = scales.SCALES["tiny"]
-POINTERS = TINY.tasks["pointers"]
+POINTERS: Any = TINY.tasks["pointers"]
 TEXT = [name for name, arm in ARMS.items() if arm.reads == "text"]
 OPEN = [name for name, arm in ARMS.items() if not why_not(arm, POINTERS)]
 
@@ -185,7 +186,8 @@ def test_all_text_arms_read_the_same_records_in_the_same_order():
 
 def test_stages_are_counted_in_steps():
     run, _ = models.run_of(job("coconut"), ((0, 2), (2, 3), (3, 1)))
-    assert [run.source.stage(step) for step in range(8)] == [0, 0, 2, 2, 2, 3, 3, 3]
+    source: Any = run.source
+    assert [source.stage(step) for step in range(8)] == [0, 0, 2, 2, 2, 3, 3, 3]
     thoughts = [int(run.source.batch(step, range(2), 4)["latent"].sum()) for step in (0, 2)]
     assert thoughts == [0, 4]  # two rows of two thoughts
 

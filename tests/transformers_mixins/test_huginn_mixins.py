@@ -34,7 +34,7 @@ def _less_flaky(config):
     config.norm_eps = 1.0
 
 
-from tests import test_modeling_common  # noqa: E402
+from tests import test_modeling_common  # noqa: E402  # pyright: ignore
 
 test_modeling_common.set_config_for_less_flaky_test = _less_flaky
 

@@ -105,7 +105,7 @@ NUMBERS = ("evaluations", "flops", "forwards", "bytes", "seconds")
 def total(costs: Iterable[Cost]) -> Cost:
     """The sum of costs and of the accounts of their parts, each name by itself."""
     costs = list(costs)
-    numbers = [sum(getattr(cost, name) for cost in costs) for name in NUMBERS]
+    numbers = {name: sum(getattr(cost, name) for cost in costs) for name in NUMBERS}
     named: dict[str, list[Cost]] = {}
     for cost in costs:
         for name, part in cost.parts.items():
@@ -114,7 +114,8 @@ def total(costs: Iterable[Cost]) -> Cost:
         name: named[name][0] if len(named[name]) == 1 else total(named[name])
         for name in sorted(named, key=_place)
     }
-    return Cost(*numbers, parts, max((cost.parameters for cost in costs), default=0))
+    most = max((cost.parameters for cost in costs), default=0)
+    return Cost(**numbers, parts=parts, parameters=most)
 
 
 def _place(name: str) -> tuple[int, str]:

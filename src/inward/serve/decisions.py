@@ -262,7 +262,7 @@ def _token_of(processor: PuzzleProcessor, sign: str) -> int:
 
 def _columns(thinker: Thinker, body: DecisionBody, num: int) -> int:
     """Of the grid: as the puzzle was written, else as the model knows it."""
-    state = body.state
+    state: Any = body.state
     rows = state.strip().splitlines() if isinstance(state, str) else state
     if len(rows) > 1 and not isinstance(rows[0], int) and num % len(rows) == 0:
         return num // len(rows)

@@ -86,7 +86,8 @@ class StepMeter(TorchFunctionMode):
         needed = sum(factor.requires_grad for factor in factors) if torch.is_grad_enabled() else 0
         if needed:
             self.flops["backward"] += needed * flops if backward is None else backward
-            if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+            autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+            if autograd._top_saved_tensors_default_hooks(False) is not None:
                 self.flops["again"] += flops  # torch.utils.checkpoint keeps nothing
 
 

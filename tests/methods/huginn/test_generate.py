@@ -58,7 +58,8 @@ def small_model(
             noise = torch.randn(weight.shape, generator=generator)
             scale = gain / weight.shape[-1] ** 0.5 if weight.ndim > 1 else 0.1
             weight.copy_(scale * noise + (0 if weight.ndim > 1 else 1))
-        model.transformer.adapter.weight[:, : model.config.n_embd] *= memory
+        adapter: Any = model.transformer.adapter
+        adapter.weight[:, : model.config.n_embd] *= memory
     return model.eval()
 
 

@@ -180,7 +180,8 @@ def test_decoding_leaves_committed_tokens_in_the_cache(scheme):
         if len(decoder.rows) < 2:
             break
         with torch.no_grad():
-            check_cache(model, decoder.cache, [r.tokens[: r.cached] for r in decoder.rows])
+            cache: Any = decoder.cache
+            check_cache(model, cache, [r.tokens[: r.cached] for r in decoder.rows])
         uncached = {len(row.final) for row in decoder.rows}
         assert uncached <= ({0, 4} if scheme == "diffusion" else {1})
 

@@ -199,7 +199,9 @@ class LatentSource:
             pieces = self._encoded(index, [0])
             plan = self.curriculum.pattern.plan(pieces, last, rng)
             for turn in plan.turns:
-                for i in turn.steps if isinstance(turn, Think) else ():
+                if not isinstance(turn, Think):
+                    continue
+                for i in turn.steps:
                     each, length = turn.each, len(pieces.steps[i])
                     most = max(most, -(-length // each))
                     if length > each * span:

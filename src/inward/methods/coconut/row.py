@@ -255,8 +255,9 @@ class ThinkingRow:
             some = list(run)
             ends = [self._forward(base, *some[i][:2], sizes, options, thinks) for i in (0, -1)]
             share = len(some) / 2
-            numbers = ((getattr(a, n) + getattr(b, n)) * share for a, b in [ends] for n in NUMBERS)
-            cost = replace(Cost(*numbers), seconds=sum(forward[3] for forward in some))
+            first, last = ends
+            numbers = {n: (getattr(first, n) + getattr(last, n)) * share for n in NUMBERS}
+            cost = replace(Cost(**numbers), seconds=sum(forward[3] for forward in some))
             found.append(cost.under(part))
         return total(found)
 

@@ -64,7 +64,8 @@ class GrowingCache(Cache):
         for layer_idx in range(self.outer + self.core * depth, len(self.layers)):
             above = self.outer + self.core * (depth - 1) + (layer_idx - self.outer) % self.core
             keys, values = self._held(above)
-            have = self.layers[layer_idx].get_seq_length()
+            layer: Any = self.layers[layer_idx]
+            have = layer.get_seq_length()
             if have < keys.shape[2]:
                 super().update(keys[:, :, have:], values[:, :, have:], layer_idx)
 

@@ -28,7 +28,7 @@ from inward.common.requests import Prompts, end_tokens, prompts_of
 from inward.common.sampling import Sampler, Sampling, check_logits, sampling_of
 from inward.common.speaking import StopWords
 from inward.common.thinking import Answer, Event, Memory
-from inward.common.trace import Cost, Span, Step, Trace, plane, total
+from inward.common.trace import NUMBERS, Cost, Span, Step, Trace, plane, total
 from inward.methods.huginn.costs import Took
 from inward.methods.huginn.options import NAME, TRACES
 from inward.methods.huginn.sharing import PerDepth, Sharing, sharing_of
@@ -245,7 +245,10 @@ class Spent:
     def take(self) -> Cost:
         """As a `Cost`; begins anew."""
         self.add(self.last, 0, 0, 0, 0)  # time that is left
-        found = total(Cost(*numbers).under(name) for name, numbers in self.parts.items())
+        found = total(
+            Cost(**dict(zip(NUMBERS, numbers, strict=True))).under(name)
+            for name, numbers in self.parts.items()
+        )
         self.__init__(clock=self.clock, last=self.last)
         return found
 

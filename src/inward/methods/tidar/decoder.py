@@ -199,7 +199,7 @@ class Decoder:
             self._forward(fresh, cache)
             del self.waiting[: len(fresh)]
             if self.rows:
-                self.cache.join(cache)
+                cast(Any, self.cache).join(cache)
             else:
                 self.cache = cache
             self.rows = [*self.rows, *fresh]
@@ -320,7 +320,7 @@ class Decoder:
         plan = self._plan_canvas if diffusion else self._plan
         pieces = [plan(row) for row in rows]
         # 2. forward
-        output = self.runner(cache, pieces)
+        output = cast(Any, self.runner)(cache, pieces)  # a runner makes its own kind of cache
         self.num_forwards += 1
         if diffusion:
             counts = self._unmask(rows, output)
@@ -352,7 +352,7 @@ class Decoder:
         chooser, costs = self.settings.chooser, self.settings.costs
         if chooser is None and costs is None and num_rows > 2 * self._num_measured:
             assert self._measured is not None, "nobody measures"
-            costs = self._measured(self.runner, num_rows, self.context)
+            costs = self._measured(cast(Runner, self.runner), num_rows, self.context)
             self._num_measured = num_rows
             if self.chooser is not None:
                 self.chooser.costs = costs

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -285,7 +285,7 @@ def asker_of(job: Job, model: nn.Module) -> Asker:
     words, said = most_words(job.task), {}
     after = "\n"
     if job.arm.method == "coconut":
-        said = how_asked(job.task, lesson(job.arm, job.task), words).asked(model)
+        said = how_asked(job.task, lesson(job.arm, job.task), words).asked(cast("Any", model))
         after = said.pop("after")
     processor = TextProcessor(tokenizer_for(job.task), after)
     return Asker(job, Thinker(inner, hub.door(job.arm.method), processor, job.name, said), words)
