@@ -253,9 +253,11 @@ class ThinkingRow:
         found = []
         for (part, _), run in groupby(forwards, lambda forward: forward[2]):
             some = list(run)
-            ends = [self._forward(base, *some[i][:2], sizes, options, thinks) for i in (0, -1)]
+            first, last = (
+                self._forward(base, start, stop, sizes, options, thinks)
+                for start, stop, *_ in (some[0], some[-1])
+            )
             share = len(some) / 2
-            first, last = ends
             numbers = {n: (getattr(first, n) + getattr(last, n)) * share for n in NUMBERS}
             cost = replace(Cost(**numbers), seconds=sum(forward[3] for forward in some))
             found.append(cost.under(part))
