@@ -141,7 +141,8 @@ class TextEval(Asking):
             return self._curriculum(thinker), task, found, dataset
         recipe = recipe_of(self.model)
         whole = held.whole_of(recipe)
-        split = "test" if getattr(getattr(whole, "data", None), "has_test", True) else "valid"
+        holds = whole if hasattr(whole, "has_test") else getattr(whole, "data", None)
+        split = "test" if getattr(holds, "has_test", True) else "valid"
         every = held.questions_of(recipe, split)
         num = min(DRAWN, len(every)) if self.num is None else self.num
         found = held.held_out(recipe, num=num, split=split, seed=self.seed)

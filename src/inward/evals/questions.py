@@ -65,6 +65,7 @@ def questions_of(recipe: Any, split: str) -> list[HeldOut]:
     """All questions of a split; see `held_out`."""
     from inward.recipes.coconut import CoconutRecipe
     from inward.recipes.huginn import HuginnRecipe, TokenData
+    from inward.recipes.own_huginn import FineTuneRecipe
     from inward.recipes.trm import TRMRecipe
 
     whole = whole_of(recipe)
@@ -72,6 +73,8 @@ def questions_of(recipe: Any, split: str) -> list[HeldOut]:
         return _puzzles(whole, split)
     if isinstance(whole, HuginnRecipe) and not isinstance(whole.data, TokenData):
         return _texts(whole, split)
+    if isinstance(whole, FineTuneRecipe):
+        return _tuned(whole)
     if isinstance(whole, CoconutRecipe):
         task = whole.task()
         return of_records(task, task.ask(whole.data.split(cast(Any, split))))
@@ -79,6 +82,12 @@ def questions_of(recipe: Any, split: str) -> list[HeldOut]:
         f"the data of {recipe.name} has no questions with a right answer, so there is nothing to "
         "measure by; name a file of questions with --data"
     )
+
+
+def _tuned(recipe: Any) -> list[HeldOut]:
+    """Held-out records of a fine-tuned Huginn."""
+    records = recipe.records()
+    return of_records(judge_for(records, "auto"), records)
 
 
 def _puzzles(recipe: Any, split: str) -> list[HeldOut]:
@@ -162,13 +171,15 @@ def of_file(
 
 def example(recipe: Any) -> str:
     """A held-out question of a recipe as it can be typed; "" where there is none."""
-    from inward.recipes.own_drafts import DraftsRecipe, TextData
+    from inward.recipes.own_drafts import TextData
+    from inward.recipes.own_huginn import FineTuneRecipe
     from inward.recipes.tidar import TiDARRecipe
     from inward.tasks.processors import PuzzleProcessor
 
     whole = whole_of(recipe)
-    if isinstance(recipe, DraftsRecipe) and isinstance(whole.data, TextData):
-        asked = whole.data.parts()[1][0]
+    held = recipe if isinstance(recipe, FineTuneRecipe) else getattr(whole, "data", None)
+    if isinstance(held, FineTuneRecipe | TextData):
+        asked = held.parts()[1][0]
         if isinstance(asked.asked, str):
             return asked.asked or " ".join(asked.said.split()[:8])
         return asked.asked[-1][1]

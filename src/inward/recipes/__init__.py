@@ -21,6 +21,7 @@ RECIPES = {
     "interleaved": "inward.recipes.own_thoughts:interleaved",
     "tidar": "inward.recipes.own_drafts:tidar",
     "tidar-adapter": "inward.recipes.own_drafts:tidar_adapter",
+    "huginn-finetune": "inward.recipes.own_huginn:finetune",
     "sudoku4": "inward.recipes.trm:sudoku4",
     "sudoku6": "inward.recipes.trm:sudoku6",
     "sudoku9": "inward.recipes.trm:sudoku9",
