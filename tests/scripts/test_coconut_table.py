@@ -108,7 +108,7 @@ def test_seeds_become_intervals_and_other_tasks_stay_apart(script, tmp_path):
 
 def test_the_flops_of_an_answer_by_hand(script, tmp_path):
     """One row: every position once, two per weight, attention by how far it looks back (itself
-    included); the head once for each thought and word, which the prompt's other positions spare."""
+    included); the head once for each word: thoughts and the prompt's other positions spare it."""
     recipe = coconut.prosqa_symbolic("coconut")
     model = recipe.model().eval()
     asked = recipe.task().ask(recipe.data.split("test"))[:1]
@@ -116,7 +116,7 @@ def test_the_flops_of_an_answer_by_hand(script, tmp_path):
     (made,) = recipe.generated(model, asked)
     P = len(made.samples[0]) - 1
     block = 12 * 16 * 16  # of GPT-2: 4 d^2 attention, 8 d^2 MLP
-    head = model.embedding.weight.numel() * (made.samples[0].num_thoughts + len(made.tokens[0]))
+    head = model.embedding.weight.numel() * len(made.tokens[0])
     assert cost["flops"] == 2 * (block * P + head) + 4 * 16 * P * (P + 1) / 2
     assert cost["tokens"] == len(made.tokens[0])
 

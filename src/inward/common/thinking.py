@@ -348,7 +348,10 @@ class Lanes:
         if not isinstance(request, Request):
             raise ValueError(f"{request!r} is no Request; make one of a question, see `Request`")
         key = self._key(request)
-        lane = self._lanes.get(key) or self._engine(key)
+        try:
+            lane = self._lanes.get(key) or self._engine(key)
+        except TypeError:  # an option that has no hash, which the lane will refuse by name
+            lane = self._engine(key)
         request, guards = _guarded(request)
         place = (key, lane.add(request))  # may refuse: nothing is kept before
         self._lanes[key] = lane
@@ -417,7 +420,7 @@ class Lanes:
 
 
 def _guarded(request: Request) -> tuple[Request, Sequence[Any]]:
-    if request.sampling is None or not request.sampling.processors:
+    if not getattr(request.sampling, "processors", ()):  # what is no Sampling the lane refuses
         return request, ()
     from inward.common.sampling import guarded
 

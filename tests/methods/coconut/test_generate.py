@@ -455,7 +455,7 @@ def test_costs_count_the_weights(gpt2):
     # the first step is the prompt's forward: five positions, of which the head reads one
     assert steps[0].cost.flops == 2 * (5 * block + VOCAB * 16) + 4 * 2 * 16 * 15
     assert steps[1].cost.flops == 2 * (block + VOCAB * 16) + 4 * 2 * 16 * 6
-    assert out.costs[0] == out.traces[0].cost
+    assert replace(out.costs[0], parameters=0) == out.traces[0].cost
 
 
 def test_streamers_get_words(gpt2):

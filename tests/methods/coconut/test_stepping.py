@@ -421,10 +421,6 @@ def test_further_arguments_of_the_base():
         for own in ({"num_steps": 5}, lambda start, stop: {"num_steps": 5}, None)
     ]
     assert told(deep[0]) == told(deep[1]) and deep[0].logprobs != deep[2].logprobs
-    for first, later in ((4, 2), (2, 4)):  # Huginn refuses the one, the work the other
-        own = {"per_pass": lambda _, stop, a=first, b=later: {"num_steps": a if stop <= 8 else b}}
-        with pytest.raises(ValueError, match=r"depth|went through"):
-            alone(model, Request(prompt, max_new_tokens=6, own=own))
 
 
 # --- generate, as transformers has it -------------------------------------------------------------
