@@ -25,9 +25,7 @@ from inward.recipes.trm_data import FolderData, MazeData, SudokuData
 from .published_data import lay_out
 
 RUN_HERE = [name for name in RECIPES if "NOT RUN HERE" not in find(name)().about]
-OWN = [
-    n for n in RECIPES if isinstance(find(n)(), ThoughtsRecipe | DraftsRecipe | FineTuneRecipe)
-]
+OWN = [n for n in RECIPES if isinstance(find(n)(), ThoughtsRecipe | DraftsRecipe | FineTuneRecipe)]
 """Recipes for models and data of one's own: tests/cli/test_path.py walks them all"""
 QUICK = ["sudoku4", "maze11", "huginn-hops", "huginn-add"]
 """Recipes whose data takes seconds as it stands."""

@@ -57,7 +57,7 @@ def test_the_role_is_the_one_that_the_template_answers_as(base):
     tokenizer = recipe_for(base, base).dialogue.tokenizer
     assert Dialogue.of(tokenizer).role == "Huginn"
     assert Dialogue.of(tokenizer, "Huginn").role == "Huginn"
-    with pytest.raises(ValueError, match="role is 'assistant'.*its own is 'Huginn'"):
+    with pytest.raises(ValueError, match=r"role is 'assistant'.*its own is 'Huginn'"):
         Dialogue.of(tokenizer, "assistant")
 
 
@@ -240,3 +240,15 @@ def test_held_out_questions_are_asked_through_the_template(base, plain, rows):
     assert first.question == [{"role": "user", "content": first.record.question}]
     bare = questions_of(recipe_for(plain, rows), "valid")
     assert [q.question for q in bare] == [first.record.question, second.record.question]
+
+
+@pytest.mark.parametrize("rank", [4, 0])
+def test_it_can_be_planned(rank, base, rows):
+    from inward.recipes.planned import needs_of
+
+    recipe = recipe_for(base, rows, lora_rank=rank)
+    needs, tuned = needs_of(recipe), recipe.build().model
+    trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+    frozen = sum(4 * p.numel() for p in tuned.parameters() if not p.requires_grad)
+    assert (needs.dense, needs.frozen_bytes) == (trained, frozen)
+    assert needs.rows_in == "255 tokens"

@@ -110,9 +110,7 @@ class FineTuneRecipe:
             role = self.role
         replies = ("assistant", *([role] if role else []))
         named = [name for name in (self.data, self.valid) if name]
-        return tuple(
-            read_texts(name, self.format, names=names, replies=replies) for name in named
-        )
+        return tuple(read_texts(name, self.format, names=names, replies=replies) for name in named)
 
     def parts(self) -> tuple[list[Passage], list[Passage]]:
         """Training and validation."""

@@ -145,7 +145,9 @@ def _huginn_shape(recipe: HuginnRecipe | FineTuneRecipe) -> tuple[Any, int]:
     if isinstance(recipe, FineTuneRecipe):
         config = HuginnConfig() if recipe.base in PUBLISHED else _config(recipe.base)
         if not isinstance(config, HuginnConfig):
-            raise ValueError(f"{recipe.base} is a {config.model_type}; {recipe.name} trains Huginns")
+            raise ValueError(
+                f"{recipe.base} is a {config.model_type}; {recipe.name} trains Huginns"
+            )
         return config, min(recipe.max_len, config.block_size) - 1
     config = recipe.model.config(
         vocab_size=recipe.data.vocab_size, block_size=recipe.block_size, depth=recipe.depth
