@@ -13,6 +13,7 @@ import pytest
 
 from inward.cli.main import main
 from inward.hub import load
+from tests.recipes.small_huginn import HUGINN, small_huginn
 
 pytest.importorskip("peft")
 pytestmark = [
@@ -38,6 +39,10 @@ TRAINED = {
     "interleaved": ["--data", "balls.jsonl", "--stages", "1", "--lora-rank", "0"],
     "tidar-adapter": ["--data", "stories.txt", *DRAFTS],
     "tidar": ["--data", "stories.txt", *DRAFTS],
+    "huginn-finetune": [
+        *("--data", "balls.jsonl", "--train.steps", "3", "--lora-rank", "4"),
+        *("--depth.mean", "4", "--depth.backprop", "2", "--depths", "2", "4"),
+    ],
 }
 
 
@@ -62,6 +67,7 @@ def house(tmp_path_factory) -> Path:
         pytest.skip("no model stories260k; set INWARD_MODELS to the folder around it")
     root = tmp_path_factory.mktemp("house") / "here"
     shutil.copytree(Path(models) / "stories260k", root / "mine")
+    small_huginn(root / "huginn", template=HUGINN)
     (root / "balls.json").write_text(json.dumps([*balls(9), {**balls(1)[0], "steps": []}]))
     (root / "balls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in balls(9)))
     (root / "stories.txt").write_text("\n\n".join(STORIES) + "\n")
@@ -69,7 +75,8 @@ def house(tmp_path_factory) -> Path:
         for name, options in TRAINED.items():
             said = io.StringIO()
             with contextlib.redirect_stdout(said):
-                words = ["train", name, "--base", "mine", "--out", f"runs/{name}"]
+                base = "huginn" if name == "huginn-finetune" else "mine"
+                words = ["train", name, "--base", base, "--out", f"runs/{name}"]
                 assert main([*words, *SMALL, *options]) == 0
             (root / f"{name}.said").write_text(said.getvalue())
     return root
@@ -124,10 +131,13 @@ def test_the_commands_that_training_prints_run(name, at_home, monkeypatch, capsy
         assert found["right"]["num"] == 2 and found["right"]["interval"][1] > 0
         assert found["dataset"] == f"{name} {'test' if name == 'cot' else 'valid'}"
         stages = {"cot": ["0"], "coconut": ["0", "1", "2"], "interleaved": ["0", "1"]}
-        assert [share["name"] for share in found["stages"]] == stages[name]
+        assert [share["name"] for share in found.get("stages", ())] == stages.get(name, [])
         assert found["forwards"] >= 1 and found["flops"] > 0
     rows = [json.loads(line) for line in (at_home / f"{name}.bench").read_text().splitlines()]
     sides = list(dict.fromkeys(row["what"] for row in rows))
+    if "huginn" in name:  # at the depth it was trained with, alone
+        assert sides == ["ours, recurrent"]
+        return
     ours = "one_pass, K 8" if "tidar" in name else "with thoughts"
     plain = ["ours, plain"] if "tidar" in name else []
     theirs = [f"transformers, {way}" for way in ("plain", "look-up", "assisted")]

@@ -20,6 +20,7 @@ from inward.recipes.coconut import CoconutRecipe, FileData
 from inward.recipes.huginn import HuginnRecipe, TokenData
 from inward.recipes.huginn_stories import StoryTokens
 from inward.recipes.own_drafts import DraftsRecipe
+from inward.recipes.own_huginn import FineTuneRecipe
 from inward.recipes.own_thoughts import ThoughtsRecipe
 from inward.recipes.tidar import TiDARRecipe, TokenFolder
 from inward.recipes.trm import TRMRecipe
@@ -29,7 +30,7 @@ from inward.recipes.trm_data import FolderData, MazeData, SudokuData
 from .published_data import lay_out
 
 RUN_HERE = [name for name in RECIPES if "NOT RUN HERE" not in find(name)().about]
-OWN = [n for n in RECIPES if isinstance(find(n)(), ThoughtsRecipe | DraftsRecipe)]
+OWN = [n for n in RECIPES if isinstance(find(n)(), ThoughtsRecipe | DraftsRecipe | FineTuneRecipe)]
 """Recipes for models and data of one's own: tests/cli/test_path.py walks them all"""
 QUICK = ["sudoku4", "maze11", "huginn-hops", "huginn-add"]
 """Recipes whose data takes seconds as it stands."""
@@ -216,7 +217,7 @@ def test_no_recipe_starts_from_what_no_other_writes():
 
 def as_it_stands() -> list:
     # a model writes that of TiDAR, and hard puzzles for the cube take an hour
-    others = TiDARRecipe | CubeRecipe | ThoughtsRecipe | DraftsRecipe
+    others = TiDARRecipe | CubeRecipe | ThoughtsRecipe | DraftsRecipe | FineTuneRecipe
     names = [n for n in RUN_HERE if not isinstance(find(n)(), others)]
     return [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names]
 

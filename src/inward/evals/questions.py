@@ -9,7 +9,7 @@ file of one's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -85,9 +85,12 @@ def questions_of(recipe: Any, split: str) -> list[HeldOut]:
 
 
 def _tuned(recipe: Any) -> list[HeldOut]:
-    """Held-out records of a fine-tuned Huginn."""
+    """Held-out records of a fine-tuned Huginn, asked as it was trained: through the template."""
     records = recipe.records()
-    return of_records(judge_for(records, "auto"), records)
+    found = of_records(judge_for(records, "auto"), records)
+    if not recipe.dialogue.role:
+        return found
+    return [replace(q, question=[{"role": "user", "content": q.question}]) for q in found]
 
 
 def _puzzles(recipe: Any, split: str) -> list[HeldOut]:

@@ -94,11 +94,23 @@ class FineTuneRecipe:
             )
 
     @cached_property
+    def dialogue(self) -> Dialogue:
+        """The base's tokenizer with its answering role."""
+        from inward.common.bases import open_base_tokenizer
+
+        return Dialogue.of(open_base_tokenizer(self.base), self.role)
+
+    @cached_property
     def files(self) -> tuple[TextFile, ...]:
         """What was read: the data, and the validation if it is a file of its own."""
         names = Names(self.question, self.steps, self.answer)
+        try:
+            role = self.dialogue.role
+        except (OSError, ValueError):  # the base has moved since; `build` opened it
+            role = self.role
+        replies = ("assistant", *([role] if role else []))
         named = [name for name in (self.data, self.valid) if name]
-        return tuple(read_texts(name, self.format, names=names) for name in named)
+        return tuple(read_texts(name, self.format, names=names, replies=replies) for name in named)
 
     def parts(self) -> tuple[list[Passage], list[Passage]]:
         """Training and validation."""
@@ -115,11 +127,12 @@ class FineTuneRecipe:
             train = [train[i] for i in some]
         return train, held
 
-    def sources(self, dialogue: Dialogue, longest: int) -> tuple[Any, Any, list[str]]:
+    def sources(self, longest: int) -> tuple[DialogueSource, DialogueSource, list[str]]:
         """Training, validation, and what is to be told of them.
 
         longest: tokens of a text that the model takes.
         """
+        dialogue = self.dialogue
         longest, seed, made = min(self.max_len, longest), self.train.seed, []
         told = [file.told() for file in self.files]
         for name, part in zip(("train", "valid"), self.parts(), strict=True):
@@ -154,7 +167,7 @@ class FineTuneRecipe:
         """
         import torch
 
-        from inward.common.bases import find_base, load_causal_lm, model_type, open_base_tokenizer
+        from inward.common.bases import find_base, load_causal_lm, model_type
         from inward.methods.huginn.tune import HuginnTuning, low_rank
         from inward.train.loop import Run
 
@@ -165,17 +178,15 @@ class FineTuneRecipe:
                 f"{self.base} is a model of type {model_type(place)!r}; {self.name} trains a "
                 "Huginn (huginn_raven). For other models: cot, coconut, interleaved, tidar"
             )
-        tokenizer = open_base_tokenizer(self.base)
         config = _config_of(place)
-        dialogue = Dialogue.of(tokenizer, self.role)
-        source, held, told = self.sources(dialogue, config.block_size)
+        source, held, told = self.sources(config.block_size)
         _check_ids(source, config, self.base)
         torch.manual_seed(self.train.seed)
         model = load_causal_lm(self.base, dtype=getattr(torch, self.dtype))
         if self.lora_rank:
             low_rank(model, self.lora_rank)
         tuned = HuginnTuning(model, depth=self.depth, watch=self.watch)
-        tuned.tokenizer = tokenizer
+        tuned.tokenizer = self.dialogue.tokenizer
         usual = config.mean_recurrence, config.mean_backprop_depth
         if (self.depth.mean, self.depth.backprop) != usual:
             told.append(
@@ -236,11 +247,9 @@ class FineTuneRecipe:
 
 
 def _config_of(place: Any) -> Any:
-    from inward.common.files import read_object
     from inward.methods.huginn.config import HuginnConfig
 
-    row = read_object(place / "config.json")
-    return HuginnConfig.from_dict(row)
+    return HuginnConfig.from_pretrained(place)
 
 
 def _check_ids(source: DialogueSource, config: Any, name: str) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from inward.common.checks import need
+from inward.methods.huginn.config import HuginnConfig
 from inward.methods.huginn.context import Context, rotary_angles
 from inward.methods.huginn.model import HuginnForCausalLM
 from inward.methods.huginn.train import HuginnTraining, sample_recurrences
@@ -32,6 +33,7 @@ from inward.methods.trm.model import TRM
 from inward.recipes.coconut import CoconutRecipe
 from inward.recipes.coconut_base import PretrainedBase, adapted
 from inward.recipes.huginn import HuginnRecipe
+from inward.recipes.own_huginn import FineTuneRecipe
 from inward.recipes.tidar import TiDARRecipe
 from inward.recipes.trm import TRMRecipe
 from inward.train.optim import build_optimizers, dense_parameters, sparse_parameters
@@ -64,6 +66,9 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Shapes of the bases that recipes name, as published, for machines where they are not."""
 
+PUBLISHED = ("huginn-0125", "tomg-group-umd/huginn-0125")
+"""Names of the published Huginn, whose shape is the configuration's default"""
+
 IDENTIFIERS = {"trm-arc1": 876_406, "trm-arc2": 1_168_541}
 """Rows of the published tables. ARC-1's is that of the reference's data set; ARC-2's is ours: as
 many variants of each task, times its 1,280 tasks over ARC-1's 960."""
@@ -92,7 +97,7 @@ def needs_of(recipe: Any, *, length: int = 0, identifiers: int = 0) -> Needs:
         raise ValueError(f"length is for records of Coconut; {recipe.name} says itself how long")
     if identifiers and not isinstance(recipe, TRMRecipe):
         raise ValueError(f"identifiers are TRM's; {recipe.name} has none")
-    if isinstance(recipe, HuginnRecipe):
+    if isinstance(recipe, HuginnRecipe | FineTuneRecipe):
         return _huginn(recipe)
     if isinstance(recipe, TRMRecipe):
         return _trm(recipe, identifiers)
@@ -135,9 +140,15 @@ def _cross_entropy(logits: Tensor) -> Tensor:
 # Huginn
 
 
-def _huginn(recipe: HuginnRecipe) -> Needs:
-    from inward.methods.huginn.costs import HuginnCosts
-
+def _huginn_shape(recipe: HuginnRecipe | FineTuneRecipe) -> tuple[Any, int]:
+    """(configuration, tokens of a row)"""
+    if isinstance(recipe, FineTuneRecipe):
+        config = HuginnConfig() if recipe.base in PUBLISHED else _config(recipe.base)
+        if not isinstance(config, HuginnConfig):
+            raise ValueError(
+                f"{recipe.base} is a {config.model_type}; {recipe.name} trains Huginns"
+            )
+        return config, min(recipe.max_len, config.block_size) - 1
     config = recipe.model.config(
         vocab_size=recipe.data.vocab_size, block_size=recipe.block_size, depth=recipe.depth
     )
@@ -145,6 +156,33 @@ def _huginn(recipe: HuginnRecipe) -> Needs:
     if length < 1:
         rows = cast(Any, recipe.data).source(0).batch(0, range(1), 1)
         length = rows["input_ids"].shape[1] - 1
+    return config, length
+
+
+def _huginn_sizes(recipe: HuginnRecipe | FineTuneRecipe, config: Any) -> dict[str, Any]:
+    rank = recipe.lora_rank if isinstance(recipe, FineTuneRecipe) else 0
+    if not rank:
+        with shapes_only():
+            model = HuginnForCausalLM(config)
+            model.tie_weights()
+            apart = [*model.transformer.prelude, *model.transformer.coda]
+            return _sizes(HuginnTraining(model, depth=recipe.depth), recipe, apart)
+    from inward.methods.huginn.tune import HuginnTuning, low_rank
+
+    with torch.device("meta"), no_init_weights():  # PEFT moves its weights about
+        dtype = getattr(torch, cast(FineTuneRecipe, recipe).dtype)
+        model = HuginnForCausalLM(config).to(dtype)
+        model.tie_weights()
+        low_rank(model, rank)
+        apart = [*model.transformer.prelude, *model.transformer.coda]
+        return _sizes(HuginnTuning(model, depth=recipe.depth), recipe, apart)
+
+
+def _huginn(recipe: HuginnRecipe | FineTuneRecipe) -> Needs:
+    from inward.methods.huginn.costs import HuginnCosts
+
+    config, length = _huginn_shape(recipe)
+    tuned = isinstance(recipe, FineTuneRecipe) and bool(recipe.lora_rank)
     k = recipe.depth.backprop
     deep, kept = _mean_depth(recipe)
 
@@ -169,28 +207,24 @@ def _huginn(recipe: HuginnRecipe) -> Needs:
             few[0].backward + (kept - 1) * each[1],
         )
 
-    with shapes_only():
-        model = HuginnForCausalLM(config)
-        model.tie_weights()
-        apart = [*model.transformer.prelude, *model.transformer.coda]
-        sizes = _sizes(HuginnTraining(model, depth=recipe.depth), recipe, apart)
     slots = HuginnCosts(config, torch.bfloat16)
     blocks = config.effective_expected_depth
     return Needs(
-        **sizes,
+        **_huginn_sizes(recipe, config),
         micro=cache(run),
-        asked_bytes=slots.cached * blocks * recipe.block_size,
+        asked_bytes=slots.cached * blocks * config.block_size,
         rows_in=f"{length} tokens",
         mfu=0.3,
         mfu_from="the published run reached 52 to 64 of 191.5 TFLOP/s",
         told=(
             f"depth: {deep:.1f} recurrences on average, {kept:.2f} of them with gradient",
             "recomputed: each recurrence, and each block around, keeps its input alone",
+            *(("activations as if the base were trained: an upper bound for LoRA",) * tuned),
         ),
     )
 
 
-def _mean_depth(recipe: HuginnRecipe) -> tuple[float, float]:
+def _mean_depth(recipe: HuginnRecipe | FineTuneRecipe) -> tuple[float, float]:
     """(recurrences, those with gradient) of a step on average, after the ramp."""
     depth = recipe.depth
     if depth.sampling == "fixed":
@@ -215,7 +249,7 @@ def _head_run(width: int, vocab_size: int, rows: int, recipe: Any) -> Traced:
 
 
 def _huginn_run(
-    model: HuginnForCausalLM, rows: int, length: int, num: int, again: bool, recipe: HuginnRecipe
+    model: HuginnForCausalLM, rows: int, length: int, num: int, again: bool, recipe: Any
 ) -> Traced:
     """`num` recurrences with gradient; those without keep nothing."""
     config = model.config

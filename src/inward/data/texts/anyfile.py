@@ -59,12 +59,17 @@ class TextFile:
 
 
 def read_texts(
-    name: str | os.PathLike, kind: TextKind = "auto", *, names: Names | None = None
+    name: str | os.PathLike,
+    kind: TextKind = "auto",
+    *,
+    names: Names | None = None,
+    replies: Sequence[str] = ("assistant",),
 ) -> TextFile:
     """Passages of a file (a path, or a name in $INWARD_DATA), in its order.
 
     Args:
         names: what the fields of records are called.
+        replies: roles of chats whose messages are what is said; all become "assistant".
 
     Raises FileNotFoundError, or ValueError that names the file and the row; or names for a file
     that holds no records.
@@ -88,7 +93,7 @@ def read_texts(
     passages, skipped = [], 0
     for place, row in _rows(rows, found):
         try:
-            made = _passages(row, found)
+            made = _passages(row, found, replies)
         except ValueError as error:
             raise ValueError(f"{rows.where(place)}: {error}") from error
         passages += made
@@ -131,7 +136,7 @@ def _rows(rows: FileRows, kind: str) -> list[tuple[int, Any]]:
     return found
 
 
-def _passages(row: Any, kind: str) -> list[Passage]:
+def _passages(row: Any, kind: str, replies: Sequence[str]) -> list[Passage]:
     if kind == "text":
         return [Passage("", row.strip())] if row.strip() else []
     if kind == "jsonl":
@@ -139,7 +144,9 @@ def _passages(row: Any, kind: str) -> list[Passage]:
         if not isinstance(text, str):
             raise ValueError("it has no field text with a text")
         return [Passage("", text)] if text.strip() else []
-    messages = [(m["role"], m["content"]) for m in chat_of(row)]
+    messages = [
+        ("assistant" if m["role"] in replies else m["role"], m["content"]) for m in chat_of(row)
+    ]
     return [
         Passage(tuple(messages[:i]), content)
         for i, (role, content) in enumerate(messages)
