@@ -126,12 +126,17 @@ def commands(recipe: Any, out: Path) -> list[str]:
     import shlex
 
     from inward import hub
+    from inward.recipes.huginn import TokenData
 
     where = shlex.quote(str(out))
     reads = hub.door(hub.method_of(out / "model")).reads
     found = [_ask_command(recipe, out, reads)]
     found += [f"inward chat {where}"] if reads == "text" else []
-    found += [f"inward eval {where}", f"inward bench {where}"]
+    # tokens without a question have no right answer
+    found += (
+        [] if isinstance(getattr(recipe, "data", None), TokenData) else [f"inward eval {where}"]
+    )
+    found += [f"inward bench {where}"]
     return [command for command in found if command]
 
 

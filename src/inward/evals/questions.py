@@ -174,6 +174,7 @@ def of_file(
 
 def example(recipe: Any) -> str:
     """A held-out question of a recipe as it can be typed; "" where there is none."""
+    from inward.recipes.huginn_stories import StoriesRecipe
     from inward.recipes.own_drafts import TextData
     from inward.recipes.own_huginn import FineTuneRecipe
     from inward.recipes.tidar import TiDARRecipe
@@ -186,7 +187,7 @@ def example(recipe: Any) -> str:
         if isinstance(asked.asked, str):
             return asked.asked or " ".join(asked.said.split()[:8])
         return asked.asked[-1][1]
-    if isinstance(whole, TiDARRecipe):
+    if isinstance(whole, TiDARRecipe | StoriesRecipe):
         return "Once upon a time"
     try:
         found = questions_of(recipe, "valid")
