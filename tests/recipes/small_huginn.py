@@ -22,9 +22,11 @@ def small_huginn(folder: Path, *, template: str | None = None, **changes: Any) -
     tokenizer = open_tokenizer(shipped()["stories-draft"])
     tokenizer.chat_template = template
     torch.manual_seed(0)
-    shape = {"n_embd": 32, "n_heads": 2, "intermediate_size": 64, "n_layers_in_prelude": 1,
-             "n_layers_in_recurrent_block": 1, "n_layers_in_coda": 1, "block_size": 256,
-             "mean_recurrence": 4, "mean_backprop_depth": 2}  # fmt: skip
+    shape: dict[str, Any] = {
+        "n_embd": 32, "n_heads": 2, "intermediate_size": 64, "n_layers_in_prelude": 1,
+        "n_layers_in_recurrent_block": 1, "n_layers_in_coda": 1, "block_size": 256,
+        "mean_recurrence": 4, "mean_backprop_depth": 2,
+    }  # fmt: skip
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
     config = HuginnConfig(**(shape | ends | {"vocab_size": len(tokenizer)} | changes))
     HuginnForCausalLM(config).save_pretrained(folder)
