@@ -32,7 +32,7 @@ class FineTuneRecipe:
     name: str
     about: str
     base: str = ""
-    """the Huginn: its folder, or a name in $INWARD_MODELS or of the hub"""
+    """the Huginn: its folder, or a name in $INWARD_MODELS"""
     data: str = ""
     """texts, chats or questions; a path, or a name in $INWARD_DATA"""
     valid: str = ""
