@@ -28,7 +28,8 @@ def small_huginn(folder: Path, *, template: str | None = None, **changes: Any) -
         "mean_recurrence": 4, "mean_backprop_depth": 2,
     }  # fmt: skip
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
-    config = HuginnConfig(**(shape | ends | {"vocab_size": len(tokenizer)} | changes))
+    fields: dict[str, Any] = shape | ends | {"vocab_size": len(tokenizer)} | changes
+    config = HuginnConfig(**fields)
     HuginnForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

