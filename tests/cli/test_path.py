@@ -339,3 +339,11 @@ def test_the_texts_of_a_model_are_its_own(at_home, tmp_path, monkeypatch, capsys
     named = [*words, "--own-text", str(files[0]), "--base", "b", "--out", "runs/c"]
     assert main(named) == 1
     assert "text that another model wrote" in capsys.readouterr().err
+
+
+def test_one_process_cannot_be_sharded_and_hears_it_before_data_is_made(tmp_path, capsys):
+    words = ["train", "sudoku9", "--out", str(tmp_path / "run"), "--parallel", "fsdp"]
+    assert main(words) == 1
+    told = capsys.readouterr().err
+    assert "parallel is 'fsdp', but this is one process" in told and "puzzle/s" not in told
+    assert not (tmp_path / "run").exists()

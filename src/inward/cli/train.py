@@ -88,10 +88,12 @@ def _train_recipe(recipe: Any, out: Path, *, resume: bool, other_data: bool) -> 
     from inward.common.files import check_free
     from inward.recipes.trm import TRMRecipe
     from inward.train import train as train_run
+    from inward.train.sharding import check_parallel
 
     if resume and not (out / "states").is_dir():
         raise ValueError(f"there is no run to resume in {out}; name its folder with --out")
     check_free(out)  # before data is made, which may take long
+    check_parallel(recipe.train, int(os.environ.get("WORLD_SIZE", "1")))
     main = os.environ.get("RANK", "0") == "0"
     with hub.quiet():
         if hasattr(recipe, "settled"):
