@@ -19,7 +19,6 @@ def test_convert_retrofit(tmp_path, capsys):
         "num_hidden_layers": 6,
     }
     heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    heads["num_hidden_layers"] = 6
     base = LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval()
     base.save_pretrained(tmp_path / "base")
     words = [str(tmp_path / "base"), str(tmp_path / "deep"), "--layers", "1", "2", "2"]

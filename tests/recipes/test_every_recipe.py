@@ -129,7 +129,7 @@ def place(request, monkeypatch, tmp_path):
             recipe: Any = find(name)()
             data = getattr(recipe, "data", None)
             own = isinstance(recipe, ThoughtsRecipe | DraftsRecipe)
-            if isinstance(recipe, TiDARRecipe) or own or isinstance(data, FileData):
+            if isinstance(recipe, TiDARRecipe) or own or isinstance(data, FileData | StoryTokens):
                 pytest.importorskip("peft")
                 models = request.getfixturevalue("shared_models")
                 monkeypatch.setenv("INWARD_MODELS", str(models))

@@ -113,10 +113,11 @@ def test_trm_takes_what_is_planned():
     exact(recipe, needs, run.model)
 
 
-def test_tidar_takes_what_is_planned():
+def test_tidar_takes_what_is_planned(shared_models, monkeypatch):
     from inward.common.bases import load_causal_lm
     from inward.methods.tidar.base import num_embedded
 
+    monkeypatch.setenv("INWARD_MODELS", str(shared_models))
     base = find("tidar-stories")().base
     model = load_causal_lm(base)
     tidar = TiDAR(model, 3, TiDARSettings(dense_masks="batch"), probe=False).train()

@@ -16,7 +16,8 @@ from inward.train import train
 
 
 @pytest.fixture
-def records(tmp_path):
+def records(tmp_path, shared_models, monkeypatch):
+    monkeypatch.setenv("INWARD_MODELS", str(shared_models))
     rows = [
         {"question": f"{a} + {b}?", "steps": [f"{a}+{b}={a + b}", "so"], "answer": str(a + b)}
         for a in range(3)
