@@ -19,7 +19,7 @@ from inward.common.files import replacing
 from inward.data.texts.text import TokenSource
 from inward.methods.huginn.settings import Depth, HuginnSettings, Watch
 from inward.methods.tidar.settings import AdapterSettings, TiDARSettings
-from inward.recipes.huginn import HuginnRecipe, TokenData
+from inward.recipes.huginn import HuginnRecipe, TokenData, hops
 from inward.recipes.tidar import OwnText, TiDARRecipe
 from inward.train.settings import OptimSettings, TrainSettings
 
@@ -114,14 +114,7 @@ def stories() -> StoriesRecipe:
         train=TrainSettings(
             steps=700,
             batch_rows=8,
-            optim=OptimSettings(
-                name="muon",
-                muon_lr=6e-3,
-                muon_rest="adamw",
-                lr=3e-3,
-                weight_decay=0.1,
-                decay_vectors=False,
-            ),
+            optim=hops().train.optim,
             clip=1.0,
             schedule="linear",
             warmup=40,

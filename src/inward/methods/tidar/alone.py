@@ -26,7 +26,7 @@ from inward.common.costs import forward_cost, parameters
 from inward.common.reach import FAILURES, nearness, quiet
 from inward.common.trace import Cost
 from inward.common.twins import Twin
-from inward.methods.tidar.base import check_masks, tokens_for
+from inward.methods.tidar.base import check_masks_once, tokens_for
 from inward.methods.tidar.batch import Layout, Output, Piece
 
 _SHARES: weakref.WeakKeyDictionary[PreTrainedModel, str] = weakref.WeakKeyDictionary()
@@ -40,7 +40,7 @@ def why_alone(model: PreTrainedModel) -> str:
     """Why the texts of a model have to run one by one, found out once; "" if they need not."""
     if model not in _SHARES:
         try:
-            check_masks(model)
+            check_masks_once(model)
             _SHARES[model] = ""
         except FAILURES as error:  # some cannot even say what they keep
             _SHARES[model] = str(error)

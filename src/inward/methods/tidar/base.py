@@ -120,6 +120,16 @@ def context_limit(model: PreTrainedModel) -> int:
     return limit - first_position(model) if limit and limit > 0 else 2**31  # -1: XLNet's "none"
 
 
+_HONEST: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def check_masks_once(model: PreTrainedModel) -> None:
+    """`check_masks`, whose forwards a model that has passed is spared."""
+    if model not in _HONEST:
+        check_masks(model)
+        _HONEST.add(model)
+
+
 def check_masks(model: PreTrainedModel) -> None:
     """Find out with a few tiny forwards whether the model honours a 4-D mask, positions, and a
     cache whose texts have lengths of their own.

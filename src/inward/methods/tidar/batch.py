@@ -21,7 +21,6 @@ Shapes: B texts, q rows of the longest piece, d width, V vocabulary.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -39,7 +38,7 @@ from inward.common.ragged import Book, RaggedCache
 from inward.common.reach import Placed, first_position, looking, reach_of
 from inward.common.trace import Cost, total
 from inward.methods.tidar import masks
-from inward.methods.tidar.base import check_masks, lm_of, splits, tidar_of
+from inward.methods.tidar.base import check_masks_once, lm_of, splits, tidar_of
 
 if TYPE_CHECKING:
     from inward.methods.tidar.model import TiDAR
@@ -137,7 +136,6 @@ class Piece:
 
 READ_AHEAD = 16
 """Rows up to which the vocabulary head runs once a forward, before it is known which are needed."""
-_HONEST: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @dataclass
@@ -186,9 +184,8 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.lm, self.tidar = lm_of(self.model), tidar_of(self.model)
-        if self.tidar is None and self.lm not in _HONEST:
-            check_masks(self.lm)  # a TiDAR model has been asked when it was made
-            _HONEST.add(self.lm)
+        if self.tidar is None:
+            check_masks_once(self.lm)  # a TiDAR model has been asked when it was made
         own = self.options or self.draft or self.verify
         self.split = not own and splits(self.lm)
         self.reach, self.first = reach_of(self.lm), first_position(self.lm)
